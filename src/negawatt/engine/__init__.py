@@ -1,0 +1,1 @@
+"""Engines: ways to run an artifact, each in a worker process of its own."""

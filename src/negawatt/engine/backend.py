@@ -1,0 +1,135 @@
+"""`Backend`: what an adapter to an inference library must do, inside the worker process.
+
+One verb carries everything: `Backend.forward` feeds tokens to some sequences and returns logits.
+Prefill, decoding, scoring and speculative verification are all calls of it, so the loop that
+samples, stops, streams and batches is written once (`negawatt.engine.decode`) and a server can
+attribute the energy of each step to the sequences that were in it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negawatt.engine.settings import Settings
+from negawatt.errors import UnsupportedSetting
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens appended to one sequence in one step.
+
+    Attributes:
+        slot: which sequence, ``0 <= slot < settings.batch``.
+        tokens: one or more token ids that follow what the slot holds already.
+        all_logits: return logits after every token rather than after the last only.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    all_logits: bool = False
+
+
+class Backend(ABC):
+    """An inference library holding one loaded model and ``settings.batch`` sequence slots.
+
+    Class attributes (what the engine has; settings are checked against them by name):
+        name: the engine's name.
+        weight_formats: names it can run, ``native`` first.
+        kv_caches: names it can run, ``default`` first.
+        has_flash_attention: whether the flash-attention switch does anything.
+        has_speculation: whether `truncate` works, which n-gram speculation needs.
+        ragged: whether slots advance independently. When False (lockstep), the first step after
+            all slots are empty prefills every sequence of a static batch at once, later steps
+            give exactly one token to each slot not yet released, and no slot is filled again
+            until all are released.
+    """
+
+    name: ClassVar[str]
+    weight_formats: ClassVar[tuple[str, ...]] = ("native",)
+    kv_caches: ClassVar[tuple[str, ...]] = ("default",)
+    has_flash_attention: ClassVar[bool] = False
+    has_speculation: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
+
+    vocab_size: int
+    """Length of a row of logits; set by `load`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.check(settings)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Refuse by name what this engine lacks.
+
+        Raises:
+            UnsupportedSetting: the sentence names the setting and what the engine has.
+        """
+
+        def refuse(what: str, value: object, has: Sequence[str]) -> None:
+            raise UnsupportedSetting(f"{cls.name} has no {what} {value!r}; it has {', '.join(has)}")
+
+        if settings.device != "cpu":
+            refuse("device", settings.device, ("cpu",))
+        if settings.weight_format not in cls.weight_formats:
+            refuse("weight format", settings.weight_format, cls.weight_formats)
+        if settings.kv_cache not in cls.kv_caches:
+            refuse("KV-cache precision", settings.kv_cache, cls.kv_caches)
+        if settings.flash_attention is not None and not cls.has_flash_attention:
+            raise UnsupportedSetting(f"{cls.name} has no flash-attention switch")
+        if settings.speculation != "none" and not cls.has_speculation:
+            raise UnsupportedSetting(f"{cls.name} has no speculative decoding")
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """Version of the underlying library.
+
+        Raises:
+            MissingDependency: it is not installed.
+        """
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
+        """Make the file or folder that `load` opens, in `cache`, unless it is there already.
+
+        Runs in the worker process; may take long; leaves nothing half-written. `artifact_path` is
+        an `negawatt.artifact.Artifact` folder. The returned path lies in `cache` or in the artifact.
+
+        Raises:
+            EngineError: the engine cannot run this architecture or format (named).
+        """
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Load the model that `prepare` made and allocate the slots."""
+
+    @abstractmethod
+    def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        """Feed tokens; return for each chunk float32 logits of shape ``(rows, vocab_size)``.
+
+        ``rows`` is 1, or ``len(chunk.tokens)`` where `Chunk.all_logits` is set. The arrays may be
+        views that are only valid until the next call.
+        """
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Forget the slot's sequence."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything after the first `length` tokens of the slot's sequence."""
+        raise UnsupportedSetting(f"{self.name} cannot take tokens back")
+
+    def info(self) -> dict[str, object]:
+        """What really runs, for the record: build, kernels, instruction set."""
+        return {}

@@ -1,0 +1,82 @@
+"""`Settings`: how an engine runs an artifact. What an engine lacks, it refuses by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from negawatt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One way of running a model.
+
+    Attributes:
+        engine: name of the engine: ``transformers``, ``llamacpp`` or ``openvino``.
+        device: ``cpu``, or the engine's name of another device.
+        threads: compute threads; None leaves the engine's own default.
+        batch: most sequences decoded at once (at least 1).
+        weight_format: name of the weight storage, as the engine calls it; ``native`` runs the
+            artifact's weights as they are. Each engine lists what it has in
+            `Engine.weight_formats`.
+        kv_cache: precision of the key-value cache: ``default`` or a name the engine has.
+        flash_attention: True, False, or None for the engine's default.
+        speculation: ``none``, or ``ngram`` (prompt lookup: continuations of n-grams seen before
+            are proposed and verified; greedy output is unchanged).
+        max_context: tokens of prompt and answer together that a sequence may hold.
+    """
+
+    engine: str = "transformers"
+    device: str = "cpu"
+    threads: int | None = None
+    batch: int = 1
+    weight_format: str = "native"
+    kv_cache: str = "default"
+    flash_attention: bool | None = None
+    speculation: str = "none"
+    max_context: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError(f"batch must be at least 1, not {self.batch}")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.max_context < 2:
+            raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
+        if self.speculation not in ("none", "ngram"):
+            raise UsageError(f"speculation is 'none' or 'ngram', not {self.speculation!r}")
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """Read back what `to_json` wrote; unknown fields are an error.
+
+        Raises:
+            UsageError: a field is unknown or has an impossible value.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise UsageError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**data)
+
+    def __str__(self) -> str:
+        """Short form for tables: only what differs from the engine's defaults."""
+        parts = [self.engine, self.weight_format]
+        parts.append(f"{self.threads or 'default'} threads")
+        parts.append(f"batch {self.batch}")
+        if self.kv_cache != "default":
+            parts.append(f"kv {self.kv_cache}")
+        if self.flash_attention is not None:
+            parts.append("flash" if self.flash_attention else "no flash")
+        if self.speculation != "none":
+            parts.append(self.speculation)
+        return " · ".join(parts)

@@ -1,0 +1,191 @@
+"""`Run`: a results folder that can be appended to, killed, resumed, copied and read elsewhere.
+
+Layout::
+
+    run.json        manifest: schema version, kind, what was asked, machine; replaced whole
+    records.jsonl   one record a line, appended and synced; a torn last line is dropped on reading
+    result.json     the outcome, present exactly when the run is finished
+    lock            held while a process writes (advisory lock; freed by the kernel when it dies)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from negawatt.errors import RunError
+from negawatt.home import home, write_json
+
+SCHEMA = 1
+
+
+class Run:
+    """A results folder. Make one with `Run.create`, read or continue one with `Run.open`.
+
+    Attributes:
+        path: the folder.
+        manifest: the content of ``run.json``.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock: IO[str] | None = None
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, kind: str, *, path: Path | None = None, **manifest: Any) -> Run:
+        """Make a new run folder, by default ``NEGAWATT_HOME/runs/KIND-DATE-TIME``, and lock it.
+
+        Raises:
+            RunError: the folder exists and holds something already.
+        """
+        if path is None:
+            base = home() / "runs" / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path, n = base, 1
+            while path.exists():
+                n += 1
+                path = base.with_name(f"{base.name}-{n}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} exists and is not empty; choose another folder, or resume it")
+        from negawatt import __version__
+
+        content = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "negawatt": __version__,
+            **manifest,
+        }
+        write_json(path / "run.json", content)
+        run = cls(path, content)
+        run.lock()
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str, *, kind: str | None = None) -> Run:
+        """Open an existing run for reading; call `lock` before appending.
+
+        Raises:
+            RunError: no run there, damaged, of another kind, or written by a newer version.
+        """
+        path = Path(path)
+        manifest_file = path / "run.json"
+        if not manifest_file.is_file():
+            raise RunError(f"{path} is not a run: it holds no run.json")
+        try:
+            manifest = json.loads(manifest_file.read_text("utf-8"))
+            schema = int(manifest["schema"])
+            found = str(manifest["kind"])
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise RunError(f"{manifest_file} is damaged: {exc}") from exc
+        if schema > SCHEMA:
+            raise RunError(
+                f"{path} was written by a newer Negawatt (schema {schema}, this version reads up to {SCHEMA})"
+            )
+        if kind is not None and found != kind:
+            raise RunError(f"{path} is a {found} run, not a {kind} run")
+        return cls(path, manifest)
+
+    def lock(self) -> None:
+        """Take the writer's lock, held until `close` or the end of the process.
+
+        Raises:
+            RunError: another process is writing to this run.
+        """
+        if self._lock is not None:
+            return
+        handle = (self.path / "lock").open("w")
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: no advisory locks; the folder name keeps writers apart
+            pass
+        except OSError as exc:
+            handle.close()
+            raise RunError(f"{self.path} is in use by another process") from exc
+        self._lock = handle
+
+    def close(self) -> None:
+        """Free the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def append(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Append one record durably (written and synced before returning).
+
+        Raises:
+            RunError: the disk is full or the folder is not writable.
+        """
+        line = json.dumps({"record": kind, **record}, ensure_ascii=False, allow_nan=False)
+        self.lock()
+        try:
+            with (self.path / "records.jsonl").open("ab+") as file:
+                if file.tell() and not self._ends_with_newline(file):
+                    file.write(b"\n")  # a line torn by a kill stays torn; ours starts fresh
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise RunError(f"cannot append to {self.path}: {exc.strerror or exc}") from exc
+
+    @staticmethod
+    def _ends_with_newline(file: IO[bytes]) -> bool:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+    def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the records of a kind, or all, in the order they were appended."""
+        file = self.path / "records.jsonl"
+        if not file.exists():
+            return
+        with file.open("rb") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # torn by a kill while it was being appended
+                if isinstance(record, dict) and (kind is None or record.get("record") == kind):
+                    yield record
+
+    # -- result ----------------------------------------------------------------------------------
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the manifest, whole or not at all."""
+        self.manifest = {**self.manifest, **changes}
+        write_json(self.path / "run.json", self.manifest)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``; from now on the run is finished."""
+        write_json(self.path / "result.json", result)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The outcome, or None while the run is unfinished.
+
+        Raises:
+            RunError: ``result.json`` is damaged.
+        """
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as exc:
+            raise RunError(f"{file} is damaged: {exc}") from exc
+        return result
