@@ -30,12 +30,13 @@ class Chunk:
     Attributes:
         slot: which sequence, ``0 <= slot < settings.batch``.
         tokens: one or more token ids that follow what the slot holds already.
-        all_logits: return logits after every token rather than after the last only.
+        rows: how many rows of logits to return: those after each of the last `rows` tokens
+            (1: after the last token only; ``len(tokens)``: after every token).
     """
 
     slot: int
     tokens: Sequence[int]
-    all_logits: bool = False
+    rows: int = 1
 
 
 class Backend(ABC):
@@ -116,10 +117,9 @@ class Backend(ABC):
 
     @abstractmethod
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        """Feed tokens; return for each chunk float32 logits of shape ``(rows, vocab_size)``.
+        """Feed tokens; return for each chunk float32 logits of shape ``(chunk.rows, vocab_size)``.
 
-        ``rows`` is 1, or ``len(chunk.tokens)`` where `Chunk.all_logits` is set. The arrays may be
-        views that are only valid until the next call.
+        The arrays may be views that are only valid until the next call.
         """
 
     @abstractmethod
