@@ -1,0 +1,170 @@
+"""llama.cpp as a `Backend`: GGUF weights, ragged batches, quantized KV cache, tokens taken back."""
+
+from __future__ import annotations
+
+import ctypes as C
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from negawatt.artifact import Artifact
+from negawatt.engine.backend import Backend, Chunk, Logits
+from negawatt.engine.llamacpp_library import FILE_TYPES, GGML_TYPES, Library, choose_variant, runtime_folder
+from negawatt.engine.settings import Settings
+from negawatt.errors import EngineError, UnsupportedSetting
+from negawatt.home import written_beside
+
+TOKENS_PER_STEP = 2048
+"""Most tokens handed to one ``llama_decode``."""
+
+
+class LlamaCppBackend(Backend):
+    """llama.cpp on the CPU.
+
+    A weight format is one GGUF type for all matrices; ``-head8`` keeps the embedding, which is
+    also the output head where the two are tied, in 8 bits.
+    """
+
+    name: ClassVar[str] = "llamacpp"
+    weight_formats: ClassVar[tuple[str, ...]] = (
+        "native", "f16", "q8_0", "q4_1-head8", "q4_0-head8", "q4_0", "iq4_nl-head8", "iq4_nl",
+    )  # fmt: skip
+    kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
+    has_flash_attention: ClassVar[bool] = True
+    has_speculation: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._lengths = [0] * settings.batch
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        super().check(settings)
+        if settings.kv_cache == "q8_0" and settings.flash_attention is False:
+            raise UnsupportedSetting("llamacpp needs flash attention for a q8_0 KV cache")
+
+    @classmethod
+    def version(cls) -> str:
+        folder = runtime_folder()
+        return next(folder.glob("libllama.v*.so")).stem.removeprefix("libllama.")
+
+    @classmethod
+    def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
+        source = Artifact.open(artifact_path).gguf()
+        if weight_format == "native":
+            return source
+        target = cache / f"{weight_format}.gguf"
+        if not target.exists():
+            folder = runtime_folder()
+            library = Library(folder, choose_variant(folder, source))
+            with written_beside(target) as temporary:
+                _quantize(library, source, temporary, weight_format)
+        return target
+
+    def load(self, path: Path) -> None:
+        folder = runtime_folder()
+        lib = self._lib = Library(folder, choose_variant(folder, path))
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        if not self._model:
+            raise EngineError(f"llama.cpp cannot load {path}: {lib.last_message()}")
+        self._context = lib.llama_init_from_model(self._model, self._context_params())
+        if not self._context:
+            raise EngineError(f"llama.cpp cannot make a context for {path}: {lib.last_message()}")
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch = lib.llama_batch_init(TOKENS_PER_STEP, 0, 1)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
+
+    def _context_params(self) -> C.Structure:
+        settings = self.settings
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = settings.max_context * settings.batch
+        params.n_seq_max = settings.batch
+        params.n_batch = TOKENS_PER_STEP
+        params.n_threads = params.n_threads_batch = settings.threads or len(os.sched_getaffinity(0))
+        if settings.flash_attention is not None:
+            params.flash_attn_type = int(settings.flash_attention)
+        if settings.kv_cache != "default":
+            params.type_k = params.type_v = GGML_TYPES[settings.kv_cache]
+        if settings.kv_cache == "q8_0":
+            params.flash_attn_type = 1
+        return params  # type: ignore[no-any-return]
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        total = sum(len(chunk.tokens) for chunk in chunks)
+        if total <= TOKENS_PER_STEP:
+            return self._step(chunks)
+        # More than one step's worth: split between and inside chunks; copy, since each step reuses memory.
+        results: list[Logits] = []
+        for chunk in chunks:
+            rows: list[Logits] = []
+            for start in range(0, len(chunk.tokens), TOKENS_PER_STEP):
+                part = chunk.tokens[start : start + TOKENS_PER_STEP]
+                after = len(chunk.tokens) - start - len(part)
+                wanted = max(0, min(len(part), chunk.rows - after))
+                (logits,) = self._step([Chunk(chunk.slot, part, wanted)])
+                rows.append(logits.copy())
+            results.append(np.concatenate(rows))
+        return results
+
+    def _step(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        batch, lengths = self._batch, self._lengths
+        n = 0
+        outputs: list[range] = []
+        for chunk in chunks:
+            position, count = lengths[chunk.slot], len(chunk.tokens)
+            if position + count > self.settings.max_context:
+                raise EngineError(
+                    f"a sequence of {position + count} tokens does not fit max_context {self.settings.max_context}"
+                )
+            for k, token in enumerate(chunk.tokens):
+                batch.token[n], batch.pos[n], batch.n_seq_id[n] = token, position + k, 1
+                batch.seq_id[n][0] = chunk.slot
+                batch.logits[n] = k >= count - chunk.rows
+                n += 1
+            outputs.append(range(n - chunk.rows, n))
+            lengths[chunk.slot] = position + count
+        batch.n_tokens = n
+        code = self._lib.llama_decode(self._context, batch)
+        if code != 0:
+            raise EngineError(f"llama.cpp could not evaluate {n} tokens (code {code}): {self._lib.last_message()}")
+        return [self._rows(output) for output in outputs]
+
+    def _rows(self, output: range) -> Logits:
+        """Logits of consecutive outputs lie side by side in llama.cpp's own memory: a view."""
+        if not output:
+            return np.empty((0, self.vocab_size), np.float32)
+        first = self._lib.llama_get_logits_ith(self._context, output.start)
+        if not first:
+            raise EngineError(f"llama.cpp kept no logits for token {output.start}")
+        return np.ctypeslib.as_array(first, (len(output), self.vocab_size))
+
+    def release(self, slot: int) -> None:
+        self.truncate(slot, 0)
+
+    def truncate(self, slot: int, length: int) -> None:
+        if not self._lib.llama_memory_seq_rm(self._memory, slot, length, -1):
+            raise EngineError(f"llama.cpp cannot take back tokens of this model's sequence {slot}")
+        self._lengths[slot] = length
+
+    def info(self) -> dict[str, object]:
+        return {
+            "release": self._lib.llama_version().decode(),
+            "variant": self._lib.variant,
+            "kernels": self._lib.llama_print_system_info().decode().strip(" |"),
+        }
+
+
+def _quantize(library: Library, source: Path, target: Path, weight_format: str) -> None:
+    """Store all matrices of `source` in one type, the embedding and head in 8 bits if so named."""
+    body, _, head = weight_format.partition("-")
+    params = library.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[body]
+    params.allow_requantize = params.pure = True
+    params.token_embedding_type = params.output_tensor_type = GGML_TYPES["q8_0" if head == "head8" else body]
+    params.nthread = len(os.sched_getaffinity(0))
+    if library.llama_model_quantize(os.fsencode(source), os.fsencode(target), C.byref(params)) != 0:
+        raise EngineError(f"llama.cpp cannot store {source.name} as {weight_format}: {library.last_message()}")
