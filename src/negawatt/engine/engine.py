@@ -1,0 +1,327 @@
+"""`Engine`: one artifact under one `Settings`, running in a worker process of its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negawatt import errors
+from negawatt.artifact import Artifact
+from negawatt.engine import backends, wire
+from negawatt.engine.decode import Completion, Request, Step, TokenCallback
+from negawatt.engine.settings import Settings
+from negawatt.errors import EngineError, NegawattError, WorkerDied
+from negawatt.home import home
+
+LOAD_DEADLINE_S = 900.0
+"""Preparing weights (quantizing, compressing) and loading them."""
+CALL_DEADLINE_S = 600.0
+"""One call of generate, score or distributions, from its last sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost the worker: wall and CPU seconds, and its peak memory so far."""
+
+    wall_s: float
+    cpu_s: float
+    total_cpu_s: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Answers of `Engine.generate`, with a `Step` for every engine call and the whole cost."""
+
+    completions: list[Completion]
+    steps: list[Step]
+    usage: Usage
+
+
+class Engine:
+    """Runs an artifact under given settings; a context manager.
+
+    ::
+
+        with Engine(Artifact.open("smollm2-135m-instruct"), Settings(engine="llamacpp")) as engine:
+            tokens = engine.artifact.tokenizer.chat([{"role": "user", "content": "Hello"}])
+            answer = engine.generate([Request(tokens, max_new_tokens=32)]).completions[0]
+
+    The engine's library lives in the worker. When that dies (an illegal instruction, no memory) or
+    does not answer within its deadline, the call raises `WorkerDied` with the reason; memory is
+    freed, and this process lives on.
+
+    Attributes:
+        artifact, settings: what runs, and how.
+        info: what really runs: build, kernels (after `open`).
+        version: of the underlying library (after `open`).
+        prepare_usage, load_usage: what making and loading the weights cost (after `open`).
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        *,
+        cache: Path | None = None,
+        call_deadline_s: float = CALL_DEADLINE_S,
+        load_deadline_s: float = LOAD_DEADLINE_S,
+    ) -> None:
+        self.artifact, self.settings = artifact, settings
+        self.cache = cache or home() / "cache" / artifact.sha256[:16] / settings.engine
+        self.info: dict[str, Any] = {}
+        self.version = ""
+        self.prepare_usage = self.load_usage = Usage(0.0, 0.0, 0.0, 0)
+        self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        backends.backend(settings.engine).check(settings)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def open(self) -> Engine:
+        """Start the worker, make the weights if they are not in the cache, and load them.
+
+        Raises:
+            EngineError: the engine refuses, or the model would not fit in memory.
+            WorkerDied: the worker died or hung.
+        """
+        self._refuse_too_large()
+        try:
+            self._start()
+            settings = self.settings.to_json()
+            self.cache.mkdir(parents=True, exist_ok=True)
+            request = {"do": "prepare", "artifact": str(self.artifact.path), "cache": str(self.cache)}
+            answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
+            self.model_path = Path(answer["path"])
+            self.prepare_usage = Usage(**answer["usage"])
+            request = {"do": "load", "path": answer["path"]}
+            answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
+            self.info, self.version = answer["info"], answer["version"]
+            self.load_usage = Usage(**answer["usage"])
+        except OSError as exc:
+            self.close()
+            raise EngineError(f"cannot start an engine: {exc.strerror or exc}") from exc
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _refuse_too_large(self) -> None:
+        available = _available_memory_bytes()
+        needed = self.artifact.weight_bytes
+        if available is not None and needed > available:
+            raise EngineError(
+                f"{self.artifact.name} holds {needed / 1e9:.1f} GB of weights, but {available / 1e9:.1f} GB "
+                "of memory are free; choose a smaller model or free memory"
+            )
+
+    def _start(self) -> None:
+        to_worker_read, to_worker_write = os.pipe()
+        from_worker_read, from_worker_write = os.pipe()
+        self._log = tempfile.TemporaryFile()
+        command = [sys.executable, "-m", "negawatt.engine.worker", str(to_worker_read), str(from_worker_write)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(to_worker_read, from_worker_write),
+                start_new_session=True,  # Ctrl-C is for the parent, which closes the worker in order
+                env=_worker_environment(),
+            )
+        finally:
+            os.close(to_worker_read)
+            os.close(from_worker_write)
+        self._writer = os.fdopen(to_worker_write, "wb")
+        self._reader = os.fdopen(from_worker_read, "rb", buffering=0)
+
+    def close(self) -> None:
+        """End the worker and free its memory; harmless when it has ended already."""
+        if self._process is None:
+            return
+        for stream in (self._writer, self._reader):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass  # the worker ended first; nothing unsent matters now
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = None
+
+    def __enter__(self) -> Engine:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._process is not None:
+            self._process.kill()  # whatever it is doing, nobody waits for it any more
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker, for a meter.
+
+        Raises:
+            EngineError: the engine is not open.
+        """
+        if self._process is None:
+            raise EngineError("the engine is not open")
+        return self._process.pid
+
+    # -- verbs -----------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request], on_token: TokenCallback | None = None) -> Generation:
+        """Answer requests, at most ``settings.batch`` at once.
+
+        Args:
+            requests: prompts as token ids with their limits.
+            on_token: called as tokens are produced, with the request's index and the token id.
+
+        Raises:
+            EngineError: a request does not fit, or the engine fails.
+            WorkerDied: the worker died or hung.
+        """
+        for request in requests:
+            length = len(request.tokens) + request.max_new_tokens
+            if not request.tokens or request.max_new_tokens < 1:
+                raise EngineError("a request needs at least one prompt token and one token to generate")
+            if length > self.settings.max_context:
+                raise EngineError(
+                    f"prompt and answer need {length} tokens, but max_context is {self.settings.max_context}"
+                )
+        sent = [{**asdict(r), "tokens": list(r.tokens), "stop_ids": sorted(r.stop_ids)} for r in requests]
+        message = {"do": "generate", "requests": sent, "stream": on_token is not None}
+        answer, _ = self._call(message, self._call_deadline_s, on_token)
+        completions = [Completion(**c) for c in answer["completions"]]
+        return Generation(completions, [Step(**s) for s in answer["steps"]], Usage(**answer["usage"]))
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[tuple[list[float], bool]], Usage]:
+        """Log-probabilities in nats of continuations, see `negawatt.engine.decode.Decoder.score`.
+
+        Raises:
+            EngineError: a pair is empty or does not fit.
+            WorkerDied: the worker died or hung.
+        """
+        for context, continuation in pairs:
+            if not context or not continuation:
+                raise EngineError("scoring needs at least one token of context and one of continuation")
+            if len(context) + len(continuation) > self.settings.max_context:
+                raise EngineError(
+                    f"context and continuation hold {len(context) + len(continuation)} tokens, "
+                    f"but max_context is {self.settings.max_context}"
+                )
+        message = {"do": "score", "pairs": [[list(context), list(rest)] for context, rest in pairs]}
+        answer, _ = self._call(message, self._call_deadline_s)
+        scores = [([float(x) for x in values], bool(greedy)) for values, greedy in answer["scores"]]
+        return scores, Usage(**answer["usage"])
+
+    def distributions(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Log-probabilities after each token, shape ``(len(tokens), vocab_size)``, in nats."""
+        if not 0 < len(tokens) <= self.settings.max_context:
+            raise EngineError(f"between 1 and {self.settings.max_context} tokens are needed, not {len(tokens)}")
+        _, arrays = self._call({"do": "distributions", "tokens": list(tokens)}, self._call_deadline_s)
+        return arrays[0]
+
+    # -- talking to the worker -------------------------------------------------------------------
+
+    def _call(
+        self, message: wire.Message, deadline_s: float, on_token: TokenCallback | None = None
+    ) -> tuple[wire.Message, list[NDArray[Any]]]:
+        if self._process is None:
+            raise EngineError("the engine is not open")
+        try:
+            wire.send(self._writer, message)
+            while True:
+                self._wait_readable(deadline_s, str(message["do"]))
+                frame = wire.receive(self._reader)
+                if frame is None:
+                    raise self._died()
+                answer, arrays = frame
+                if "token" not in answer:
+                    break
+                if on_token is not None:
+                    on_token(*answer["token"])
+        except (BrokenPipeError, EOFError, ValueError) as exc:
+            raise self._died() from exc
+        if "error" in answer:
+            kind = getattr(errors, answer["kind"], EngineError)
+            raise kind(answer["error"])
+        return answer, arrays
+
+    def _wait_readable(self, deadline_s: float, what: str) -> None:
+        end = time.monotonic() + deadline_s
+        while True:
+            ready, _, _ = select.select([self._reader], [], [], max(0.0, min(1.0, end - time.monotonic())))
+            if ready:
+                return
+            if time.monotonic() >= end:
+                assert self._process is not None
+                self._process.kill()
+                self.close()
+                raise WorkerDied(f"the {self.settings.engine} worker gave no answer to {what} in {deadline_s:g} s")
+
+    def _died(self) -> NegawattError:
+        """Why the worker ended, as an error to raise."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        said = ""
+        if self._log is not None:
+            self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
+            said = lines[-1][:300] if lines else ""
+        self.close()
+        if code == -signal.SIGKILL:
+            reason = "was killed, most likely because memory ran out"
+        elif code < 0:
+            reason = f"died of {signal.Signals(-code).name} ({signal.strsignal(-code)})"
+        else:
+            reason = f"ended with code {code}"
+        return WorkerDied(f"the {self.settings.engine} worker {reason}" + (f": {said}" if said else ""))
+
+
+def _worker_environment() -> dict[str, str]:
+    """The parent's environment, with every hub and telemetry switched off."""
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**os.environ, **quiet}
+
+
+def _available_memory_bytes() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

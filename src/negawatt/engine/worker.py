@@ -1,0 +1,119 @@
+"""``python -m negawatt.engine.worker READ_FD WRITE_FD``: one engine, one model, one process.
+
+The worker answers requests one at a time until its parent closes the pipe. Its CPU time and peak
+memory are those of the engine, and when the engine dies only the worker does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from negawatt.engine import backends
+from negawatt.engine.backend import Backend
+from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.settings import Settings
+from negawatt.engine.wire import Message, receive, send
+from negawatt.errors import NegawattError
+
+
+class Worker:
+    """Serves the parent's requests; each ``do_NAME`` method answers the request called NAME."""
+
+    def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
+        self._reader, self._writer = reader, writer
+        self._decoder: Decoder | None = None
+
+    def serve(self) -> None:
+        """Answer until the parent closes its end."""
+        while (frame := receive(self._reader)) is not None:
+            message, _ = frame
+            handler: Callable[..., tuple[Message, list[Any]]] = getattr(self, f"do_{message.pop('do')}")
+            wall, cpu = time.perf_counter(), time.process_time()
+            try:
+                answer, arrays = handler(**message)
+            except NegawattError as exc:
+                answer, arrays = {"error": str(exc), "kind": type(exc).__name__}, []
+            except MemoryError:
+                answer, arrays = {"error": "the engine ran out of memory", "kind": "EngineError"}, []
+            answer["usage"] = {
+                "wall_s": time.perf_counter() - wall,
+                "cpu_s": time.process_time() - cpu,
+                "total_cpu_s": time.process_time(),
+                "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+            send(self._writer, answer, arrays)
+
+    @property
+    def _loaded(self) -> Decoder:
+        if self._decoder is None:
+            raise NegawattError("no model is loaded")
+        return self._decoder
+
+    def _steps(self) -> list[dict[str, Any]]:
+        steps, self._loaded.steps = self._loaded.steps, []
+        return [asdict(step) for step in steps]
+
+    def do_prepare(
+        self, settings: dict[str, Any], artifact: str, cache: str
+    ) -> tuple[Message, list[Any]]:
+        chosen = Settings.from_json(settings)
+        backend = backends.backend(chosen.engine)
+        backend.check(chosen)
+        path = backend.prepare(Path(artifact), chosen.weight_format, Path(cache))
+        return {"path": str(path)}, []
+
+    def do_load(self, settings: dict[str, Any], path: str) -> tuple[Message, list[Any]]:
+        chosen = Settings.from_json(settings)
+        backend: Backend = backends.backend(chosen.engine)(chosen)
+        backend.load(Path(path))
+        self._decoder = Decoder(backend)
+        version = type(backend).version()
+        return {"info": backend.info(), "version": version, "vocab_size": backend.vocab_size}, []
+
+    def do_generate(self, requests: list[dict[str, Any]], stream: bool) -> tuple[Message, list[Any]]:
+        decoder = self._loaded
+        parsed = [Request(**{**r, "stop_ids": frozenset(r["stop_ids"])}) for r in requests]
+
+        def on_token(index: int, token: int) -> None:
+            send(self._writer, {"token": [index, token]})
+
+        completions = decoder.generate(parsed, on_token if stream else None)
+        return {"completions": [asdict(c) for c in completions], "steps": self._steps()}, []
+
+    def do_score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[Message, list[Any]]:
+        scores = self._loaded.score(pairs)
+        return {"scores": scores, "steps": self._steps()}, []
+
+    def do_distributions(self, tokens: list[int]) -> tuple[Message, list[Any]]:
+        array = self._loaded.distributions(tokens)
+        return {"steps": self._steps()}, [array]
+
+
+def _prefer_to_be_killed() -> None:
+    """When memory runs out the kernel should take the worker, not the search that watches it."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("800")
+    except OSError:
+        pass  # not Linux, or not permitted: the kernel decides as it always does
+
+
+def main() -> None:
+    reader, writer = (int(fd) for fd in sys.argv[1:])
+    _prefer_to_be_killed()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print what they like; the pipe is ours
+    with os.fdopen(reader, "rb") as incoming, os.fdopen(writer, "wb") as outgoing:
+        Worker(incoming, outgoing).serve()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BrokenPipeError, EOFError, KeyboardInterrupt):
+        pass  # the parent is gone; so are we
