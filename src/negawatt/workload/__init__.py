@@ -1,1 +1,36 @@
-"""Part of Negawatt."""
+"""Workloads: what a model is asked, how its answers are judged, and how two runs are compared."""
+
+from negawatt.workload.ask import Ask as Ask
+from negawatt.workload.ask import GenerateAsk as GenerateAsk
+from negawatt.workload.ask import Generated as Generated
+from negawatt.workload.ask import Response as Response
+from negawatt.workload.ask import ScoreAsk as ScoreAsk
+from negawatt.workload.ask import Scored as Scored
+from negawatt.workload.ask import ask as ask
+from negawatt.workload.intervals import Interval as Interval
+from negawatt.workload.intervals import bootstrap_mean as bootstrap_mean
+from negawatt.workload.intervals import wilson as wilson
+from negawatt.workload.items import ChooseItem as ChooseItem
+from negawatt.workload.items import ClassifyItem as ClassifyItem
+from negawatt.workload.items import GenerateItem as GenerateItem
+from negawatt.workload.items import Message as Message
+from negawatt.workload.items import PerplexityItem as PerplexityItem
+from negawatt.workload.items import Prompt as Prompt
+from negawatt.workload.items import QualityItem as QualityItem
+from negawatt.workload.items import TrafficItem as TrafficItem
+from negawatt.workload.items import prompt_text as prompt_text
+from negawatt.workload.metrics import METRICS as METRICS
+from negawatt.workload.metrics import Metric as Metric
+from negawatt.workload.metrics import aggregate as aggregate
+from negawatt.workload.metrics import judge as judge
+from negawatt.workload.metrics import judge_agreement as judge_agreement
+from negawatt.workload.metrics import metric as metric
+from negawatt.workload.metrics import weight as weight
+from negawatt.workload.statistics import Difference as Difference
+from negawatt.workload.statistics import Ratio as Ratio
+from negawatt.workload.statistics import geometric_mean as geometric_mean
+from negawatt.workload.statistics import items_needed as items_needed
+from negawatt.workload.statistics import minimal_detectable_drop as minimal_detectable_drop
+from negawatt.workload.statistics import paired_difference as paired_difference
+from negawatt.workload.statistics import ratio_interval as ratio_interval
+from negawatt.workload.workload import Workload as Workload
