@@ -77,7 +77,7 @@ class Lockstep:
         self._before = len(chunks)
         self._mask = mask
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -new:]
-        wanted = max(len(chunk.tokens) if chunk.all_logits else 1 for chunk in chunks)
+        wanted = max(chunk.rows for chunk in chunks)
         return Step(fresh, kept, reordered, tokens, mask, not mask.all(), positions, wanted)
 
     def release(self, slot: int) -> None:
@@ -86,14 +86,11 @@ class Lockstep:
 
     def truncate(self, length: int) -> int:
         """Shorten the only sequence of the batch to `length` tokens; return how many that removes."""
-        removed = self._mask.shape[1] - length
+        removed = int(self._mask.shape[1]) - length
         self._mask = self._mask[:, :length]
         return removed
 
 
 def rows_of(logits: Logits, chunks: Sequence[Chunk]) -> list[Logits]:
     """Split logits of shape ``(rows, wanted, vocabulary)`` into what each chunk asked for."""
-    return [
-        row[-len(chunk.tokens) :] if chunk.all_logits else row[-1:]
-        for row, chunk in zip(logits, chunks, strict=True)
-    ]
+    return [row[-chunk.rows :] for row, chunk in zip(logits, chunks, strict=True)]
