@@ -167,7 +167,7 @@ def _indexes() -> list[str]:
 
 
 def _npm_address(package: Package) -> str:
-    registry = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry")
+    registry = os.environ.get("NPM_CONFIG_REGISTRY")
     if not registry and (npm := shutil.which("npm")):
         registry = _said([npm, "config", "get", "registry"])
     registry = (registry or "https://registry.npmjs.org").strip().rstrip("/")

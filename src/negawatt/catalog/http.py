@@ -66,7 +66,7 @@ def download(url: str, target: Path, *, size_bytes: int, progress: Progress) -> 
             failure = exc
         if attempt == ATTEMPTS - 1:
             raise DownloadError(
-                f"cannot fetch {_shown(url)}: {_why(failure)}; check the network and run the same command again"
+                f"cannot fetch {_shown(url)}: {_why(failure)}; check the network and try again"
             ) from failure
         time.sleep(0.5 * 2**attempt)
     part.replace(target)

@@ -1,0 +1,134 @@
+"""The headers of a safetensors checkpoint, checked against the files before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from negawatt.errors import ArtifactError, IntegrityError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that the format itself sets."""
+
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+          "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint: its file, shape, and type as safetensors names it (``F32``)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint in `folder`, by name, from one or several safetensors files.
+
+    Raises:
+        ArtifactError: there are no safetensors (pickled weights are refused by name).
+        IntegrityError: a header lies about its file, or the index names a file that is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted({str(name) for name in _json(index)["weight_map"].values()})
+        if any("/" in s or s.startswith("..") for s in shards):
+            raise IntegrityError(f"{index} names a file outside its folder")
+        files = [folder / shard for shard in shards]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        refuse_pickle(folder)
+        raise ArtifactError(f"{folder} is no model: it holds neither safetensors nor a GGUF file")
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        tensors.update(_header(file))
+    return tensors
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Raise when the folder holds pickled weights, whose loading can run any program."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+    if pickled:
+        raise ArtifactError(
+            f"{folder} holds pickled weights ({pickled[0]}), which can run any program when loaded; "
+            "convert them to safetensors first"
+        )
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise IntegrityError(
+                    f"{file} is cut off or damaged: its header claims {length:,} bytes of {size:,}"
+                )
+            header = json.loads(stream.read(length))
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {file}: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        raise IntegrityError(f"{file} is damaged: its header is not JSON") from exc
+    try:
+        return _checked(file, header, size - 8 - length)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise IntegrityError(f"{file} is damaged: its header does not describe tensors ({exc})") from exc
+
+
+def _checked(file: Path, header: Mapping[str, Any], data_bytes: int) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    extents = []
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        shape = tuple(int(n) for n in info["shape"])
+        tensor = StoredTensor(file, shape, str(info["dtype"]))
+        begin, end = info["data_offsets"]
+        if min(shape, default=0) < 0 or end - begin != tensor.n_bytes:
+            raise IntegrityError(
+                f"{file} is damaged: {name} is {shape} {tensor.dtype} in {end - begin:,} bytes"
+            )
+        extents.append((begin, end))
+        tensors[name] = tensor
+    position = 0
+    for begin, end in sorted(extents):
+        if begin != position:
+            raise IntegrityError(f"{file} is damaged: its tensors overlap or leave gaps at byte {position:,}")
+        position = end
+    if position != data_bytes:
+        raise IntegrityError(
+            f"{file} is cut off: its header promises {position:,} bytes, {data_bytes:,} are there"
+        )
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        ArtifactError: it is absent or not a JSON object.
+    """
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        raise ArtifactError(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} holds no JSON object")
+    return data

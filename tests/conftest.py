@@ -1,0 +1,31 @@
+"""Shared fixtures: the real model, pulled once, and homes that tests may write to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any library is imported: no test waits for a hub or reports home.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
+os.environ.setdefault("NEGAWATT_HOME", str(Path(__file__).parents[1] / ".negawatt"))
+
+from negawatt.artifact import Artifact
+
+
+@pytest.fixture(scope="session")
+def model() -> Artifact:
+    """SmolLM2-135M-Instruct, pulled once into the shared home."""
+    return Artifact.open("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home of its own, for tests that write."""
+    place = tmp_path / "home"
+    monkeypatch.setenv("NEGAWATT_HOME", str(place))
+    return place
