@@ -58,9 +58,7 @@ class Energy:
         if not all(map(math.isfinite, (self.value_j, self.low_j, self.high_j))):
             raise ValueError("energies are finite numbers of joules")
         if not self.low_j <= self.value_j <= self.high_j:
-            raise ValueError(
-                f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J"
-            )
+            raise ValueError(f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J")
 
     # -- making one ------------------------------------------------------------------------------
 
@@ -116,7 +114,14 @@ class Energy:
         )
 
     def __sub__(self, other: Energy) -> Energy:
-        """Difference; may be negative and is never clamped (clamping would bias a mean)."""
+        """Difference; may be negative and is never clamped (clamping would bias a mean).
+
+        A whole minus an unknown part is unknown, with no lower bound either.
+        """
+        if not isinstance(other, Energy):
+            return NotImplemented
+        if other.is_missing:
+            return Energy(None, None, None, Provenance.MISSING, _join(self.reason, other.reason))
         return self + other.scaled(-1.0)
 
     def scaled(self, factor: float) -> Energy:
@@ -139,10 +144,12 @@ class Energy:
         Raises:
             ValueError: a weight is negative or not finite, or their sum is zero.
         """
-        whole = math.fsum(weights)
-        if not weights or whole <= 0 or not math.isfinite(whole) or min(weights) < 0:
+        most = max(weights, default=0.0)
+        if not all(0 <= w < math.inf for w in weights) or most == 0:
             raise ValueError("weights must be non-negative, finite, and not all zero")
-        return [self.scaled(w / whole) for w in weights]
+        relative = [w / most for w in weights]  # keeps their sum finite
+        whole = math.fsum(relative)
+        return [self.scaled(w / whole) for w in relative]
 
     # -- showing ---------------------------------------------------------------------------------
 
@@ -173,10 +180,15 @@ class Energy:
         """
         try:
             provenance = Provenance[str(data["provenance"]).upper()]
-            value, low, high = data["value_j"], data["low_j"], data["high_j"]
-        except KeyError as exc:
+            numbers = [data[field] for field in ("value_j", "low_j", "high_j")]
+            reason = str(data.get("reason") or "")
+        except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an energy record: {exc} is missing or unknown") from exc
-        return cls(value, low, high, provenance, data.get("reason") or "")
+        for number in numbers:
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+                raise ValueError(f"not an energy record: {number!r} is no number of joules")
+        value, low, high = (None if n is None else float(n) for n in numbers)
+        return cls(value, low, high, provenance, reason)
 
 
 def _ordered(value: float, low: float, high: float, provenance: Provenance, reason: str) -> Energy:

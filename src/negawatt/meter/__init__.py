@@ -1,1 +1,36 @@
-"""Part of Negawatt."""
+"""Sensors, windows and measurements: joules with a provenance and an interval, on any machine."""
+
+from negawatt.meter.machine import fingerprint
+from negawatt.meter.measurement import Measurement, Stage
+from negawatt.meter.meter import Meter, ProcessMeter, energy_of_cpu_time
+from negawatt.meter.sensor import (
+    Counter,
+    Reading,
+    Sensor,
+    SensorAbsent,
+    SensorDead,
+    SensorDenied,
+    SensorStatus,
+    probe,
+)
+from negawatt.meter.station import Station, sensors, station
+
+__all__ = [
+    "Counter",
+    "Measurement",
+    "Meter",
+    "ProcessMeter",
+    "Reading",
+    "Sensor",
+    "SensorAbsent",
+    "SensorDead",
+    "SensorDenied",
+    "SensorStatus",
+    "Stage",
+    "Station",
+    "energy_of_cpu_time",
+    "fingerprint",
+    "probe",
+    "sensors",
+    "station",
+]

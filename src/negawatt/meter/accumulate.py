@@ -1,0 +1,163 @@
+"""`Accumulator`: turns a sensor's raw counters into totals that only ever grow.
+
+Raw counters wrap, are reset by a driver, freeze, vanish, and now and then return nonsense. Every
+step between two readings is judged once, here, so that windows above are plain differences.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from negawatt.energy import Energy, Provenance
+from negawatt.errors import SensorError
+from negawatt.meter.sensor import Counter, Sensor
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Joules of one component since its accumulator began.
+
+    Attributes:
+        at_s: monotonic time of the last good reading that is in it.
+        value_j, low_j, high_j: joules, and the ends of what they may be.
+        moved_at_s: when the counter was last seen to advance.
+        gaps: steps that had to be filled in (a reset, an ambiguous wrap).
+        counter: the raw counter at `at_s`.
+        failure: why readings after `at_s` failed; empty when the last one succeeded.
+    """
+
+    at_s: float
+    value_j: float
+    low_j: float
+    high_j: float
+    moved_at_s: float
+    gaps: int
+    counter: Counter
+    failure: str = ""
+
+
+class Accumulator:
+    """A sensor with wraps, resets and failed reads taken care of. Safe to use from many threads."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self.sensor = sensor
+        self._totals: dict[str, Total] = {}
+        self._suspects: dict[str, tuple[float, Counter]] = {}
+        self._lock = threading.Lock()
+
+    def update(self) -> Mapping[str, Total]:
+        """Read the sensor and return the totals; a failed read leaves them and is noted in each."""
+        with self._lock:
+            try:
+                reading = self.sensor.read()
+            except SensorError as exc:
+                self._totals = {n: replace(t, failure=str(exc)) for n, t in self._totals.items()}
+                return dict(self._totals)
+            for name, counter in reading.counters.items():
+                self._totals[name] = self._step(name, reading.at_s, counter)
+            for name in self._totals.keys() - reading.counters.keys():
+                self._totals[name] = replace(self._totals[name], failure=f"{name} is no longer reported")
+            return dict(self._totals)
+
+    def _step(self, name: str, at_s: float, counter: Counter) -> Total:
+        total = self._totals.get(name)
+        if total is None:
+            return Total(at_s, 0.0, 0.0, 0.0, at_s, 0, counter)
+        suspect = self._suspects.pop(name, None)
+        step_j = advance_j(total.counter, counter, at_s - total.at_s)
+        if step_j is not None:
+            return _advanced(total, at_s, counter, step_j)
+        if suspect is not None:
+            # Two readings in a row disagree with the total: if they agree with each other, the
+            # counter was reset between them and the total.
+            since_j = advance_j(suspect[1], counter, at_s - suspect[0])
+            if since_j is not None:
+                return _after_reset(total, suspect, at_s, counter, since_j)
+        self._suspects[name] = (at_s, counter)
+        return replace(
+            total, failure=f"{name} went from {total.counter.energy_j:.6g} to {counter.energy_j:.6g} J"
+        )
+
+
+def advance_j(before: Counter, after: Counter, elapsed_s: float) -> float | None:
+    """Joules between two raw readings, allowing for one wrap; None if no plausible step joins them."""
+    most_j = after.limit_w * (max(elapsed_s, 0.0) + after.refresh_s) + after.resolution_j
+    step_j = after.energy_j - before.energy_j
+    if step_j < 0 and after.range_j is not None:
+        step_j += after.range_j
+    return step_j if 0 <= step_j <= most_j else None
+
+
+def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Total:
+    low, high = counter.band
+    # A stretch long enough to wrap twice unseen: the most that may have been missed is in `high`.
+    wraps = 0.0
+    if counter.range_j is not None:
+        spare_j = counter.limit_w * (at_s - total.at_s) - step_j
+        wraps = max(0, spare_j // counter.range_j) * counter.range_j
+    return Total(
+        at_s,
+        total.value_j + step_j,
+        total.low_j + step_j * low,
+        total.high_j + step_j * high + wraps,
+        at_s if step_j > 0 else total.moved_at_s,
+        total.gaps + (wraps > 0),
+        counter,
+    )
+
+
+def _after_reset(
+    total: Total, suspect: tuple[float, Counter], at_s: float, counter: Counter, since_j: float
+) -> Total:
+    """Carry on after a reset. The stretch in which it happened is filled with the power around it."""
+    gap_s = suspect[0] - total.at_s
+    rest_s = at_s - suspect[0]
+    power_w = since_j / rest_s if rest_s > 0 else 0.0
+    filled_j = min(power_w, counter.limit_w) * gap_s
+    low, high = counter.band
+    return Total(
+        at_s,
+        total.value_j + filled_j + since_j,
+        total.low_j + since_j * low,
+        total.high_j + 2 * filled_j * high + since_j * high,
+        at_s,
+        total.gaps + 1,
+        counter,
+    )
+
+
+def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy:
+    """Energy of one component between two moments, from the totals taken at them.
+
+    The totals may be older than the moments (a read failed, a sensor refreshes slowly): the power
+    seen between them is carried over to the part not covered, and the interval widened by as much.
+    The interval also holds one refresh and one resolution step of the counter.
+    """
+    covered_s = after.at_s - before.at_s
+    duration_s = stop_s - start_s
+    counter = after.counter
+    if covered_s <= 0 or duration_s <= 0:
+        return Energy.missing(after.failure or "the window holds no reading")
+    still_s = stop_s - max(after.moved_at_s, start_s)
+    value_j = after.value_j - before.value_j
+    if value_j == 0 and after.moved_at_s <= before.at_s:
+        if covered_s > 10 * counter.refresh_s:
+            return Energy.missing(f"the counter did not move for {still_s:.3g} s")
+        return Energy.missing(
+            f"the window of {duration_s:.3g} s is short for a counter refreshed every {counter.refresh_s:g} s"
+        )
+    power_w = value_j / max(covered_s, counter.refresh_s)
+    uncovered_s = duration_s - covered_s
+    edge_j = power_w * (abs(uncovered_s) + counter.refresh_s) + counter.resolution_j
+    value_j += power_w * uncovered_s
+    low_j = after.low_j - before.low_j + power_w * uncovered_s - edge_j
+    high_j = after.high_j - before.high_j + power_w * uncovered_s + edge_j
+    provenance = counter.provenance
+    reason = ""
+    if after.gaps > before.gaps:
+        provenance, reason = max(provenance, Provenance.DERIVED), "the counter was reset in between"
+    elif after.failure:
+        provenance, reason = max(provenance, Provenance.DERIVED), after.failure
+    return Energy(value_j, max(0.0, min(low_j, value_j)), max(high_j, value_j), provenance, reason)

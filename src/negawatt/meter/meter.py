@@ -1,0 +1,179 @@
+"""`Meter`: measures a block of code, with the threads and processes it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+from negawatt.energy import Energy
+from negawatt.errors import UsageError
+from negawatt.meter.attribute import charged
+from negawatt.meter.cputime import this_cpu_power
+from negawatt.meter.measurement import Measurement
+from negawatt.meter.process import OwnTree, ProcessTree
+from negawatt.meter.sensor import Boundary
+from negawatt.meter.station import Snapshot, Station, station
+
+
+class _Tree(Protocol):
+    def cpu_s(self) -> float: ...
+
+
+class _Window:
+    """One start and one stop, on one process tree; what `Meter` and `ProcessMeter` share."""
+
+    def __init__(self, tree: _Tree, where: Station | None) -> None:
+        self._tree = tree
+        self._station = where
+        self._start: tuple[Snapshot, float] | None = None
+
+    def start(self) -> None:
+        if self._start is not None:
+            raise UsageError("this meter is already running; stop it first, or use another one")
+        if self._station is None:
+            self._station = station()
+        self._start = (self._station.snapshot(), self._tree.cpu_s())
+
+    def stop(self) -> Measurement:
+        if self._start is None or self._station is None:
+            raise UsageError("this meter is not running; start it first")
+        cpu_s = self._tree.cpu_s()
+        after = self._station.snapshot()
+        (before, cpu_before_s), self._start = self._start, None
+        return _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
+
+
+def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
+    duration_s = after.at_s - before.at_s
+    busy_s = after.time.busy_s - before.time.busy_s
+    steal_s = after.time.steal_s - before.time.steal_s
+    other_s = max(0.0, busy_s - cpu_s)
+    spent = where.spent(before, after)
+    components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
+    energy = Energy.total(components.values())
+    idle = _idle(where, components, cpu_s)
+    boundary: Boundary = "chip"
+    return Measurement(
+        started_s=before.at_s,
+        duration_s=duration_s,
+        energy=energy,
+        components=components,
+        machine=spent,
+        idle=idle,
+        dynamic=energy - idle,
+        cpu_s=cpu_s,
+        other_cpu_s=other_s,
+        steal_s=steal_s,
+        boundary=boundary,
+        warnings=tuple(_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
+    )
+
+
+def _idle(where: Station, components: Mapping[str, Energy], cpu_s: float) -> Energy:
+    if list(components) == ["cpu"]:
+        return where.power.idle(cpu_s)
+    return Energy.missing("the idle power of this machine has not been calibrated")
+
+
+def _warnings(
+    spent: Mapping[str, Energy], cpu_s: float, other_s: float, steal_s: float, duration_s: float
+) -> list[str]:
+    found = [f"{name}: {energy.reason}" for name, energy in spent.items() if energy.is_missing]
+    tick_s = 0.05  # the machine's times advance in ticks; less than a few of them says nothing
+    if other_s > max(tick_s, 0.1 * max(cpu_s, duration_s)):
+        found.append(f"other processes used {other_s:.2f} CPU-seconds meanwhile")
+    if steal_s > max(tick_s, 0.02 * duration_s):
+        found.append(f"the host withheld {steal_s:.2f} CPU-seconds from this virtual machine")
+    return found
+
+
+class Meter:
+    """Measures this process and its children from entering to leaving the block.
+
+    ::
+
+        with Meter() as meter:
+            work()
+        print(meter.measurement.energy)
+
+    Args:
+        station: the sensors to use; by default all that can be trusted here.
+    """
+
+    def __init__(self, station: Station | None = None) -> None:
+        self._window = _Window(OwnTree(), station)
+        self._measurement: Measurement | None = None
+
+    def __enter__(self) -> Meter:
+        self._measurement = None
+        self._window.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._measurement = self._window.stop()
+
+    @property
+    def measurement(self) -> Measurement:
+        """What the block spent.
+
+        Raises:
+            UsageError: the block has not been left yet.
+        """
+        if self._measurement is None:
+            raise UsageError("the measurement is there once the block of the meter has been left")
+        return self._measurement
+
+
+class ProcessMeter:
+    """Measures a running process and its children, as often as wanted, without disturbing it.
+
+    Args:
+        pid: the process; it must be running.
+        station: the sensors to use; by default all that can be trusted here.
+
+    Raises:
+        UsageError: there is no such process.
+    """
+
+    def __init__(self, pid: int, station: Station | None = None) -> None:
+        try:
+            tree = ProcessTree(pid)
+        except ProcessLookupError as exc:
+            raise UsageError(f"there is no process {pid} to measure") from exc
+        self.pid = pid
+        self._window = _Window(tree, station)
+
+    def start(self) -> None:
+        """Begin a window.
+
+        Raises:
+            UsageError: a window is open already.
+        """
+        self._window.start()
+
+    def stop(self) -> Measurement:
+        """End the window and tell what the process tree spent in it.
+
+        A process that has ended meanwhile is charged what was last seen of it.
+
+        Raises:
+            UsageError: no window is open.
+        """
+        return self._window.stop()
+
+
+def energy_of_cpu_time(cpu_s: float) -> Energy:
+    """Joules that `cpu_s` CPU-seconds cost on this machine's processor, by the CPU-time model.
+
+    Proportional to `cpu_s`, estimated, with a band over all models that apply; see
+    `negawatt.meter.cputime`.
+
+    Raises:
+        UsageError: `cpu_s` is negative or not a number.
+    """
+    if not 0 <= cpu_s < float("inf"):
+        raise UsageError(f"CPU time is a number of seconds from 0 up, not {cpu_s}")
+    return this_cpu_power().energy(cpu_s)

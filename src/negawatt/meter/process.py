@@ -1,0 +1,217 @@
+"""CPU time of a process and all its descendants, and of the machine around them.
+
+A process's own time comes from its POSIX CPU clock (``clock_getcpuclockid``): nanoseconds, threads
+that have ended included, one system call, no privilege. Children that have ended and were waited
+for are in their parent's ``cutime`` and ``cstime``; those still running are found by their parents.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineTime:
+    """Cumulative seconds of all processors together, in steps of a scheduler tick.
+
+    Attributes:
+        busy_s: running any process or the kernel.
+        steal_s: wanted to run, but the host gave the processor to another guest.
+    """
+
+    busy_s: float
+    steal_s: float
+
+
+def machine_time() -> MachineTime:
+    """Read the first line of ``/proc/stat``.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    fd = os.open("/proc/stat", os.O_RDONLY)
+    try:
+        line = os.read(fd, 512).split(b"\n", 1)[0]
+    finally:
+        os.close(fd)
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    return MachineTime((user + nice + system + irq + softirq) * _TICK_S, steal * _TICK_S)
+
+
+def own_cpu_s(pid: int) -> float:
+    """CPU seconds of one process, all its threads, running or ended.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) makes
+    except OSError as exc:
+        raise ProcessLookupError(f"there is no process {pid}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    parent: int
+    start: int
+    waited_s: float
+    zombie: bool
+
+
+def _stat(pid: int) -> _Stat:
+    """Fields of ``/proc/PID/stat`` (proc(5)).
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError as exc:
+        raise ProcessLookupError(f"there is no process {pid}") from exc
+    fields = text[text.rindex(b")") + 2 :].split()  # the name in brackets may hold anything
+    waited = (int(fields[13]) + int(fields[14])) * _TICK_S
+    return _Stat(int(fields[1]), int(fields[19]), waited, fields[0] in (b"Z", b"X"))
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Live children by ``/proc/PID/task/*/children`` (kernels with CONFIG_PROC_CHILDREN).
+
+    Raises:
+        FileNotFoundError: this kernel does not offer the file.
+    """
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+            yield from map(int, file.read().split())
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, parents before children; the process itself is not included."""
+    found: list[int] = []
+    queue = [pid]
+    try:
+        while queue:
+            parent = queue.pop()
+            try:
+                children = list(_children(parent))
+            except ProcessLookupError:
+                continue
+            except FileNotFoundError:
+                if os.path.exists(f"/proc/{parent}/task"):
+                    return _descendants_by_parent(pid)
+                continue
+            found += children
+            queue += children
+    except NotADirectoryError:
+        return []
+    return found
+
+
+def _descendants_by_parent(pid: int) -> list[int]:
+    """The same from every process's parent, for kernels without the children files."""
+    by_parent: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                by_parent.setdefault(_stat(int(entry)).parent, []).append(int(entry))
+            except ProcessLookupError:
+                continue
+    found = list(by_parent.get(pid, ()))
+    for child in found:  # grows while it is walked
+        found += by_parent.get(child, ())
+    return found
+
+
+class ProcessTree:
+    """CPU time of a process with its descendants, as one total that only grows.
+
+    A descendant that was seen once stays counted when its parent ends before it (a daemon) and when
+    nobody waits for it. One that starts and ends between two looks is counted by its parent's
+    waited time, and missed only where nobody waits for it. Processes are told apart by id and
+    start time, so that an id used again is not mistaken for its former owner.
+
+    Raises:
+        ProcessLookupError: there is no such process when the tree is made.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._root = (pid, _stat(pid).start)
+        self._seen: dict[_Identity, _Times] = {}
+        self._lost_s = 0.0
+        self._total_s = 0.0
+        self.cpu_s()
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far; stays at the last figure once every process has ended."""
+        now = self._look()
+        # What vanished since the last look is in its parent's waited time, or lost to it: keep it.
+        vanished_s = sum(sum(times) for identity, times in self._seen.items() if identity not in now)
+        handed_on_s = sum(times[1] - self._seen[i][1] for i, times in now.items() if i in self._seen)
+        self._lost_s += max(0.0, vanished_s - handed_on_s)
+        self._seen = now
+        self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
+        return self._total_s
+
+    @property
+    def alive(self) -> list[int]:
+        """Process ids that were running at the last look."""
+        return [pid for pid, _ in self._seen]
+
+    def _look(self) -> dict[_Identity, _Times]:
+        """Own and waited CPU seconds of every live process of the tree."""
+        now: dict[_Identity, _Times] = {}
+        for identity in (self._root, *self._seen):
+            if identity in now:
+                continue
+            pid, start = identity
+            try:
+                if _stat(pid).start != start:
+                    continue
+            except ProcessLookupError:
+                continue
+            for member in (pid, *descendants(pid)):
+                try:
+                    stat = _stat(member)
+                    now[member, stat.start] = (own_cpu_s(member), stat.waited_s)
+                except ProcessLookupError:
+                    continue
+        return now
+
+
+_Identity = tuple[int, int]
+"""Process id and start time in ticks since the machine started."""
+
+_Times = tuple[float, float]
+"""CPU seconds of the process itself, and of the children it waited for."""
+
+
+class OwnTree:
+    """CPU time of this very process, its ended children, and those still running: cheap to read."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total_s = time.process_time() + ended.ru_utime + ended.ru_stime
+        if _has_children():
+            for pid in descendants(os.getpid()):
+                try:
+                    total_s += own_cpu_s(pid) + _stat(pid).waited_s
+                except ProcessLookupError:
+                    continue
+        return total_s
+
+
+def _has_children() -> bool:
+    """Whether this process has any child, running or waiting to be waited for; reaps none."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

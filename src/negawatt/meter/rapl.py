@@ -1,0 +1,109 @@
+"""Intel's and AMD's running average power limit counters, as the Linux powercap tree shows them.
+
+Follows Documentation/power/powercap/powercap.rst of the kernel: every zone folder holds ``name``,
+``energy_uj`` and ``max_energy_range_uj``; a package zone contains ``core``, ``uncore`` and
+``dram`` zones; ``psys`` is the whole platform.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from negawatt.errors import SensorError
+from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent, SensorDenied
+
+ROOT = Path("/sys/class/powercap")
+REFRESH_S = 0.001
+RESOLUTION_J = 6.2e-5
+"""Of the coarsest common energy unit, 2⁻¹⁴ J; the files print microjoules."""
+
+
+class RaplSensor(Sensor):
+    """Energy of CPU packages and memory by the powercap files.
+
+    Components: ``cpu/N`` for package N, ``dram/N`` its memory (not part of the package's figure),
+    ``cpu/N/core`` and ``cpu/N/uncore`` as parts of the package, ``host/psys`` for the platform.
+    The memory-mapped twin (``intel-rapl-mmio``) counts the same joules and is left out.
+    """
+
+    name = "rapl"
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+
+    def read(self) -> Reading:
+        zones = self._zones()
+        if not zones:
+            raise SensorAbsent(
+                f"no RAPL zones under {self.root}",
+                remedy="on a physical machine load the driver (sudo modprobe intel_rapl_msr); "
+                "a virtual machine gets none from its host",
+            )
+        start = time.monotonic()
+        counters = {zone.component: zone.read() for zone in zones}
+        return Reading((start + time.monotonic()) / 2, counters)
+
+    def _zones(self) -> list[_Zone]:
+        """Zones now present (found anew on every read, so that hot-plugging is seen)."""
+        zones: list[_Zone] = []
+        names: dict[str, str] = {}  # zone id to component, parents first
+        for folder in sorted(self.root.glob("*-rapl:*"), key=lambda p: p.name.split(":")):
+            try:
+                label = (folder / "name").read_text().strip()
+            except OSError:
+                continue  # unplugged between listing and reading
+            component, part_of = _component(label, folder.name, names)
+            names[folder.name] = component
+            zones.append(_Zone(folder, component, part_of))
+        return zones
+
+
+def _component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, str | None]:
+    """The component a zone measures, and the one that contains it."""
+    if label == "psys":
+        return "host/psys", None
+    if package := re.fullmatch(r"package-(\d+)(?:-die-(\d+))?", label):
+        number, die = package.groups()
+        return f"cpu/{number}" if die is None else f"cpu/{number}.{die}", None
+    parent = names.get(zone_id.rpartition(":")[0])
+    if label == "dram":
+        where = parent.partition("/")[2] if parent else zone_id.rpartition(":")[2]
+        return f"dram/{where}", None
+    return (f"{parent}/{label}", parent) if parent else (f"cpu/{label}", None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Zone:
+    folder: Path
+    component: str
+    part_of: str | None
+
+    def read(self) -> Counter:
+        return Counter(
+            energy_j=self._microjoules("energy_uj") * 1e-6,
+            range_j=self._microjoules("max_energy_range_uj") * 1e-6,
+            resolution_j=RESOLUTION_J,
+            refresh_s=REFRESH_S,
+            boundary="host" if self.component == "host/psys" else "chip",
+            part_of=self.part_of,
+        )
+
+    def _microjoules(self, file: str) -> int:
+        path = self.folder / file
+        try:
+            text = path.read_text()
+        except PermissionError as exc:
+            raise SensorDenied(
+                f"permission denied on {path}",
+                remedy=f"sudo chmod -R a+r {self.folder.parent} (until the next start of the machine), "
+                "or run as root",
+            ) from exc
+        except OSError as exc:
+            raise SensorError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+        try:
+            return int(text)
+        except ValueError as exc:
+            raise SensorError(f"{path} should hold a whole number and holds {text[:40]!r}") from exc
