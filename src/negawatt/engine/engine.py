@@ -30,6 +30,8 @@ LOAD_DEADLINE_S = 900.0
 """Preparing weights (quantizing, compressing) and loading them."""
 CALL_DEADLINE_S = 600.0
 """One call of generate, score or distributions, from its last sign of life."""
+FRESH_WORKER_AFTER_CPU_S = 0.5
+"""A worker that spent more than this on preparing weights is replaced by a fresh one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,9 @@ class Engine:
             answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
             self.model_path = Path(answer["path"])
             self.prepare_usage = Usage(**answer["usage"])
+            if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S:
+                self.close()  # what it took to make the weights must not count as what it takes to run them
+                self._start()
             request = {"do": "load", "path": answer["path"]}
             answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
             self.info, self.version = answer["info"], answer["version"]

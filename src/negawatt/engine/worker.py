@@ -46,7 +46,7 @@ class Worker:
                 "wall_s": time.perf_counter() - wall,
                 "cpu_s": time.process_time() - cpu,
                 "total_cpu_s": time.process_time(),
-                "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_rss_bytes": _peak_rss_bytes(),
             }
             send(self._writer, answer, arrays)
 
@@ -94,6 +94,10 @@ class Worker:
     def do_distributions(self, tokens: list[int]) -> tuple[Message, list[Any]]:
         array = self._loaded.distributions(tokens)
         return {"steps": self._steps()}, [array]
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _prefer_to_be_killed() -> None:

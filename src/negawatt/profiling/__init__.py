@@ -1,1 +1,19 @@
-"""Part of Negawatt."""
+"""Profiling: artifact × settings × workload → joules, latency, memory, quality, and a cost model."""
+
+from negawatt.profiling.cost_model import Cost, CostModel
+from negawatt.profiling.profile import REFERENCE_SETTINGS, Profile, profile
+from negawatt.profiling.quality import Quality
+from negawatt.profiling.reference_load import reference_load
+from negawatt.profiling.window import Summary, Window
+
+__all__ = [
+    "REFERENCE_SETTINGS",
+    "Cost",
+    "CostModel",
+    "Profile",
+    "Quality",
+    "Summary",
+    "Window",
+    "profile",
+    "reference_load",
+]

@@ -1,0 +1,250 @@
+"""`Profile`: what one way of running a model costs on a workload, and how well it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from negawatt.artifact import Artifact
+from negawatt.energy import Energy
+from negawatt.engine import Engine, Request, Settings
+from negawatt.errors import NegawattError, UsageError
+from negawatt.meter import energy_of_cpu_time, fingerprint
+from negawatt.profiling.cost_model import CostModel
+from negawatt.profiling.quality import (
+    Quality,
+    agreement,
+    judged,
+    reference_answers,
+    scoring_settings,
+)
+from negawatt.profiling.window import Summary, interleave, measure, requests_of, spread, warm_up
+from negawatt.workload import Ratio, Workload, ratio_interval
+
+Progress = Callable[[float, float | None, str], None]
+
+REFERENCE_SETTINGS = Settings(engine="transformers", weight_format="fp32")
+"""The reference for quality, and the baseline unless another is named: stock fp32 arithmetic."""
+
+ROUNDS = 4
+HELD_BACK_GROUPS = 4
+AGREEMENT_ITEMS = 12
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Joules, latency, memory and quality of one artifact under one `Settings` on one workload.
+
+    Attributes:
+        artifact: name of the artifact.
+        settings: how it ran.
+        summary: the measured windows.
+        load_cpu_s, load_energy: what loading the model cost.
+        peak_rss_bytes: peak memory of the worker.
+        quality: scores of the quality set, or None where it was not judged.
+        cost_model: fitted on the windows' steps, tested on other lengths; None where not fitted.
+        version, info: the engine's version, and what really ran.
+        ratio: CPU seconds per token of the baseline over this one's, measured in interleaved pairs.
+        warnings: sentences about what disturbed the measurement.
+    """
+
+    artifact: str
+    settings: Settings
+    summary: Summary
+    load_cpu_s: float
+    load_energy: Energy
+    peak_rss_bytes: int
+    quality: Quality | None = None
+    cost_model: CostModel | None = None
+    version: str = ""
+    info: dict[str, Any] | None = None
+    ratio: Ratio | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The PROFILE document of the command line."""
+        summary = self.summary
+        low, high = summary.spread
+        return {
+            "artifact": self.artifact,
+            "settings": self.settings.to_json(),
+            "energy_per_token": summary.energy_per_token.to_json(),
+            "cpu_s_per_token": summary.cpu_s_per_token,
+            "cpu_s_per_token_spread": [low, high],
+            "tokens_per_s": summary.tokens_per_s,
+            "ttft_ms": summary.ttft_ms,
+            "tpot_ms": summary.tpot_ms,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "quality": self.quality.to_json() if self.quality else None,
+            "phases": {
+                "load": {"energy": self.load_energy.to_json(), "cpu_s": self.load_cpu_s},
+                "prefill": summary.phase("prefill", summary.prompted),
+                "decode": summary.phase("decode", summary.generated),
+            },
+            "requests": sum(len(w.inputs) for w in summary.windows),
+            "tokens": {"prompt": summary.prompted, "generated": summary.generated},
+            "reference_load_s": [w.reference_s for w in summary.windows],
+            "cost_model": self.cost_model.to_json() if self.cost_model else None,
+            "ratio_to_baseline": ratio_json(self.ratio),
+            "engine": {"version": self.version, **(self.info or {})},
+            "machine": fingerprint(),
+            "warnings": [*self.warnings, *summary.warnings],
+        }
+
+
+def ratio_json(ratio: Ratio | None) -> dict[str, Any] | None:
+    """A ratio with its interval as other programs read it; None stays None."""
+    if ratio is None:
+        return None
+    return {"value": ratio.value, "low": ratio.low, "high": ratio.high, "n": ratio.n}
+
+
+def baseline_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> Ratio:
+    """How many times fewer CPU seconds the candidate needs, from interleaved windows."""
+    return ratio_interval(baseline, candidate, robust=len(baseline) >= 6)
+
+
+def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: int) -> list[list[Request]]:
+    """For each round a group of requests, together spread over the lengths of the traffic.
+
+    A group has `per_round` requests or, for batches, as many as fill the batch.
+    """
+    size = max(per_round, batch)
+    chosen = spread(requests, rounds * size)
+    return [chosen[number::rounds] for number in range(rounds)]
+
+
+def profile(
+    artifact: Artifact | str,
+    workload: Workload | str = "interactive-chat",
+    settings: Settings | None = None,
+    *,
+    baseline: Settings | None = None,
+    rounds: int = ROUNDS,
+    requests_per_round: int = 2,
+    quality_items: int | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> Profile:
+    """Measure a model on a workload.
+
+    Args:
+        artifact: a model, or what `Artifact.open` takes.
+        workload: a workload, or what `Workload.open` takes.
+        settings: how to run it; by default the reference.
+        baseline: measured in turn with it, so that the ratio of the two is free of the host's drift.
+        rounds: windows for each; at least 2.
+        requests_per_round: requests in each window (a batch is always filled).
+        quality_items: how many items of the quality set to judge; None for all, 0 for none.
+        progress: called with (done, total, what is being done).
+
+    Raises:
+        UsageError: fewer than 2 rounds, or a workload without traffic.
+        EngineError: the engine refuses or fails.
+    """
+    artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
+    workload = Workload.open(workload) if isinstance(workload, str) else workload
+    settings = settings or REFERENCE_SETTINGS
+    if rounds < 2 or requests_per_round < 1:
+        raise UsageError("a profile needs at least 2 rounds of at least 1 request")
+    if not workload.traffic:
+        raise UsageError(f"workload {workload.name} has no traffic to count joules on")
+    requests = requests_of(artifact.tokenizer, workload.traffic, settings.max_context)
+    measured = _measured(artifact, settings, baseline, requests, rounds, requests_per_round, progress)
+    items = workload.quality if quality_items is None else workload.subset(max(1, quality_items)).quality
+    if quality_items != 0:
+        quality = judge_artifact(artifact, settings, replace(workload, quality=items), progress)
+        measured = replace(measured, quality=quality)
+    return measured
+
+
+def _measured(
+    artifact: Artifact,
+    settings: Settings,
+    baseline: Settings | None,
+    requests: list[Request],
+    rounds: int,
+    per_round: int,
+    progress: Progress,
+) -> Profile:
+    """The profile without quality."""
+    total = rounds * (1 if baseline is None else 2) + HELD_BACK_GROUPS
+    progress(0, total, f"loading {settings}")
+    with Engine(artifact, settings) as engine:
+        warm_up(engine, requests[0])
+        groups = groups_for(requests, settings.batch, rounds, per_round)
+        if baseline is None:
+            (windows,) = interleave([engine], [[g] for g in groups], lambda n: progress(n, total, str(settings)))
+            ratio = None
+        else:
+            with Engine(artifact, baseline) as other:
+                warm_up(other, requests[0])
+                theirs = groups_for(requests, baseline.batch, rounds, per_round)
+                pairs = list(zip(groups, theirs, strict=True))
+                windows, others = interleave([engine, other], pairs, lambda n: progress(n, total, "measuring in turn"))
+            ratio = baseline_ratio([w.cpu_s_per_token for w in others], [w.cpu_s_per_token for w in windows])
+        summary = Summary(tuple(windows))
+        progress(total - HELD_BACK_GROUPS, total, "testing the cost model on other lengths")
+        model = _cost_model(engine, summary, requests, settings.max_context)
+        peak = engine.score([([0], [0])])[1].peak_rss_bytes
+        return Profile(
+            artifact.name, settings, summary, engine.load_usage.cpu_s,
+            energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info, ratio,
+        )  # fmt: skip
+
+
+def _cost_model(engine: Engine, summary: Summary, requests: list[Request], max_context: int) -> CostModel:
+    """Fitted on the windows; tested on requests of other lengths than any the fit saw."""
+    per_cpu_s = summary.energy.scaled(1 / summary.cpu_s)
+    model = CostModel.fit(
+        summary.steps, batch=engine.settings.batch, cpu_s=summary.cpu_s, energy_per_cpu_s=per_cpu_s
+    )
+    held_back = [measure(engine, group).cost for group in other_lengths(requests, engine.settings.batch, max_context)]
+    return model.tested_on(held_back)
+
+
+def other_lengths(requests: Sequence[Request], batch: int, max_context: int) -> list[list[Request]]:
+    """Groups of requests whose prompts and answers are shorter and longer than the traffic's."""
+    longest = max((r.tokens for r in requests), key=len)
+    middle = sorted(len(r.tokens) for r in requests)[len(requests) // 2]
+    text = list(longest) * math.ceil(max_context / len(longest))
+    shapes = ((middle // 3 + 1, 24), (middle, 40), (2 * middle, 150), (3 * middle, 16))
+    groups = []
+    for n_in, n_out in shapes[:HELD_BACK_GROUPS]:
+        n_in = max(1, min(n_in, max_context - n_out))
+        groups.append([Request(text[k : k + n_in] or text[:n_in], n_out) for k in range(max(1, batch))])
+    return groups
+
+
+def judge_artifact(
+    artifact: Artifact, settings: Settings, workload: Workload, progress: Progress
+) -> Quality | None:
+    """Quality of an artifact under settings on a workload's quality set.
+
+    Without a quality set it is the agreement (top-1 match) with the reference on the traffic.
+    """
+    items = workload.quality
+    if not items:
+        return _judge_without_labels(artifact, settings, workload, progress)
+    progress(0, len(items), "judging quality")
+    with Engine(artifact, scoring_settings(settings)) as engine:
+        return judged(
+            engine, items, workload.metrics, lambda done: progress(done, len(items), "judging quality")
+        )
+
+
+def _judge_without_labels(
+    artifact: Artifact, settings: Settings, workload: Workload, progress: Progress
+) -> Quality | None:
+    items = workload.traffic[:AGREEMENT_ITEMS]
+    progress(0, 2, "writing reference answers")
+    try:
+        with Engine(artifact, REFERENCE_SETTINGS) as reference:
+            answers = reference_answers(reference, items)
+    except NegawattError as exc:
+        progress(2, 2, f"no reference to agree with: {exc}")
+        return None
+    progress(1, 2, "comparing with the reference")
+    with Engine(artifact, settings.replace(batch=1, speculation="none")) as engine:
+        return agreement(engine, answers)["top1_match"]

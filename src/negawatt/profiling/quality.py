@@ -1,0 +1,245 @@
+"""Running a quality set on an engine: questions in, one score per item out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negawatt.artifact import Tokenizer
+from negawatt.engine import Engine, Request, Settings
+from negawatt.errors import WorkloadError
+from negawatt.workload import (
+    GenerateAsk,
+    Generated,
+    Interval,
+    Prompt,
+    QualityItem,
+    Response,
+    ScoreAsk,
+    Scored,
+    TrafficItem,
+    aggregate,
+    ask,
+    judge,
+    judge_agreement,
+    weight,
+)
+
+ITEMS_PER_CALL = 32
+SCORING_BATCH = 32
+SCORING_CONTEXT = 1024
+"""Scoring runs many short sequences side by side; quality does not depend on how many."""
+
+TokenPair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores of items under one metric.
+
+    Attributes:
+        metric: its name.
+        scores: item id → score.
+        weights: item id → weight in the aggregate.
+        cpu_s: CPU seconds that answering took.
+    """
+
+    metric: str
+    scores: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
+
+    @property
+    def interval(self) -> Interval:
+        """The aggregate score with its interval."""
+        weights = [self.weights.get(i, 1.0) for i in self.scores]
+        return aggregate(self.metric, list(self.scores.values()), weights=weights)
+
+    def __or__(self, other: Quality) -> Quality:
+        """Both sets of items."""
+        return Quality(
+            self.metric, {**self.scores, **other.scores}, {**self.weights, **other.weights}, self.cpu_s + other.cpu_s
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.interval
+        return {"metric": self.metric, "value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def scoring_settings(settings: Settings) -> Settings:
+    """The settings that quality is judged under: same arithmetic, arranged for many short texts."""
+    return settings.replace(
+        batch=SCORING_BATCH, speculation="none", max_context=min(SCORING_CONTEXT, settings.max_context)
+    )
+
+
+def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response], float]:
+    """Responses to items in their order, and the CPU seconds they took.
+
+    Raises:
+        WorkloadError: an item does not fit into the engine's context (named).
+    """
+    tokenizer = engine.artifact.tokenizer
+    responses: list[Response | None] = [None] * len(items)
+    pairs: list[TokenPair] = []
+    where: list[tuple[int, int]] = []  # (item, how many of the pairs are its)
+    cpu_s = 0.0
+    for position, item in enumerate(items):
+        asked = ask(item)
+        if isinstance(asked, GenerateAsk):
+            text, spent = _generate(engine, asked)
+            responses[position], cpu_s = Generated(text), cpu_s + spent
+            continue
+        found = list(_pairs(tokenizer, asked, engine.settings.max_context))
+        if max(len(c) + len(r) for c, r in found) > engine.settings.max_context:
+            raise WorkloadError(
+                f"item {item.id!r} is longer than the context of {engine.settings.max_context} tokens"
+            )
+        where.append((position, len(found)))
+        pairs += found
+    if pairs:
+        scores, usage = engine.score(pairs)
+        cpu_s += usage.cpu_s
+        taken = iter(scores)
+        for position, count in where:
+            log_probs = [next(taken)[0] for _ in range(count)]
+            responses[position] = _scored(ask(items[position]), log_probs)
+    return [r for r in responses if r is not None], cpu_s
+
+
+def _scored(asked: object, log_probs: list[list[float]]) -> Scored:
+    assert isinstance(asked, ScoreAsk)
+    if len(asked.continuations) == 1:  # one long text, perhaps cut into windows
+        log_probs = [[x for window in log_probs for x in window]]
+    return Scored(tuple(map(sum, log_probs)), tuple(map(len, log_probs)))
+
+
+def _pairs(tokenizer: Tokenizer, asked: ScoreAsk, max_context: int) -> Iterator[TokenPair]:
+    """Context and continuation as tokens; a text without context in windows that fit."""
+    if asked.context:
+        for continuation in asked.continuations:
+            yield _split(tokenizer, asked.context, continuation)
+        return
+    for text in asked.continuations:
+        tokens = tokenizer.encode(text)
+        first = [tokenizer.bos_id] if tokenizer.bos_id is not None else [tokens.pop(0)]
+        for start in range(0, len(tokens), max_context - 1):
+            yield first, tokens[start : start + max_context - 1]
+            first = [tokens[min(start + max_context - 2, len(tokens) - 1)]]
+
+
+def _split(tokenizer: Tokenizer, context: Prompt, continuation: str) -> TokenPair:
+    """Tokens of both together, cut where the context's own tokens end.
+
+    Tokenizing together and cutting keeps a merge across the border on the continuation's side, as
+    language-model evaluation does it.
+    """
+    if not isinstance(context, str):
+        return prompt_tokens(tokenizer, context), tokenizer.encode(continuation)
+    before = tokenizer.encode(context, add_special=True)
+    both = tokenizer.encode(context + continuation, add_special=True)
+    cut = min(len(before), len(both) - 1)
+    return both[:cut], both[cut:]
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """A prompt as token ids: plain text as it is, messages through the model's chat template."""
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, add_special=True)
+    return tokenizer.chat([{"role": m.role, "content": m.content} for m in prompt])
+
+
+def _generate(engine: Engine, asked: GenerateAsk) -> tuple[str, float]:
+    tokenizer = engine.artifact.tokenizer
+    request = Request(prompt_tokens(tokenizer, asked.prompt), asked.max_new_tokens, tokenizer.eos_ids)
+    generation = engine.generate([request])
+    text = tokenizer.decode(generation.completions[0].tokens)
+    for stop in asked.stop:
+        text = text.lstrip("\n").split(stop)[0] if stop == "\n" else text.split(stop)[0]
+    return text, generation.usage.cpu_s
+
+
+def judged(
+    engine: Engine,
+    items: Sequence[QualityItem],
+    metrics: Mapping[str, str],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Quality:
+    """Answer and score items. Items of several kinds are scored each by its kind's metric.
+
+    Args:
+        engine: open, best under `scoring_settings`.
+        items: at least one.
+        metrics: kind → metric.
+        progress: called with the number of items done.
+    """
+    scores: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    cpu_s = 0.0
+    for start in range(0, len(items), ITEMS_PER_CALL):
+        part = items[start : start + ITEMS_PER_CALL]
+        responses, spent = answer(engine, part)
+        cpu_s += spent
+        for item, response in zip(part, responses, strict=True):
+            scores[item.id] = judge(metrics[item.kind], item, response)
+            weights[item.id] = weight(metrics[item.kind], response)
+        progress(len(scores))
+    names = sorted({metrics[item.kind] for item in items})
+    return Quality(names[0] if len(names) == 1 else "mixed", scores, weights, cpu_s)
+
+
+# -- without labels: agreement with a reference -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """What the reference wrote to some prompts, and how sure it was at each token of it.
+
+    Attributes:
+        ids: of the prompts.
+        texts: (prompt tokens, answer tokens).
+        log_probs: for each, an array of shape ``(answer tokens, vocabulary)``, half precision.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[TokenPair, ...]
+    log_probs: tuple[NDArray[np.float16], ...]
+
+
+AGREEMENT_TOKENS = 48
+
+
+def reference_answers(engine: Engine, items: Sequence[TrafficItem | QualityItem]) -> ReferenceAnswers:
+    """Let the reference write answers, and keep its distributions along them."""
+    tokenizer = engine.artifact.tokenizer
+    texts: list[TokenPair] = []
+    kept: list[NDArray[np.float16]] = []
+    for item in items:
+        asked = ask(item)
+        prompt = asked.prompt if isinstance(asked, GenerateAsk) else asked.context
+        tokens = prompt_tokens(tokenizer, prompt)
+        completion = engine.generate([Request(tokens, AGREEMENT_TOKENS)]).completions[0]
+        texts.append((tokens, completion.tokens))
+        kept.append(_along(engine, tokens, completion.tokens).astype(np.float16))
+    return ReferenceAnswers(tuple(i.id for i in items), tuple(texts), tuple(kept))
+
+
+def agreement(engine: Engine, reference: ReferenceAnswers) -> dict[str, Quality]:
+    """``top1_match`` and ``kl_divergence`` of an engine with the reference, along its answers."""
+    scores: dict[str, dict[str, float]] = {"top1_match": {}, "kl_divergence": {}}
+    for id_, (prompt, written), expected in zip(
+        reference.ids, reference.texts, reference.log_probs, strict=True
+    ):
+        found = _along(engine, prompt, written)
+        for name in scores:
+            scores[name][id_] = judge_agreement(name, expected.astype(np.float32), found)
+    return {name: Quality(name, values) for name, values in scores.items()}
+
+
+def _along(engine: Engine, prompt: list[int], written: list[int]) -> NDArray[np.float32]:
+    rows = engine.distributions([*prompt, *written][:-1])
+    return rows[len(prompt) - 1 :]

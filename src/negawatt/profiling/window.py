@@ -1,0 +1,247 @@
+"""Measuring traffic: the same requests on one or several engines, in turn, with the host watched."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from negawatt.artifact import Tokenizer
+from negawatt.energy import Energy
+from negawatt.engine import Completion, Engine, Request, Step
+from negawatt.errors import WorkloadError
+from negawatt.meter import Measurement, ProcessMeter
+from negawatt.profiling.cost_model import Cost
+from negawatt.profiling.quality import prompt_tokens
+from negawatt.profiling.reference_load import reference_load
+from negawatt.workload import TrafficItem
+
+NEIGHBOUR_SHARE = 0.10
+"""Other processes using more than this share of one core during a window are reported."""
+DRIFT = 1.15
+"""A reference load whose cost varies by more than this factor is reported."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One group of requests, measured on one engine.
+
+    Attributes:
+        inputs, outputs: tokens of each request's prompt and answer.
+        completions: the answers with their times.
+        steps: the engine's calls.
+        cpu_s: CPU seconds of the worker.
+        wall_s: seconds.
+        reference_s: cost of the reference load, mean of just before and just after.
+        measurement: what the meter says of the worker over the window.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    steps: tuple[Step, ...]
+    cpu_s: float
+    wall_s: float
+    reference_s: float
+    measurement: Measurement
+
+    @property
+    def cpu_s_per_token(self) -> float:
+        """CPU seconds for each generated token, prefill included."""
+        return self.cpu_s / sum(self.outputs)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.inputs, self.outputs, self.cpu_s)
+
+    @property
+    def neighbour_share(self) -> float:
+        """CPU time of everything else on the machine, as a share of one core."""
+        return self.measurement.other_cpu_s / max(self.measurement.duration_s, 1e-9)
+
+
+def requests_of(tokenizer: Tokenizer, traffic: Iterable[TrafficItem], max_context: int) -> list[Request]:
+    """Traffic as requests of exactly the stated lengths: no token ends the answer early.
+
+    Raises:
+        WorkloadError: an item does not fit into `max_context` (named).
+    """
+    requests = []
+    for item in traffic:
+        tokens = prompt_tokens(tokenizer, item.prompt)
+        if len(tokens) + item.max_new_tokens > max_context:
+            raise WorkloadError(
+                f"request {item.id!r} needs {len(tokens) + item.max_new_tokens} tokens; "
+                f"max_context is {max_context}"
+            )
+        requests.append(Request(tokens, item.max_new_tokens))
+    return requests
+
+
+def spread(requests: Sequence[Request], n: int) -> list[Request]:
+    """`n` of the requests, evenly over the range of their lengths; repeated when there are fewer."""
+    ordered = sorted(requests, key=lambda r: (len(r.tokens), r.max_new_tokens))
+    if n >= len(ordered):
+        return [ordered[i % len(ordered)] for i in range(n)]
+    return [ordered[int((i + 0.5) * len(ordered) / n)] for i in range(n)]
+
+
+def measure(engine: Engine, requests: Sequence[Request]) -> Window:
+    """Run a group of requests on an open engine under a meter."""
+    meter = ProcessMeter(engine.pid)
+    before = reference_load()
+    meter.start()
+    generation = engine.generate(requests)
+    measurement = meter.stop()
+    after = reference_load()
+    return Window(
+        inputs=tuple(len(r.tokens) for r in requests),
+        outputs=tuple(len(c.tokens) for c in generation.completions),
+        completions=tuple(generation.completions),
+        steps=tuple(generation.steps),
+        cpu_s=generation.usage.cpu_s,
+        wall_s=generation.usage.wall_s,
+        reference_s=(before + after) / 2,
+        measurement=measurement,
+    )
+
+
+def warm_up(engine: Engine, request: Request) -> None:
+    """One short answer, so that caches, thread pools and lazily compiled kernels are in place."""
+    group = [Request(request.tokens, 4)] * min(2, engine.settings.batch)
+    engine.generate(group)
+
+
+def interleave(
+    engines: Sequence[Engine],
+    rounds: Sequence[Sequence[Sequence[Request]]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[Window]]:
+    """Measure engines in turn, the first of each round rotating.
+
+    Args:
+        engines: open and warmed up.
+        rounds: for each round, for each engine, the group of requests to run.
+        progress: called with the number of windows done.
+
+    Returns:
+        For each engine its windows, one a round: those of one round are a pair (or more).
+    """
+    windows: list[list[Window]] = [[] for _ in engines]
+    done = 0
+    for number, groups in enumerate(rounds):
+        order = [(number + k) % len(engines) for k in range(len(engines))]
+        for position in order:
+            windows[position].append(measure(engines[position], groups[position]))
+            done += 1
+            progress(done)
+    return windows
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a set of windows says together."""
+
+    windows: tuple[Window, ...]
+
+    @property
+    def generated(self) -> int:
+        return sum(sum(w.outputs) for w in self.windows)
+
+    @property
+    def prompted(self) -> int:
+        return sum(sum(w.inputs) for w in self.windows)
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(w.cpu_s for w in self.windows)
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for w in self.windows for step in w.steps]
+
+    @property
+    def cpu_s_per_token(self) -> float:
+        """CPU seconds for each generated token over all windows."""
+        return self.cpu_s / self.generated
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Smallest and largest `cpu_s_per_token` of a window, after division by the reference load."""
+        middle = statistics.median(w.reference_s for w in self.windows)
+        values = [w.cpu_s_per_token * middle / w.reference_s for w in self.windows]
+        return min(values), max(values)
+
+    @property
+    def energy(self) -> Energy:
+        """Joules of all windows."""
+        return Energy.total(w.measurement.energy for w in self.windows)
+
+    @property
+    def energy_per_token(self) -> Energy:
+        """Joules for each generated token, prefill included."""
+        return self.energy.scaled(1 / self.generated)
+
+    def phase(self, name: str, tokens: int) -> dict[str, Any]:
+        """Joules and CPU seconds of one phase, as its share of the CPU time, per `tokens`."""
+        total = sum(s.cpu_s for s in self.steps)
+        share = sum(s.cpu_s for s in self.steps if s.phase == name) / total
+        return {
+            "energy": self.energy.scaled(share).to_json(),
+            "energy_per_token": self.energy.scaled(share / tokens).to_json(),
+            "cpu_s_per_token": self.cpu_s * share / tokens,
+            "tokens": tokens,
+        }
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.generated / sum(w.wall_s for w in self.windows)
+
+    @property
+    def ttft_ms(self) -> dict[str, float]:
+        """Time from the start of a request's prefill to its first token."""
+        return percentiles([1000 * c.token_times_s[0] for c in self._completions])
+
+    @property
+    def tpot_ms(self) -> dict[str, float]:
+        """Time per output token after the first, of each request."""
+        times = [c.token_times_s for c in self._completions if len(c.token_times_s) > 1]
+        return percentiles([1000 * (t[-1] - t[0]) / (len(t) - 1) for t in times])
+
+    @property
+    def _completions(self) -> list[Completion]:
+        return [c for w in self.windows for c in w.completions]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What disturbed the measurement, in sentences."""
+        found = [*dict.fromkeys(x for w in self.windows for x in w.measurement.warnings)]
+        noisy = [w.neighbour_share for w in self.windows if w.neighbour_share > NEIGHBOUR_SHARE]
+        if noisy:
+            found.append(
+                f"other processes used up to {max(noisy):.0%} of a core in {len(noisy)} of "
+                f"{len(self.windows)} windows"
+            )
+        references = [w.reference_s for w in self.windows]
+        if max(references) > DRIFT * min(references):
+            found.append(
+                f"the host's speed drifted: the reference load cost {1000 * min(references):.1f} to "
+                f"{1000 * max(references):.1f} CPU-ms"
+            )
+        return found
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """``p50`` and ``p95`` by linear interpolation; empty without values."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        position = share * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+    return {"p50": at(0.5), "p95": at(0.95)}
