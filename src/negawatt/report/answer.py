@@ -1,0 +1,129 @@
+"""The answer at the top of a report: what to run, what it saves, what finding out cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from negawatt.report import words
+from negawatt.report.facts import Facts, text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict in words.
+
+    Attributes:
+        status: a word or two that tell what kind of answer this is.
+        headline: one sentence, the largest of the page.
+        text: what stands behind it.
+        figures: (what, figure, remark) of the most important numbers.
+    """
+
+    status: str
+    headline: str
+    text: str
+    figures: tuple[tuple[str, str, str], ...]
+
+
+def answer(facts: Facts) -> Answer:
+    """Put the outcome of a run in words; an unfinished run gets no verdict."""
+    if facts.kind == "profile":
+        return _profile(facts)
+    if facts.verdict is None:
+        return _unfinished(facts)
+    return _verdict(facts)
+
+
+def spoken(settings: Mapping[str, Any]) -> str:
+    """Settings as one reads them out: ``llamacpp with q4_0 weights, 1 thread, batch 1``."""
+    weights = text(settings.get("weight_format"))
+    parts = [text(settings.get("engine")) or "an unknown engine"]
+    if weights:
+        parts[0] += f" with {'the weights as they are' if weights == 'native' else f'{weights} weights'}"
+    threads = settings.get("threads")
+    parts.append("its default threads" if threads is None else f"{threads} thread{'s' if threads != 1 else ''}")
+    parts.append(f"batch {settings.get('batch') or 1}")
+    if settings.get("flash_attention"):
+        parts.append("flash attention")
+    if text(settings.get("kv_cache")) not in ("", "default"):
+        parts.append(f"{settings['kv_cache']} KV cache")
+    if text(settings.get("speculation")) not in ("", "none"):
+        parts.append(f"{settings['speculation']} speculation")
+    return ", ".join(parts)
+
+
+def _verdict(facts: Facts) -> Answer:
+    verdict, best = facts.verdict, words.best_settings(facts)
+    assert verdict is not None
+    keep = not verdict.accepted or words.same(best, facts.baseline_settings)
+    headline = "Keep what you have." if keep else f"Run {spoken(best)}."
+    metric = words.metric_of(facts)
+    bound = verdict.drop_bound
+    search = facts.search
+    figures = [
+        ("Energy saved per token", words.saved(verdict.saving), _against(facts)),
+        (
+            f"Quality drop ({metric})",
+            words.drop_verdict(facts),
+            "no bound was recorded" if bound is None else f"at most {words.points(bound, metric)}, at 95{words.NBSP}%",
+        ),
+        ("The search cost", _search_cost(facts), f"{search.trials} trials in {words.duration(search.duration_s)}"),
+        ("Paid back after", *_payback(facts)),
+    ]
+    return Answer("Proven saving" if not keep else "No change", headline, verdict.text, tuple(figures))
+
+
+def _against(facts: Facts) -> str:
+    ratio = facts.verdict.ratio if facts.verdict else None
+    if ratio is None:
+        return "95 % interval of interleaved pairs"
+    return f"{words.times(ratio)} fewer CPU-seconds, in interleaved pairs"
+
+
+def _search_cost(facts: Facts) -> str:
+    if facts.search.energy.is_missing:
+        return f"{words.quantity(facts.search.cpu_s, 's')} of CPU time"
+    return words.joules(facts.search.energy)
+
+
+def _payback(facts: Facts) -> tuple[str, str]:
+    count = facts.search.payback_tokens
+    if count is None:
+        return "never", "nothing is saved that could pay for it"
+    return words.tokens(count), "generated with the new settings instead of today's"
+
+
+def _unfinished(facts: Facts) -> Answer:
+    tried = [t for t in facts.trials if t.state == "complete" and t.ratio is not None]
+    search = facts.search
+    headline = f"Unfinished: no verdict after {search.trials} trial{'s' if search.trials != 1 else ''}."
+    text_ = "The search was interrupted or is still going. Nothing below has been proved."
+    cheapest = min(tried, key=lambda t: t.costs.cpu_s_per_token or float("inf"), default=None)
+    figures = [
+        ("Failed or dropped", f"{search.failed} failed", f"{search.pruned} dropped early"),
+        ("Spent so far", f"{words.quantity(search.cpu_s, 's')} of CPU time", words.duration(search.duration_s)),
+    ]
+    if cheapest is not None:
+        metric = words.metric_of(facts)
+        figures.insert(0, ("Cheapest so far", cheapest.label, words.joules(cheapest.costs.energy) + " per token"))
+        figures.insert(1, ("Its quality drop", words.drop(cheapest.drop, metric), "on few items, not yet proved"))
+    return Answer("Unfinished", headline, text_, tuple(figures))
+
+
+def _profile(facts: Facts) -> Answer:
+    best = facts.best
+    if best is None:
+        return Answer("Unfinished", "Unfinished: nothing was measured to the end.", "", ())
+    c = best.costs
+    cost = c.energy if not c.energy.is_missing else None
+    spent = words.joules(cost) if cost else f"{words.quantity(c.cpu_s_per_token, 's')} of CPU time"
+    speed = f"{words.figure(c.tokens_per_s)} tokens/s" if c.tokens_per_s else words.NOT_MEASURED
+    figures = [
+        ("CPU time per token", words.quantity(c.cpu_s_per_token, "s"), "of all threads together"),
+        ("Quality", words.quality(c.quality), c.quality.metric if c.quality else ""),
+        ("First token", words.milliseconds(c.ttft_p95_ms), "95th percentile"),
+        ("Speed", speed, f"peak memory {words.memory(c.memory_bytes)}"),
+    ]
+    return Answer("Profile", f"{spent} per token.", f"{facts.artifact_name} on {spoken(best.settings)}.", tuple(figures))
