@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import json
 import os
 import re
@@ -31,6 +32,7 @@ BLOCK = re.compile(
     r"(?:^<!--\s*(?:parsed:\s*(?P<reason>\S[^>]*?)|file:\s*(?P<file>\S+))\s*-->\n)?^```(?P<language>\S*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+PLUMBING = re.compile(r"[|<>]|2>")
 LANGUAGES = {"console", "python", "toml", "json", "text"}
 NEGAWATT = "import sys; from negawatt.cli import main; sys.argv[0] = 'negawatt'; main()"
 
@@ -47,9 +49,12 @@ class Block(NamedTuple):
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def commands(self) -> list[list[str]]:
-        """The words of every ``$`` line, with ``\\`` continuations joined and comments dropped."""
+        """The words of every ``$`` line up to a pipe or redirection, without comments."""
         joined = self.text.replace("\\\n", " ")
-        return [shlex.split(line[2:], comments=True) for line in joined.splitlines() if line.startswith("$ ")]
+        calls = [
+            shlex.split(line[2:], comments=True) for line in joined.splitlines() if line.startswith("$ ")
+        ]
+        return [list(itertools.takewhile(lambda word: not PLUMBING.match(word), call)) for call in calls]
 
 
 def blocks() -> list[Block]:
