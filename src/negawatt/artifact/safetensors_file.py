@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from negawatt.errors import ArtifactError, IntegrityError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -21,15 +24,45 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a checkpoint: its file, shape, and type as safetensors names it (``F32``)."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        file: the file that holds it.
+        shape: outermost dimension first.
+        dtype: type as safetensors names it, such as ``F32``.
+        offset: bytes from the start of the file.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    offset: int
+
+    @property
+    def itemsize(self) -> int:
+        return _SIZES[self.dtype]
 
     @property
     def n_bytes(self) -> int:
         return math.prod(self.shape) * _SIZES[self.dtype]
+
+    def raw(self) -> NDArray[Any]:
+        """The tensor as stored, a read-only view of the file; bfloat16 comes as ``uint16``.
+
+        Raises:
+            ArtifactError: it holds no floating-point numbers of 16 or 32 bits.
+        """
+        layout = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(self.dtype)
+        if layout is None:
+            raise ArtifactError(f"{self.file} holds {self.dtype} weights; F32, F16 and BF16 are converted")
+        return np.memmap(self.file, layout, "r", self.offset, self.shape)
+
+    def float32(self) -> NDArray[np.float32]:
+        """The tensor in fp32."""
+        raw = self.raw()
+        if self.dtype == "BF16":
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -81,20 +114,20 @@ def _header(file: Path) -> dict[str, StoredTensor]:
     except ValueError as exc:
         raise IntegrityError(f"{file} is damaged: its header is not JSON") from exc
     try:
-        return _checked(file, header, size - 8 - length)
+        return _checked(file, header, 8 + length, size)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise IntegrityError(f"{file} is damaged: its header does not describe tensors ({exc})") from exc
 
 
-def _checked(file: Path, header: Mapping[str, Any], data_bytes: int) -> dict[str, StoredTensor]:
+def _checked(file: Path, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     extents = []
     for name, info in header.items():
         if name == "__metadata__":
             continue
         shape = tuple(int(n) for n in info["shape"])
-        tensor = StoredTensor(file, shape, str(info["dtype"]))
-        begin, end = info["data_offsets"]
+        begin, end = map(int, info["data_offsets"])
+        tensor = StoredTensor(file, shape, str(info["dtype"]), start + begin)
         if min(shape, default=0) < 0 or end - begin != tensor.n_bytes:
             raise IntegrityError(
                 f"{file} is damaged: {name} is {shape} {tensor.dtype} in {end - begin:,} bytes"
@@ -106,10 +139,8 @@ def _checked(file: Path, header: Mapping[str, Any], data_bytes: int) -> dict[str
         if begin != position:
             raise IntegrityError(f"{file} is damaged: its tensors overlap or leave gaps at byte {position:,}")
         position = end
-    if position != data_bytes:
-        raise IntegrityError(
-            f"{file} is cut off: its header promises {position:,} bytes, {data_bytes:,} are there"
-        )
+    if start + position != size:
+        raise IntegrityError(f"{file} should be {start + position:,} bytes by its header, but is {size:,}")
     return tensors
 
 

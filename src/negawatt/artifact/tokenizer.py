@@ -25,7 +25,10 @@ class Tokenizer:
     """A model's tokenizer. Make one with `from_gguf` or `from_checkpoint`.
 
     Attributes:
+        definition: the text of its ``tokenizer.json``.
         eos_ids: every token that ends an answer.
+        eos_id: the one that the model's files name first, or None.
+        pad_id: padding token, or None.
         bos_id: begin-of-text token, or None.
         vocab_size: number of tokens, added ones included.
         chat_template: the model's own Jinja template, or empty.
@@ -35,7 +38,7 @@ class Tokenizer:
         self,
         definition: str,
         *,
-        eos: Iterable[int] = (),
+        eos: Sequence[int] = (),
         bos_id: int | None = None,
         chat_template: str = "",
         pad_id: int | None = None,
@@ -58,7 +61,7 @@ class Tokenizer:
         self.eos_ids = frozenset(ending | set(eos))
         self.bos_id, self.pad_id = bos_id, pad_id
         self.chat_template = chat_template
-        self._first_eos = next(iter(eos), None)
+        self.eos_id = next(iter(eos), None)
         self._spelling = _spelling(json.loads(definition).get("decoder"))
 
     # -- making one ------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class Tokenizer:
             messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._text_of(self.bos_id),
-            eos_token=self._text_of(self._first_eos),
+            eos_token=self._text_of(self.eos_id),
         )
         return self.encode(text)
 

@@ -7,10 +7,14 @@ merges.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from negawatt.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from negawatt.artifact.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of GGUF."""
@@ -155,13 +159,15 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> lis
     return [[left, right] for *_, left, right in ranked]
 
 
-def scores_from_merges(vocab: Mapping[str, int], merges: Iterable[Sequence[str]]) -> list[float]:
+def scores_from_merges(
+    vocab: Mapping[str, int], merges: Iterable[Sequence[str]], n_tokens: int
+) -> list[float]:
     """Scores under which SentencePiece joins in the order of `merges`; the inverse of the above.
 
     A piece scores minus the rank of the first merge that makes it; what no merge makes (bytes,
     control tokens) scores below all.
     """
-    scores = [-1e6] * len(vocab)
+    scores = [-1e6] * n_tokens
     for rank, (left, right) in enumerate(merges):
         index = vocab.get(left + right)
         if index is not None and scores[index] == -1e6:
@@ -193,3 +199,78 @@ def _post_processor(metadata: Mapping[str, Any], tokens: Sequence[str], family: 
             tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in before + after
         },
     }
+
+
+# -- back to GGUF --------------------------------------------------------------------------------
+
+
+def gguf_fields(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
+    """GGUF metadata for a tokenizer; the inverse of `tokenizer_json`.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        n_rows: rows of the embedding; rows beyond the vocabulary get unused names.
+
+    Raises:
+        ArtifactError: the tokenizer is not BPE, or its pre-tokenizer has no name in GGUF.
+    """
+    definition = json.loads(tokenizer.definition)
+    model = definition["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise ArtifactError(f"the checkpoint's tokenizer is {model['type']}; GGUF here needs BPE")
+    tokens, types = _tokens(definition, n_rows)
+    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+    fields: dict[str, Any] = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_bos_token": tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id],
+    }
+    if model.get("byte_fallback"):
+        fields["tokenizer.ggml.model"] = "llama"
+        fields["tokenizer.ggml.pre"] = "default"
+        fields["tokenizer.ggml.scores"] = scores_from_merges(model["vocab"], merges, len(tokens))
+        fields["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(definition["normalizer"])
+        if model.get("unk_token") is not None:
+            fields["tokenizer.ggml.unknown_token_id"] = model["vocab"][model["unk_token"]]
+    else:
+        fields["tokenizer.ggml.model"] = "gpt2"
+        fields["tokenizer.ggml.pre"] = _pre_name(definition["pre_tokenizer"])
+        fields["tokenizer.ggml.merges"] = [" ".join(merge) for merge in merges]
+    named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
+    fields |= {f"tokenizer.ggml.{name}_token_id": index for name, index in named.items() if index is not None}
+    if tokenizer.chat_template:
+        fields["tokenizer.chat_template"] = tokenizer.chat_template
+    return fields
+
+
+def _tokens(definition: Mapping[str, Any], n_rows: int) -> tuple[list[str], list[int]]:
+    model = definition["model"]
+    tokens = [f"[PAD{i}]" for i in range(n_rows)]
+    types = [UNUSED] * n_rows
+    bytes_ = {f"<0x{b:02X}>" for b in range(256)} if model.get("byte_fallback") else set()
+    for token, index in model["vocab"].items():
+        tokens[index] = token
+        types[index] = BYTE if token in bytes_ else NORMAL
+    for added in definition["added_tokens"]:
+        index = added["id"]
+        tokens[index] = added["content"]
+        types[index] = CONTROL if added["special"] else USER_DEFINED
+        if added["content"] == model.get("unk_token"):
+            types[index] = UNKNOWN
+    return tokens, types
+
+
+def _pre_name(pre_tokenizer: Any) -> str:
+    """GGUF's name of a pre-tokenizer; offsets are trimmed or not without any effect on ids."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {k: plain(v) for k, v in part.items() if k != "trim_offsets"}
+        return [plain(p) for p in part] if isinstance(part, list) else part
+
+    for name, known in PRE_TOKENIZERS.items():
+        if plain(pre_tokenizer) == plain(known):
+            return name
+    raise ArtifactError(
+        f"the checkpoint's pre-tokenizer has no name in GGUF; known are {', '.join(PRE_TOKENIZERS)}"
+    )

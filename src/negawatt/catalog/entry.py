@@ -122,8 +122,9 @@ def entry(name: str, *, kind: str | None = None) -> Entry:
     known = {e.name: e for e in entries(kind)}
     if name in known:
         return known[name]
-    near = [n for n in known if name.lower() in n] or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    alike = {n: difflib.SequenceMatcher(None, name.lower(), n[: len(name)]).ratio() for n in known}
+    near = max(alike, key=alike.__getitem__)
+    hint = f"did you mean {near}?" if alike[near] > 0.5 else f"known: {', '.join(known)}"
     raise UsageError(f"the catalogue has no {kind or 'entry'} called {name!r}; {hint}")
 
 
