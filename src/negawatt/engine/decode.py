@@ -159,7 +159,9 @@ class Decoder:
 
     # -- generation ------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request], on_token: TokenCallback | None = None) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], on_token: TokenCallback | None = None
+    ) -> list[Completion]:
         """Answer all requests, at most ``settings.batch`` at once, in order of arrival."""
         start = time.perf_counter()
         waiting = deque(enumerate(requests))
@@ -167,7 +169,9 @@ class Decoder:
         done: list[Completion] = [Completion() for _ in requests]
         try:
             while waiting or live:
-                if waiting and (not live or (self.backend.ragged and len(live) < self.backend.settings.batch)):
+                if waiting and (
+                    not live or (self.backend.ragged and len(live) < self.backend.settings.batch)
+                ):
                     self._admit(waiting, live, start)
                 else:
                     self._advance(live)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,7 @@ class Engine:
         info: what really runs: build, kernels (after `open`).
         version: of the underlying library (after `open`).
         prepare_usage, load_usage: what making and loading the weights cost (after `open`).
+        last_usage: of the latest call, with the worker's peak memory so far.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Engine:
         self.cache = cache or home() / "cache" / artifact.sha256[:16] / settings.engine
         self.info: dict[str, Any] = {}
         self.version = ""
-        self.prepare_usage = self.load_usage = Usage(0.0, 0.0, 0.0, 0)
+        self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -137,8 +139,14 @@ class Engine:
     def _start(self) -> None:
         to_worker_read, to_worker_write = os.pipe()
         from_worker_read, from_worker_write = os.pipe()
-        self._log = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "negawatt.engine.worker", str(to_worker_read), str(from_worker_write)]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        command = [
+            sys.executable,
+            "-m",
+            "negawatt.engine.worker",
+            str(to_worker_read),
+            str(from_worker_write),
+        ]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -160,10 +168,8 @@ class Engine:
         if self._process is None:
             return
         for stream in (self._writer, self._reader):
-            try:
+            with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
                 stream.close()
-            except BrokenPipeError:
-                pass  # the worker ended first; nothing unsent matters now
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
@@ -221,7 +227,9 @@ class Engine:
         completions = [Completion(**c) for c in answer["completions"]]
         return Generation(completions, [Step(**s) for s in answer["steps"]], Usage(**answer["usage"]))
 
-    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[tuple[list[float], bool]], Usage]:
+    def score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> tuple[list[tuple[list[float], bool]], Usage]:
         """Log-probabilities in nats of continuations, see `negawatt.engine.decode.Decoder.score`.
 
         Raises:
@@ -244,7 +252,9 @@ class Engine:
     def distributions(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Log-probabilities after each token, shape ``(len(tokens), vocab_size)``, in nats."""
         if not 0 < len(tokens) <= self.settings.max_context:
-            raise EngineError(f"between 1 and {self.settings.max_context} tokens are needed, not {len(tokens)}")
+            raise EngineError(
+                f"between 1 and {self.settings.max_context} tokens are needed, not {len(tokens)}"
+            )
         _, arrays = self._call({"do": "distributions", "tokens": list(tokens)}, self._call_deadline_s)
         return arrays[0]
 
@@ -272,6 +282,7 @@ class Engine:
         if "error" in answer:
             kind = getattr(errors, answer["kind"], EngineError)
             raise kind(answer["error"])
+        self.last_usage = Usage(**answer["usage"])
         return answer, arrays
 
     def _wait_readable(self, deadline_s: float, what: str) -> None:
@@ -284,7 +295,9 @@ class Engine:
                 assert self._process is not None
                 self._process.kill()
                 self.close()
-                raise WorkerDied(f"the {self.settings.engine} worker gave no answer to {what} in {deadline_s:g} s")
+                raise WorkerDied(
+                    f"the {self.settings.engine} worker gave no answer to {what} in {deadline_s:g} s"
+                )
 
     def _died(self) -> NegawattError:
         """Why the worker ended, as an error to raise."""

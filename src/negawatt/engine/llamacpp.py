@@ -118,7 +118,8 @@ class LlamaCppBackend(Backend):
             position, count = lengths[chunk.slot], len(chunk.tokens)
             if position + count > self.settings.max_context:
                 raise EngineError(
-                    f"a sequence of {position + count} tokens does not fit max_context {self.settings.max_context}"
+                    f"a sequence of {position + count} tokens does not fit max_context "
+                    f"{self.settings.max_context}"
                 )
             for k, token in enumerate(chunk.tokens):
                 batch.token[n], batch.pos[n], batch.n_seq_id[n] = token, position + k, 1
@@ -130,7 +131,9 @@ class LlamaCppBackend(Backend):
         batch.n_tokens = n
         code = self._lib.llama_decode(self._context, batch)
         if code != 0:
-            raise EngineError(f"llama.cpp could not evaluate {n} tokens (code {code}): {self._lib.last_message()}")
+            raise EngineError(
+                f"llama.cpp could not evaluate {n} tokens (code {code}): {self._lib.last_message()}"
+            )
         return [self._rows(output) for output in outputs]
 
     def _rows(self, output: range) -> Logits:
@@ -167,4 +170,6 @@ def _quantize(library: Library, source: Path, target: Path, weight_format: str) 
     params.token_embedding_type = params.output_tensor_type = GGML_TYPES["q8_0" if head == "head8" else body]
     params.nthread = len(os.sched_getaffinity(0))
     if library.llama_model_quantize(os.fsencode(source), os.fsencode(target), C.byref(params)) != 0:
-        raise EngineError(f"llama.cpp cannot store {source.name} as {weight_format}: {library.last_message()}")
+        raise EngineError(
+            f"llama.cpp cannot store {source.name} as {weight_format}: {library.last_message()}"
+        )

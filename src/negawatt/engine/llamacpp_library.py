@@ -184,8 +184,8 @@ class Library:
         known = (512, 2048, 512, 1, -1, 1, 1, -1.0, True, True, 0, True, False, False)
         if found != known:
             raise EngineError(
-                f"the llama.cpp runtime in {self.folder} ({self.llama_version().decode()}) is not the release "
-                "this version was made for; pull it again with: negawatt engines pull llamacpp"
+                f"the llama.cpp runtime in {self.folder} ({self.llama_version().decode()}) is not the "
+                "release this version was made for; pull it again with: negawatt engines pull llamacpp"
             )
 
 
@@ -268,7 +268,9 @@ def _trial_death(variant: str, model: Path) -> str | None:
 def _machine_key(folder: Path) -> str:
     """Changes with the processor's features, the kernel, or the runtime."""
     try:
-        cpu = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith(("flags", "Features")))
+        cpu = next(
+            x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith(("flags", "Features"))
+        )
     except (OSError, StopIteration):
         cpu = "unknown"
     text = "\n".join([cpu, os.uname().release, str(folder)])

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -60,9 +61,7 @@ class Worker:
         steps, self._loaded.steps = self._loaded.steps, []
         return [asdict(step) for step in steps]
 
-    def do_prepare(
-        self, settings: dict[str, Any], artifact: str, cache: str
-    ) -> tuple[Message, list[Any]]:
+    def do_prepare(self, settings: dict[str, Any], artifact: str, cache: str) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         backend = backends.backend(chosen.engine)
         backend.check(chosen)
@@ -102,10 +101,8 @@ def _peak_rss_bytes() -> int:
 
 def _prefer_to_be_killed() -> None:
     """When memory runs out the kernel should take the worker, not the search that watches it."""
-    try:
+    with suppress(OSError):  # not Linux, or not permitted: the kernel decides as it always does
         Path("/proc/self/oom_score_adj").write_text("800")
-    except OSError:
-        pass  # not Linux, or not permitted: the kernel decides as it always does
 
 
 def main() -> None:
@@ -117,7 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):  # the parent is gone; so are we
         main()
-    except (BrokenPipeError, EOFError, KeyboardInterrupt):
-        pass  # the parent is gone; so are we

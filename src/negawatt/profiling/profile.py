@@ -20,7 +20,7 @@ from negawatt.profiling.quality import (
     reference_answers,
     scoring_settings,
 )
-from negawatt.profiling.window import Summary, interleave, measure, requests_of, spread, warm_up
+from negawatt.profiling.window import Summary, groups_for, interleave, measure, requests_of, warm_up
 from negawatt.workload import Ratio, Workload, ratio_interval
 
 Progress = Callable[[float, float | None, str], None]
@@ -106,16 +106,6 @@ def baseline_ratio(baseline: Sequence[float], candidate: Sequence[float]) -> Rat
     return ratio_interval(baseline, candidate, robust=len(baseline) >= 6)
 
 
-def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: int) -> list[list[Request]]:
-    """For each round a group of requests, together spread over the lengths of the traffic.
-
-    A group has `per_round` requests or, for batches, as many as fill the batch.
-    """
-    size = max(per_round, batch)
-    chosen = spread(requests, rounds * size)
-    return [chosen[number::rounds] for number in range(rounds)]
-
-
 def profile(
     artifact: Artifact | str,
     workload: Workload | str = "interactive-chat",
@@ -175,22 +165,27 @@ def _measured(
         warm_up(engine, requests[0])
         groups = groups_for(requests, settings.batch, rounds, per_round)
         if baseline is None:
-            (windows,) = interleave([engine], [[g] for g in groups], lambda n: progress(n, total, str(settings)))
+            (windows,) = interleave(
+                [engine], [[g] for g in groups], lambda n: progress(n, total, str(settings))
+            )
             ratio = None
         else:
             with Engine(artifact, baseline) as other:
                 warm_up(other, requests[0])
                 theirs = groups_for(requests, baseline.batch, rounds, per_round)
                 pairs = list(zip(groups, theirs, strict=True))
-                windows, others = interleave([engine, other], pairs, lambda n: progress(n, total, "measuring in turn"))
+                windows, others = interleave(
+                    [engine, other], pairs, lambda n: progress(n, total, "measuring in turn")
+                )
             ratio = baseline_ratio([w.cpu_s_per_token for w in others], [w.cpu_s_per_token for w in windows])
         summary = Summary(tuple(windows))
         progress(total - HELD_BACK_GROUPS, total, "testing the cost model on other lengths")
         model = _cost_model(engine, summary, requests, settings.max_context)
-        peak = engine.score([([0], [0])])[1].peak_rss_bytes
+        peak = engine.last_usage.peak_rss_bytes
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
-            energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info, ratio,
+            energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info,
+            ratio,
         )  # fmt: skip
 
 
@@ -200,7 +195,9 @@ def _cost_model(engine: Engine, summary: Summary, requests: list[Request], max_c
     model = CostModel.fit(
         summary.steps, batch=engine.settings.batch, cpu_s=summary.cpu_s, energy_per_cpu_s=per_cpu_s
     )
-    held_back = [measure(engine, group).cost for group in other_lengths(requests, engine.settings.batch, max_context)]
+    held_back = [
+        measure(engine, group).cost for group in other_lengths(requests, engine.settings.batch, max_context)
+    ]
     return model.tested_on(held_back)
 
 

@@ -62,12 +62,21 @@ class Quality:
     def __or__(self, other: Quality) -> Quality:
         """Both sets of items."""
         return Quality(
-            self.metric, {**self.scores, **other.scores}, {**self.weights, **other.weights}, self.cpu_s + other.cpu_s
+            self.metric,
+            {**self.scores, **other.scores},
+            {**self.weights, **other.weights},
+            self.cpu_s + other.cpu_s,
         )
 
     def to_json(self) -> dict[str, Any]:
         found = self.interval
-        return {"metric": self.metric, "value": found.value, "low": found.low, "high": found.high, "n": found.n}
+        return {
+            "metric": self.metric,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "n": found.n,
+        }
 
 
 def scoring_settings(settings: Settings) -> Settings:

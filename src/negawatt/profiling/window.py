@@ -87,6 +87,16 @@ def spread(requests: Sequence[Request], n: int) -> list[Request]:
     return [ordered[int((i + 0.5) * len(ordered) / n)] for i in range(n)]
 
 
+def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: int) -> list[list[Request]]:
+    """For each round a group of requests, together spread over the lengths of the traffic.
+
+    A group has `per_round` requests or, for batches, as many as fill the batch.
+    """
+    size = max(per_round, batch)
+    chosen = spread(requests, rounds * size)
+    return [chosen[number::rounds] for number in range(rounds)]
+
+
 def measure(engine: Engine, requests: Sequence[Request]) -> Window:
     """Run a group of requests on an open engine under a meter."""
     meter = ProcessMeter(engine.pid)

@@ -1,0 +1,88 @@
+"""Options that name a way of running a model, shared by the commands that run one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from negawatt.errors import UsageError
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|)$")
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kMGT]?i?)B?$")
+_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--engine``, ``--weights``, ``--threads``, ``--batch``, ``--kv-cache``, ``--speculation``, …"""
+    options = [
+        click.option("--engine", default="transformers", show_default=True, help="Engine to run it with."),
+        click.option("--weights", default=None, help="Weight format; the engine's plain one by default."),
+        click.option("--threads", type=int, default=None, help="Threads; the engine's default if absent."),
+        click.option("--batch", type=int, default=1, show_default=True, help="Sequences decoded at once."),
+        click.option("--kv-cache", default="default", show_default=True, help="KV-cache precision."),
+        click.option(
+            "--flash-attention/--no-flash-attention", default=None, help="Where the engine has the switch."
+        ),
+        click.option(
+            "--speculation", type=click.Choice(["none", "ngram"]), default="none", show_default=True,
+            help="Verify proposed continuations several tokens at a time.",
+        ),
+        click.option("--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def settings_from(options: dict[str, Any]) -> Any:
+    """`Settings` from the values of `run_options`, which are taken out of `options`."""
+    from negawatt.engine import Settings
+
+    engine = options.pop("engine")
+    weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
+    names = ("threads", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
+    return Settings(engine=engine, weight_format=weights, **{name: options.pop(name) for name in names})
+
+
+def parse_settings(text: str, max_context: int) -> Any:
+    """``ENGINE[:WEIGHTS[:THREADS]]`` as `Settings`.
+
+    Raises:
+        UsageError: the text has another form.
+    """
+    from negawatt.engine import Settings
+
+    parts = text.split(":")
+    if len(parts) > 3 or (len(parts) == 3 and not parts[2].isdigit()):
+        raise UsageError(f"expected ENGINE[:WEIGHTS[:THREADS]] such as llamacpp:q8_0:1, not {text!r}")
+    weights = parts[1] if len(parts) > 1 else "fp32" if parts[0] == "transformers" else "native"
+    threads = int(parts[2]) if len(parts) > 2 else None
+    return Settings(engine=parts[0], weight_format=weights, threads=threads, max_context=max_context)
+
+
+def seconds(text: str) -> float:
+    """``90``, ``90s``, ``6m`` or ``1.5h`` as seconds.
+
+    Raises:
+        UsageError: the text has another form, or is not above 0.
+    """
+    found = _DURATION.match(text.strip())
+    value = float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if value <= 0:
+        raise UsageError(f"expected a time such as 90s, 6m or 1.5h, not {text!r}")
+    return value
+
+
+def size_bytes(text: str) -> int:
+    """``800MB``, ``1.5GiB`` or a plain number as bytes.
+
+    Raises:
+        UsageError: the text has another form.
+    """
+    found = _SIZE.match(text.strip())
+    if not found or found[2] not in _UNITS:
+        raise UsageError(f"expected a size such as 800MB or 1.5GiB, not {text!r}")
+    return int(float(found[1]) * _UNITS[found[2]])

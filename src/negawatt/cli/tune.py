@@ -1,0 +1,99 @@
+"""``negawatt tune``: find the way of running a model that spends the fewest joules, and prove it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from negawatt.cli.common import emit, examples, json_option, progress_bar
+from negawatt.cli.settings import parse_settings, seconds, size_bytes
+from negawatt.errors import UsageError
+
+
+@click.command(
+    epilog=examples(
+        "negawatt tune smollm2-135m-instruct --max-quality-drop 0.01",
+        "negawatt tune ./my-model --workload ./my-workload --throughput --time-budget 20m -o my-run",
+        "negawatt tune ./my-model --engines llamacpp --p95-tpot 40 --max-memory 800MB --json",
+    )
+)
+@click.argument("model")
+@click.option("--workload", default="chat-piqa", show_default=True, help="What it is asked.")
+@click.option(
+    "--batch", type=int, default=None, help="Pin the batch; 1, for interactive use, is the default."
+)
+@click.option("--throughput", is_flag=True, help="Leave the batch free.")
+@click.option(
+    "--engines", default=None, help="Engines to consider, comma-separated; all that are here if absent."
+)
+@click.option("--baseline", default="transformers:fp32", show_default=True, metavar="ENGINE[:WEIGHTS[:THREADS]]",
+              help="What you run today.")  # fmt: skip
+@click.option("--max-quality-drop", type=float, default=None, help="Proved at 95 %, in the metric's unit.")
+@click.option("--p95-ttft", type=float, default=None, help="Most milliseconds to the first token.")
+@click.option("--p95-tpot", type=float, default=None, help="Most milliseconds per output token.")
+@click.option("--max-memory", default=None, help="Peak memory of the engine, such as 800MB.")
+@click.option("--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold.")
+@click.option("--min-quality-items", type=int, default=0, help="Items that a proof needs at least.")
+@click.option("--time-budget", default="6m", show_default=True, help="For all of it: 90s, 6m, 1.5h.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Run folder; an unfinished one is continued."
+)
+@json_option
+def command(model: str, as_json: bool, **options: Any) -> None:
+    """Find the way of running MODEL that spends the fewest joules per token, and prove it.
+
+    Keeps every finished trial in the run folder: interrupt it, and the same command goes on there.
+    """
+    from negawatt.artifact import Artifact
+    from negawatt.tuning import tune
+    from negawatt.workload import Workload
+
+    asked = _asked(options)
+    workload = Workload.open(options["workload"])
+    with progress_bar("tune") as progress:
+        artifact = Artifact.open(model, progress=progress)
+        result = tune(artifact, workload, **asked, progress=progress)
+    if as_json:
+        emit(result)
+        return
+    click.echo(result["verdict"]["text"])
+    search = result["search"]
+    paid = search["payback_tokens"]
+    words = f", paid back after {paid:,} tokens" if paid else ""
+    click.echo(
+        f"The search tried {search['trials']} ways ({search['pruned']} dropped early, {search['failed']} failed) "
+        f"in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
+    )
+    if "artifact" in result:
+        click.echo(f"Ready to use: {result['artifact']}")
+    click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `negawatt.tune` from the options."""
+    from negawatt.tuning import Constraints, Space
+    from negawatt.tuning.space import BATCHES
+
+    if options["throughput"] and options["batch"] is not None:
+        raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
+    batches = BATCHES if options["throughput"] else (options["batch"] or 1,)
+    only = [name.strip() for name in options["engines"].split(",")] if options["engines"] else None
+    memory = options["max_memory"]
+    return {
+        "constraints": Constraints(
+            max_quality_drop=options["max_quality_drop"],
+            p95_ttft_ms=options["p95_ttft"],
+            p95_tpot_ms=options["p95_tpot"],
+            max_memory_bytes=size_bytes(memory) if memory else None,
+        ),
+        "space": Space.default(batches=batches, max_context=options["max_context"], only=only),
+        "baseline": parse_settings(options["baseline"], options["max_context"]),
+        "time_budget_s": seconds(options["time_budget"]),
+        "fewest_items": options["min_quality_items"],
+        "seed": options["seed"],
+        "path": options["output"],
+    }

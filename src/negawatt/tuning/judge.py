@@ -1,0 +1,269 @@
+"""`Judge`: is a candidate's quality as good as the baseline's? Paired, cached, stopped early."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from negawatt.artifact import Artifact
+from negawatt.engine import Engine, Settings
+from negawatt.engine.backends import backend
+from negawatt.home import home, write_json
+from negawatt.profiling.quality import (
+    ITEMS_PER_CALL,
+    Quality,
+    ReferenceAnswers,
+    agreement,
+    judged,
+    reference_answers,
+    scoring_settings,
+)
+from negawatt.workload import (
+    Difference,
+    QualityItem,
+    TrafficItem,
+    Workload,
+    aggregate,
+    metric,
+    minimal_detectable_drop,
+    paired_difference,
+)
+
+LOOKS = 4
+"""How often the proof may look at its data; each look's error is a quarter of the allowed one."""
+
+Items = Sequence[QualityItem | TrafficItem]
+Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Outcome of `Judge.prove`.
+
+    Attributes:
+        proved: the drop is at most the limit, with the confidence asked for.
+        difference: at the last look.
+        reason: why not, in a sentence; empty when proved.
+    """
+
+    proved: bool
+    difference: Difference
+    reason: str = ""
+
+
+class Judge:
+    """Scores candidates and the baseline on the same items; no item is ever answered twice.
+
+    Scores are kept under ``NEGAWATT_HOME/cache`` by model, workload and everything that changes the
+    arithmetic (engine and its version, weight format, KV-cache precision), so that a killed search,
+    or the next one, does not pay for them again. Without a quality set, a score is the top-1
+    agreement with what the baseline wrote to the traffic, and the baseline's own score is 1.
+
+    Args:
+        artifact, workload: what is judged, and on what.
+        baseline: settings to compare with.
+        confidence: of the one-sided bound on the drop.
+    """
+
+    def __init__(self, artifact: Artifact, workload: Workload, baseline: Settings, confidence: float) -> None:
+        self.artifact, self.workload, self.baseline = artifact, workload, baseline
+        self.confidence = confidence
+        self.labelled = bool(workload.quality)
+        self._engines: dict[str, Engine] = {}
+        self._scores: dict[str, dict[str, tuple[float, float]]] = {}
+        self._reference: dict[tuple[str, ...], ReferenceAnswers] = {}
+
+    def close(self) -> None:
+        """End the engines that are open for scoring."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines = {}
+
+    def quality(self, settings: Settings, items: Items, tick: Tick = lambda text: None) -> Quality:
+        """Scores of the items, answering those not answered before."""
+        key = self._key(settings)
+        known = self._known(key)
+        missing = [item for item in items if item.id not in known]
+        for start in range(0, len(missing), ITEMS_PER_CALL):
+            done = len(items) - len(missing) + start
+            tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
+            fresh = self._answer(settings, missing[start : start + ITEMS_PER_CALL])
+            known |= {i: (fresh.scores[i], fresh.weights.get(i, 1.0)) for i in fresh.scores}
+            write_json(self._file(key), known)
+        name = (self.workload.metric or "mixed") if self.labelled else "top1_match"
+        return Quality(name, {i.id: known[i.id][0] for i in items}, {i.id: known[i.id][1] for i in items})
+
+    def known(self, settings: Settings, items: Items) -> Quality | None:
+        """Scores of those of the items that were answered already; None without any."""
+        known = self._known(self._key(settings))
+        answered = [item for item in items if item.id in known]
+        return self.quality(settings, answered) if answered else None
+
+    def compare(self, settings: Settings, items: Items, tick: Tick, confidence: float) -> Difference:
+        """The paired difference of a candidate to the baseline; higher is made better."""
+        theirs = self.quality(self.baseline, items, tick) if self.labelled else None
+        ours = self.quality(settings, items, tick)
+        signs = [self._sign(item) for item in items]
+        candidate = [s * ours.scores[i.id] for s, i in zip(signs, items, strict=True)]
+        if theirs is None:
+            return paired_difference([1.0] * len(items), candidate, confidence=confidence)
+        before = [s * theirs.scores[i.id] for s, i in zip(signs, items, strict=True)]
+        return paired_difference(before, candidate, confidence=confidence)
+
+    def prove(
+        self,
+        settings: Settings,
+        items: Items,
+        limit: float,
+        *,
+        fewest: int,
+        tick: Tick,
+        time_left: Callable[[], float],
+    ) -> Proof:
+        """Show that the drop is at most `limit`, looking at growing sets of items, and stop when known.
+
+        Each of at most `LOOKS` looks uses the confidence 1 − (1 − confidence)/looks (Bonferroni), so
+        that stopping at the first success keeps the error. It stops without success when the drop is
+        shown to be larger, when even all items would not prove it at the rate of change seen so far
+        (futility), or when the time is over.
+
+        Args:
+            settings: the candidate.
+            items: held out from the search, at least one.
+            limit: on the drop, in the metric's unit.
+            fewest: items to look at before success counts.
+            tick: told what goes on.
+            time_left: seconds that may still be used.
+        """
+        counts = _looks(len(items), fewest)
+        confidence = 1 - (1 - self.confidence) / len(counts)
+        for count in counts:
+            difference = self.compare(settings, items[:count], tick, confidence)
+            if difference.drop_is_proved_below(limit):
+                return Proof(True, difference)
+            if -difference.high > limit:
+                return Proof(False, difference, f"its quality drops by more than {limit:.2%}")
+            if count == counts[-1] or self._futile(difference, limit, len(items)):
+                return Proof(
+                    False,
+                    difference,
+                    f"with {len(items):,} items a drop of at most {limit:.2%} cannot be proved "
+                    f"(after {count:,} the bound was {difference.upper_one_sided:.2%})",
+                )
+            if time_left() <= 0:
+                return Proof(False, difference, f"the time was over after {count:,} items")
+        raise AssertionError("the last look always decides")
+
+    @staticmethod
+    def _futile(difference: Difference, limit: float, n: int) -> bool:
+        """Whether all items are expected to leave the bound above the limit, at the drop seen so far."""
+        spread = difference.upper_one_sided - difference.drop
+        expected = max(0.0, difference.drop) + spread * math.sqrt(difference.n / n)
+        return expected > limit and difference.n < n
+
+    def screen(
+        self, settings: Settings, items: Items, limit: float, held_out: int, tick: Tick
+    ) -> tuple[Difference, str]:
+        """A first look on the search's own items; the reason to drop the candidate, or "".
+
+        It is dropped when its drop is shown to exceed the limit, or when it changes so many answers
+        that the held-out items could not prove the limit even if it were as good as the baseline.
+        """
+        difference = self.compare(settings, items, tick, self.confidence)
+        if -difference.high > limit:
+            return difference, f"quality drops: {difference.text}"
+        # A low estimate of the share of changed answers: dropping a good candidate costs more than a look.
+        share = max(0.0, difference.changed - 1.5 * math.sqrt(difference.changed)) / difference.n
+        if share > 0 and self._is_proportion():
+            smallest = minimal_detectable_drop(held_out, share, confidence=self.confidence, power=0.5)
+            if smallest > limit:
+                return difference, (
+                    f"changes {difference.changed} of {difference.n} answers: {held_out:,} held-out items "
+                    f"could not prove a drop of at most {limit:.2%}"
+                )
+        return difference, ""
+
+    def summary(self, quality: Quality) -> dict[str, object]:
+        """A `Quality` for the record; a mixed quality set is the mean of its scores."""
+        if quality.metric != "mixed":
+            return quality.to_json()
+        found = aggregate("token_f1", list(quality.scores.values()))
+        return {
+            "metric": "mean score",
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "n": found.n,
+        }
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def _is_proportion(self) -> bool:
+        name = self.workload.metric
+        return self.labelled and name is not None and metric(name).is_proportion
+
+    def _sign(self, item: QualityItem | TrafficItem) -> float:
+        if isinstance(item, TrafficItem):
+            return 1.0
+        return 1.0 if metric(self.workload.metrics[item.kind]).higher_is_better else -1.0
+
+    def _answer(self, settings: Settings, items: Items) -> Quality:
+        if self.labelled:
+            engine = self._open(scoring_settings(settings))
+            return judged(engine, [i for i in items if not isinstance(i, TrafficItem)], self.workload.metrics)
+        ids = tuple(item.id for item in items)
+        if ids not in self._reference:
+            reference = self._open(self.baseline.replace(batch=1, speculation="none"))
+            self._reference[ids] = reference_answers(reference, items)
+        engine = self._open(settings.replace(batch=1, speculation="none"))
+        return agreement(engine, self._reference[ids])["top1_match"]
+
+    def _open(self, settings: Settings) -> Engine:
+        name = str(settings)
+        if name not in self._engines:
+            kept = {
+                str(scoring_settings(self.baseline)),
+                str(self.baseline.replace(batch=1, speculation="none")),
+            }
+            for other in [n for n in self._engines if n not in kept]:
+                self._engines.pop(other).close()  # one candidate at a time, beside the baseline
+            self._engines[name] = Engine(self.artifact, settings).open()
+        return self._engines[name]
+
+    # -- remembering -----------------------------------------------------------------------------
+
+    def _key(self, settings: Settings) -> str:
+        parts = [
+            self.workload.hash, settings.engine, settings.weight_format, settings.kv_cache,
+            str(settings.flash_attention), settings.device, _version(settings.engine),
+        ]  # fmt: skip
+        if not self.labelled:
+            parts.append(str(self.baseline))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+    def _file(self, key: str) -> Path:
+        return home() / "cache" / self.artifact.sha256[:16] / "quality" / f"{key}.json"
+
+    def _known(self, key: str) -> dict[str, tuple[float, float]]:
+        if key not in self._scores:
+            try:
+                stored = json.loads(self._file(key).read_text("utf-8"))
+                self._scores[key] = {str(i): (float(s), float(w)) for i, (s, w) in stored.items()}
+            except (OSError, ValueError, TypeError, AttributeError):
+                self._scores[key] = {}  # never judged, or the cache is damaged: answer again
+        return self._scores[key]
+
+
+def _looks(n: int, fewest: int) -> list[int]:
+    """Growing numbers of items to look at, from `fewest` (or an eighth) to all."""
+    first = max(min(fewest, n), n // 8, 1)
+    counts = sorted({min(n, round(first * (n / first) ** (k / (LOOKS - 1)))) for k in range(LOOKS)})
+    return [c for c in counts if c == n or c * 1.15 < n]
+
+
+def _version(engine: str) -> str:
+    return backend(engine).version()

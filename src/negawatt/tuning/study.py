@@ -1,0 +1,284 @@
+"""`Study`: the search. Propose, try cheaply, drop early, and keep every finished trial in the Run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from negawatt.engine import Engine, Request, Settings
+from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, require
+from negawatt.profiling.reference_load import reference_load
+from negawatt.profiling.window import Summary, groups_for, measure, warm_up
+from negawatt.run import Run
+from negawatt.tuning.judge import Judge
+from negawatt.tuning.space import Space
+from negawatt.tuning.trial import Trial
+from negawatt.tuning.verdict import Constraints
+from negawatt.workload import QualityItem, TrafficItem
+
+SCREEN_TOKENS = 16
+"""Tokens generated in the first, cheap look at a candidate."""
+SCREEN_FACTOR = 1.3
+"""A candidate whose first look costs more than this times the best one's is dropped."""
+QUALITY_WITHIN = 1.15
+"""Quality is judged only for candidates that cost at most this times the best one."""
+PATIENCE = 14
+"""The search ends after so many trials in a row without an improvement of 1 %."""
+DEATHS = 2
+"""An engine whose worker died so often is not tried again."""
+SEARCH_GROUPS = 3
+"""Groups of requests that a candidate which passes the first look is measured on."""
+
+Tick = Callable[[str], None]
+
+
+class Study:
+    """Searches a space for the fewest CPU seconds, and so joules, per token.
+
+    Args:
+        run: an open tune run; finished trials in it are taken over.
+        space: what may be tried.
+        constraints: what a candidate must keep.
+        judge: of quality.
+        baseline: settings that everything is compared with.
+        requests: traffic to search with.
+        items: quality items to search with; those for the proof are not among them.
+        held_out: how many items the proof will have.
+        seed: of the sampler.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        space: Space,
+        constraints: Constraints,
+        judge: Judge,
+        baseline: Settings,
+        requests: Sequence[Request],
+        items: Sequence[QualityItem | TrafficItem],
+        held_out: int,
+        seed: int,
+    ) -> None:
+        self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
+        self.baseline, self.requests, self.items, self.held_out = baseline, requests, items, held_out
+        self.trials: list[Trial] = []
+        self._deaths: Counter[str] = Counter()
+        self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
+        self._optuna = _quiet_optuna()
+        sampler = self._optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, n_startup_trials=6, constant_liar=False
+        )
+        self._study = self._optuna.create_study(direction="minimize", sampler=sampler)
+        self.reference_s = float(run.manifest.get("reference_load_s") or 0.0)
+        if not self.reference_s:
+            self.reference_s = median(reference_load() for _ in range(7))
+            run.update(reference_load_s=self.reference_s)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def search(self, time_left: Callable[[], float], tick: Tick) -> None:
+        """Try candidates until the time is over, the space is exhausted, or nothing improves any more."""
+        self._take_over()
+        if not any(t.settings == self.baseline for t in self.trials):
+            tick("measuring what you run today")
+            self._keep(self.try_settings(self.baseline, tick, screen=False), None)
+        for settings in self.space.starts():
+            if settings not in self._tried:
+                self._study.enqueue_trial(self.space.parameters(settings))
+        while time_left() > 0 and self._since_improvement() < PATIENCE:
+            proposed = self._propose()
+            if proposed is None:
+                return
+            optuna_trial, settings = proposed
+            tick(f"trial {len(self.trials)}: {settings}")
+            self._keep(self.try_settings(settings, tick), optuna_trial)
+
+    def _take_over(self) -> None:
+        """Trials of an earlier, interrupted session."""
+        for record in self.run.records("trial"):
+            if record.get("stage") == "search":
+                trial = Trial.from_record(record)
+                self.trials.append(trial)
+                if trial.figures.get("died"):
+                    self._deaths[trial.settings.engine] += 1
+                self._tell(trial, None)
+
+    def _propose(self) -> tuple[Any, Settings] | None:
+        """The sampler's next point that is new; at random among the untried where it repeats itself."""
+        for _ in range(20):
+            trial = self._study.ask()
+            settings = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
+            known = self._tried.get(settings)
+            if known is None and self._deaths[settings.engine] < DEATHS:
+                return trial, settings
+            if known is not None and known.cost is not None:
+                self._study.tell(trial, self._objective(known))
+            else:
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        rest = [s for s in self.space.grid() if s not in self._tried and self._deaths[s.engine] < DEATHS]
+        return (None, self._random.choice(rest)) if rest else None
+
+    @property
+    def _tried(self) -> dict[Settings, Trial]:
+        return {trial.settings: trial for trial in self.trials}
+
+    def _keep(self, trial: Trial, optuna_trial: Any) -> None:
+        self.trials.append(trial)
+        self.run.append("trial", trial.to_record("search"))
+        self._tell(trial, optuna_trial)
+
+    def _tell(self, trial: Trial, optuna_trial: Any) -> None:
+        """Let the sampler learn. A point that it did not ask for itself is added as if it had."""
+        if optuna_trial is None:
+            try:
+                parameters = self.space.parameters(trial.settings)
+            except NegawattError:
+                return  # the baseline may lie outside the space
+            if trial.cost is None:
+                return
+            self._study.enqueue_trial(parameters)
+            optuna_trial = self._study.ask()
+            self.space.pick(lambda name, choices: optuna_trial.suggest_categorical(name, list(choices)))
+        if trial.cost is None:
+            self._study.tell(optuna_trial, state=self._optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(optuna_trial, self._objective(trial))
+
+    @staticmethod
+    def _objective(trial: Trial) -> float:
+        """Logarithm of the cost; each broken constraint counts like a cost e times as high."""
+        assert trial.cost is not None
+        return math.log(trial.cost) + len(trial.violations)
+
+    @property
+    def best(self) -> Trial | None:
+        """The cheapest trial that keeps the constraints as far as they were judged."""
+        return min((t for t in self.trials if t.feasible), key=_cost, default=None)
+
+    def _since_improvement(self) -> int:
+        best, since = math.inf, 0
+        for trial in self.trials:
+            if trial.feasible and _cost(trial) < 0.99 * best:
+                best, since = _cost(trial), 0
+            else:
+                since += 1
+        return since
+
+    # -- one trial -------------------------------------------------------------------------------
+
+    def try_settings(self, settings: Settings, tick: Tick, *, screen: bool = True) -> Trial:
+        """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
+        number, started = len(self.trials), time.monotonic()
+        trial = Trial(number, settings, "failed", None)
+        try:
+            with Engine(self.judge.artifact, settings) as engine:
+                warm_up(engine, self.requests[0])
+                first = self._screen(engine)
+                best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
+                if screen and first > SCREEN_FACTOR * best:
+                    reason = (
+                        f"its first {SCREEN_TOKENS} tokens cost {first / best:.2f} times the best candidate's"
+                    )
+                    trial = replace(trial, state="pruned", cost=first, reason=reason)
+                else:
+                    trial = self._measured(trial, engine)
+                figures = {"screen_cost": first, "peak_rss_bytes": engine.last_usage.peak_rss_bytes}
+                trial = replace(trial, figures={**trial.figures, **figures})
+                spent = engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
+        except MissingDependency:
+            raise
+        except EngineError as exc:
+            died = isinstance(exc, WorkerDied)
+            self._deaths[settings.engine] += died
+            trial, spent = replace(trial, reason=str(exc), figures={"died": died}), 0.0
+        trial = self._checked(trial)
+        if trial.feasible and settings != self.baseline:
+            trial = self._judged(trial, tick)
+        lasted = {"duration_s": time.monotonic() - started, "cpu_s_spent": spent}
+        return replace(trial, figures={**trial.figures, **lasted})
+
+    def _screen(self, engine: Engine) -> float:
+        """Cost per token of one short answer for each slot, with the reference load taken out."""
+        (group,) = groups_for(self.requests, engine.settings.batch, 1, 1)
+        window = measure(engine, [replace(r, max_new_tokens=SCREEN_TOKENS) for r in group])
+        return window.cpu_s_per_token * self.reference_s / window.reference_s
+
+    def _measured(self, trial: Trial, engine: Engine) -> Trial:
+        groups = SEARCH_GROUPS if engine.settings.batch < 8 else 1
+        if engine.settings == self.baseline:
+            groups = 2
+        windows = [measure(engine, g) for g in groups_for(self.requests, engine.settings.batch, groups, 1)]
+        summary = Summary(tuple(windows))
+        reference = median(w.reference_s for w in windows)
+        figures = {
+            "energy_per_token": summary.energy_per_token.to_json(),
+            "cpu_s_per_token": summary.cpu_s_per_token,
+            "tokens_per_s": summary.tokens_per_s,
+            "ttft_ms": summary.ttft_ms,
+            "tpot_ms": summary.tpot_ms,
+            "reference_s": reference,
+            "engine": {"version": engine.version, **engine.info},
+            "warnings": summary.warnings,
+        }
+        cost = summary.cpu_s_per_token * self.reference_s / reference
+        return replace(trial, state="complete", cost=cost, figures=figures)
+
+    def _checked(self, trial: Trial) -> Trial:
+        """Latency and memory against their limits."""
+        broken = self.constraints.violations(dict(trial.figures)) if trial.state == "complete" else {}
+        if not broken:
+            return trial
+        words = "; ".join(
+            f"{name} {found:,.4g} exceeds {limit:,.4g}" for name, (found, limit) in broken.items()
+        )
+        figures = {**trial.figures, "violated": {name: list(pair) for name, pair in broken.items()}}
+        return replace(trial, violations=tuple(broken), reason=words, figures=figures)
+
+    def _judged(self, trial: Trial, tick: Tick) -> Trial:
+        """Quality on the search's own items, where the candidate could still win."""
+        limit, best = self.constraints.max_quality_drop, self.best
+        rival = (
+            best is not None
+            and best.settings != self.baseline
+            and _cost(trial) > QUALITY_WITHIN * _cost(best)
+        )
+        if not self.items or rival:
+            return trial
+        quality = self.judge.quality(trial.settings, self.items, tick)
+        allowed = math.inf if limit is None else limit
+        difference, reason = self.judge.screen(trial.settings, self.items, allowed, self.held_out, tick)
+        figures = {
+            **trial.figures,
+            "quality": self.judge.summary(quality),
+            "quality_drop": difference_json(difference),
+        }
+        violations = ("quality drop",) if reason else ()
+        return replace(trial, reason=reason, violations=violations, figures=figures)
+
+
+def difference_json(difference: Any) -> dict[str, Any]:
+    """A paired difference as the report reads it."""
+    names = ("mean", "low", "high", "drop", "upper_one_sided", "n", "changed", "confidence", "text")
+    return {name: getattr(difference, name) for name in names}
+
+
+def _cost(trial: Trial) -> float:
+    assert trial.cost is not None
+    return trial.cost
+
+
+def _quiet_optuna() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optuna = require("optuna", extra="tune")
+    optuna.logging.set_verbosity(logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna

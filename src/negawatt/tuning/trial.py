@@ -1,0 +1,64 @@
+"""`Trial`: one candidate tried, as the search remembers it and the run records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from negawatt.engine import Settings
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate.
+
+    Attributes:
+        number: from 0; the baseline is 0.
+        settings: what was tried.
+        state: ``complete`` (all requests measured), ``pruned`` (dropped early as too costly), or
+            ``failed`` (the engine refused or died).
+        cost: CPU seconds per generated token, divided by the reference load's cost at the time and
+            multiplied by its cost at the start of the run; None when failed.
+        reason: why it was pruned, failed, or breaks a constraint; empty otherwise.
+        violations: names of the constraints that it breaks.
+        figures: the rest of the record, as the report reads it.
+    """
+
+    number: int
+    settings: Settings
+    state: str
+    cost: float | None
+    reason: str = ""
+    violations: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        return self.state == "complete" and not self.violations
+
+    def to_record(self, stage: str) -> dict[str, Any]:
+        """A ``trial`` record of the run."""
+        return {
+            "number": self.number,
+            "settings": self.settings.to_json(),
+            "state": self.state,
+            "stage": stage,
+            "cost": self.cost,
+            "reason": self.reason or None,
+            "violations": list(self.violations),
+            **self.figures,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Trial:
+        own = ("record", "number", "settings", "state", "stage", "cost", "reason", "violations")
+        return cls(
+            int(record["number"]),
+            Settings.from_json(record["settings"]),
+            str(record["state"]),
+            record["cost"],
+            record["reason"] or "",
+            tuple(record["violations"]),
+            {k: v for k, v in record.items() if k not in own},
+        )

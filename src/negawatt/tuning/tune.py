@@ -1,0 +1,468 @@
+"""`tune`: from a model and a workload to a verdict: search, finalists in pairs, proof, artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from negawatt.artifact import Artifact
+from negawatt.energy import Energy
+from negawatt.engine import Engine, Settings
+from negawatt.errors import Infeasible, NegawattError, RunError, UsageError
+from negawatt.home import write_json
+from negawatt.meter import Meter, energy_of_cpu_time, fingerprint, station
+from negawatt.profiling import REFERENCE_SETTINGS, CostModel, Profile, Summary
+from negawatt.profiling.profile import Progress, baseline_ratio
+from negawatt.profiling.window import Window, groups_for, interleave, requests_of, warm_up
+from negawatt.run import Run
+from negawatt.tuning.judge import Judge, Proof
+from negawatt.tuning.space import Space
+from negawatt.tuning.study import Study, difference_json
+from negawatt.tuning.trial import Trial
+from negawatt.tuning.verdict import Constraints, Verdict, pareto, verdict
+from negawatt.workload import (
+    QualityItem,
+    Ratio,
+    TrafficItem,
+    Workload,
+    items_needed,
+    minimal_detectable_drop,
+)
+
+SEARCH_SHARE_OF_TIME = 0.45
+"""The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
+SEARCH_ITEMS = 96
+"""Quality items that the search may look at; all others are kept for the proof."""
+FINALISTS = 4
+FINAL_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a search; two questions that are equal may continue one another's run."""
+
+    artifact: str
+    workload: str
+    baseline: Settings
+    constraints: Constraints
+    space: Space
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "artifact_sha256": self.artifact,
+            "workload_hash": self.workload,
+            "baseline": self.baseline.to_json(),
+            "constraints": self.constraints.to_json(),
+            "space": self.space.to_json(),
+            "seed": self.seed,
+        }
+
+
+def tune(
+    artifact: Artifact | str,
+    workload: Workload | str = "chat-piqa",
+    *,
+    constraints: Constraints | None = None,
+    space: Space | None = None,
+    baseline: Settings = REFERENCE_SETTINGS,
+    time_budget_s: float = 360.0,
+    fewest_items: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    path: Path | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> dict[str, Any]:
+    """Find the way of running a model that spends the fewest joules per token, and prove it.
+
+    Args:
+        artifact: a model, or what `Artifact.open` takes.
+        workload: what it is asked, or what `Workload.open` takes.
+        constraints: what the answer must keep.
+        space: what may be tried; by default everything installed here, at batch 1.
+        baseline: what is run today; the reference for quality and for the saving.
+        time_budget_s: for all of it; a resumed search gets what is left.
+        fewest_items: quality items that a proof needs at least.
+        confidence: of the bound on the quality drop.
+        seed: of the search.
+        path: the run folder. An unfinished run of the same question there is continued.
+        progress: called with (seconds used, seconds in all, what is being done).
+
+    Returns:
+        The ``tune`` document of the command line, as it also stands in the run's ``result.json``.
+
+    Raises:
+        UsageError: the workload has no traffic, or too little to divide.
+        RunError: the folder holds something else, or another question's run.
+    """
+    artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
+    workload = Workload.open(workload) if isinstance(workload, str) else workload
+    constraints = constraints or Constraints()
+    space = space or Space.default()
+    if len(workload.traffic) < 4:
+        raise UsageError(f"workload {workload.name} has {len(workload.traffic)} requests; a search needs 4")
+    question = Question(artifact.sha256, workload.hash, baseline, constraints, space, seed)
+    run = _open_run(path, question, artifact, workload)
+    session = _Session(run, artifact, workload, question, time_budget_s, fewest_items, confidence, progress)
+    with run:
+        return session.go()
+
+
+def _open_run(path: Path | None, question: Question, artifact: Artifact, workload: Workload) -> Run:
+    if path is not None and (path / "run.json").exists():
+        run = Run.open(path, kind="tune")
+        if run.result is not None:
+            raise RunError(
+                f"{path} is finished; see it with: negawatt report {path}, or choose another folder"
+            )
+        if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
+            raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
+        if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
+            raise RunError(
+                f"{path} was begun on another machine, whose figures do not compare with this one's"
+            )
+        run.lock()
+        return run
+    return Run.create(
+        "tune",
+        path=path,
+        question=question.to_json(),
+        artifact={
+            "name": artifact.name, "source": artifact.source, "license": artifact.license,
+            "sha256": artifact.sha256, "notes": artifact.notes,
+        },
+        workload={
+            "name": workload.name, "hash": workload.hash, "n_traffic": len(workload.traffic),
+            "n_quality": len(workload.quality), "metric": workload.metric,
+        },
+        constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
+        baseline=question.baseline.to_json(),
+        machine=fingerprint(),
+        sensors=[status.to_json() for status in station().statuses],
+    )  # fmt: skip
+
+
+class _Session:
+    """One sitting of a search: what `tune` does, step by step."""
+
+    def __init__(
+        self,
+        run: Run,
+        artifact: Artifact,
+        workload: Workload,
+        question: Question,
+        time_budget_s: float,
+        fewest_items: int,
+        confidence: float,
+        progress: Progress,
+    ) -> None:
+        self.run, self.artifact, self.question = run, artifact, question
+        self.constraints, self.baseline = question.constraints, question.baseline
+        self.fewest_items, self.time_budget_s, self.progress = fewest_items, time_budget_s, progress
+        earlier = list(run.records("trial"))
+        self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
+        self.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in earlier)
+        self.started = time.monotonic()
+        searched, held = workload.split(0.5, question.seed)
+        self.search_requests = requests_of(artifact.tokenizer, searched.traffic, question.space.max_context)
+        self.held_requests = requests_of(artifact.tokenizer, held.traffic, question.space.max_context)
+        self.search_items, self.held_items = self._items(workload, searched, held)
+        self.judge = Judge(artifact, workload, question.baseline, confidence)
+
+    def _items(
+        self, workload: Workload, searched: Workload, held: Workload
+    ) -> tuple[Sequence[QualityItem | TrafficItem], Sequence[QualityItem | TrafficItem]]:
+        """Quality items to search with, and those kept for the proof."""
+        if not workload.quality:  # without labels: agreement with the baseline on the traffic
+            return searched.traffic[:8], held.traffic
+        n = min(SEARCH_ITEMS, len(workload.quality) // 3)
+        if n < 1:
+            raise UsageError(f"a quality set of {len(workload.quality)} items is too small; give at least 3")
+        first, rest = workload.split(n / len(workload.quality), self.question.seed)
+        return first.quality, rest.subset(len(rest.quality), self.question.seed).quality
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def used_s(self) -> float:
+        return self.earlier_s + time.monotonic() - self.started
+
+    def left_s(self, share: float = 1.0) -> float:
+        return share * self.time_budget_s - self.used_s()
+
+    def tick(self, text: str) -> None:
+        self.progress(min(self.used_s(), self.time_budget_s), self.time_budget_s, text)
+
+    # -- the steps -------------------------------------------------------------------------------
+
+    def go(self) -> dict[str, Any]:
+        with Meter() as meter:
+            study = Study(
+                self.run, self.question.space, self.constraints, self.judge, self.baseline,
+                self.search_requests, self.search_items, len(self.held_items), self.question.seed,
+            )  # fmt: skip
+            try:
+                self._foretell()
+                study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                result = self._decide(study)
+            finally:
+                self.judge.close()
+        measurement = meter.measurement
+        cpu_s = measurement.cpu_s + self.earlier_cpu_s
+        energy = measurement.energy
+        if self.earlier_cpu_s:
+            energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
+        result["search"] = self._accounts(study, energy, cpu_s, result)
+        self.run.finish(result)
+        return result
+
+    def _foretell(self) -> None:
+        """Before anything is spent: what the items at hand could prove."""
+        limit = self.constraints.max_quality_drop
+        if limit is None or not self.held_items:
+            return
+        n = len(self.held_items)
+        few, many = (
+            minimal_detectable_drop(n, share, confidence=self.judge.confidence) for share in (0.01, 0.08)
+        )
+        text = (
+            f"With {n:,} held-out items a drop of at most {few:.2%} can be proved for a candidate that changes "
+            f"1 % of the answers, {many:.2%} for one that changes 8 %; the limit is {limit:.2%}."
+        )
+        if limit > 0:
+            needed = items_needed(limit, 0.08, confidence=self.judge.confidence)
+            text += f" The latter would need {needed:,} items."
+        if not any(r["text"] == text for r in self.run.records("note")):
+            self.run.append("note", {"text": text})
+        self.tick(text)
+
+    def _decide(self, study: Study) -> dict[str, Any]:
+        """From the trials to the verdict."""
+        finalists = self._finalists(study)
+        reasons: list[str] = []
+        winner: Settings | None = None
+        proof: Proof | None = None
+        ranked = self._ranked(finalists) if len(finalists) > 1 else [t.settings for t in finalists]
+        for settings in ranked:
+            proof = self._prove(settings)
+            if proof is None or proof.proved:
+                winner = settings
+                break
+            reasons.append(f"{settings}: {proof.reason}.")
+            self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
+        if not finalists:
+            reasons.append(self._why_nothing(study))
+        quality = proof.difference if proof is not None else None
+        return self._compared(study, winner, quality, reasons)
+
+    def _finalists(self, study: Study) -> list[Trial]:
+        """The cheapest feasible trials other than the baseline that cost less than it."""
+        limit = min(
+            (t.cost or math.inf for t in study.trials if t.settings == self.baseline), default=math.inf
+        )
+        good = [
+            t for t in study.trials if t.feasible and t.settings != self.baseline and (t.cost or 0) < limit
+        ]
+        judged = [t for t in good if not self.search_items or t.figures.get("quality")]
+        return sorted(judged, key=lambda t: t.cost or math.inf)[:FINALISTS]
+
+    def _ranked(self, finalists: Sequence[Trial]) -> list[Settings]:
+        """Measure the finalists again, in turn, on requests the search never saw; cheapest first."""
+        self.tick(f"measuring {len(finalists)} finalists in turn")
+        settings = [t.settings for t in finalists]
+        windows = self._interleaved(settings, 3)
+        costs = {s: Summary(tuple(w)).cpu_s_per_token for s, w in windows.items()}
+        return sorted(costs, key=lambda s: costs[s])
+
+    def _interleaved(self, settings: Sequence[Settings], rounds: int) -> dict[Settings, list[Window]]:
+        """Windows of several settings, taken in turn; a candidate that dies now is left out."""
+        with ExitStack() as stack:
+            engines: list[Engine] = []
+            for each in settings:
+                try:
+                    engine = stack.enter_context(Engine(self.artifact, each))
+                    warm_up(engine, self.held_requests[0])
+                    engines.append(engine)
+                except NegawattError as exc:
+                    self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
+            groups = [groups_for(self.held_requests, e.settings.batch, rounds, 1) for e in engines]
+            plan = [[g[number] for g in groups] for number in range(rounds)]
+            taken = interleave(
+                engines, plan, lambda n: self.tick(f"measuring in turn: {n} of {rounds * len(engines)}")
+            )
+            self._opened = {e.settings: e for e in engines}
+            return {e.settings: w for e, w in zip(engines, taken, strict=True)}
+
+    def _prove(self, settings: Settings) -> Proof | None:
+        """Quality on the held-out items; None where there is nothing to prove."""
+        limit = self.constraints.max_quality_drop
+        if not self.held_items:
+            return None
+        if limit is None:  # no limit: say what the difference is, on as many items as a search may see
+            few = self.held_items[: max(self.fewest_items, SEARCH_ITEMS)]
+            difference = self.judge.compare(settings, few, self.tick, self.judge.confidence)
+            return Proof(True, difference)
+        return self.judge.prove(
+            settings, self.held_items, limit, fewest=self.fewest_items, tick=self.tick, time_left=self.left_s
+        )
+
+    def _compared(
+        self, study: Study, winner: Settings | None, quality: Any, reasons: list[str]
+    ) -> dict[str, Any]:
+        """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
+        chosen = [self.baseline] if winner is None else [self.baseline, winner]
+        self.tick("measuring the winner and the baseline in turn" if winner else "measuring the baseline")
+        windows = self._interleaved(chosen, FINAL_ROUNDS if winner else 2)
+        if winner is not None and set(windows) != set(chosen):
+            raise Infeasible("the baseline or the winner could not be loaded again; see the notes of the run")
+        ratio: Ratio | None = None
+        profiles = {s: self._profile(s, w, study) for s, w in windows.items()}
+        baseline, best = profiles[self.baseline], None
+        if winner is not None:
+            ratio = baseline_ratio(
+                [w.cpu_s_per_token for w in windows[self.baseline]],
+                [w.cpu_s_per_token for w in windows[winner]],
+            )
+            best = replace(profiles[winner], ratio=ratio)
+        answer = verdict(best, baseline, ratio, quality, self.constraints, reasons)
+        chosen_profile = best if answer.accepted and best is not None else baseline
+        document = self._profile_json(chosen_profile, study, quality)
+        result: dict[str, Any] = {
+            "run": str(self.run.path),
+            "baseline": self._profile_json(baseline, study, None),
+            "best": document,
+            "frontier": self._frontier(study),
+            "verdict": answer.to_json(),
+            "waterfall": _waterfall(baseline, best if answer.accepted else None),
+            "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
+        }
+        if answer.accepted and winner is not None:
+            result["artifact"] = str(self._keep_artifact(winner, answer))
+        return result
+
+    def _profile(self, settings: Settings, windows: Sequence[Window], study: Study) -> Profile:
+        summary = Summary(tuple(windows))
+        engine = self._opened[settings]
+        fitted = list(windows)[:-2] if len(windows) > 3 else list(windows)
+        held_back = [w.cost for w in windows if w not in fitted]
+        per_cpu_s = summary.energy.scaled(1 / summary.cpu_s)
+        model = CostModel.fit(
+            [s for w in fitted for s in w.steps],
+            batch=settings.batch, cpu_s=sum(w.cpu_s for w in fitted), energy_per_cpu_s=per_cpu_s,
+        ).tested_on(held_back)  # fmt: skip
+        return Profile(
+            self.artifact.name, settings, summary, engine.load_usage.cpu_s,
+            energy_of_cpu_time(engine.load_usage.cpu_s), engine.last_usage.peak_rss_bytes, None, model,
+            engine.version, engine.info,
+        )  # fmt: skip
+
+    def _profile_json(self, profile: Profile, study: Study, quality: Any) -> dict[str, Any]:
+        document = profile.to_json()
+        if quality is not None:
+            document["quality_drop"] = difference_json(quality)
+        known = self.judge.known(profile.settings, self.held_items)
+        if known is not None:
+            document["quality"] = self.judge.summary(known)
+        return document
+
+    def _frontier(self, study: Study) -> list[dict[str, Any]]:
+        """Trials with a judged quality that no other beats in both cost and quality."""
+        judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
+        best = pareto(judged, lambda t: (t.cost or math.inf, -float(t.figures["quality"]["value"])))
+        return [
+            {"artifact": self.artifact.name, "settings": t.settings.to_json(), "trial": t.number, **t.figures}
+            for t in best
+        ]
+
+    def _accounts(self, study: Study, energy: Energy, cpu_s: float, result: dict[str, Any]) -> dict[str, Any]:
+        """What the search cost, and after how many tokens that is paid back."""
+        saved = result["baseline"]["cpu_s_per_token"] - result["best"]["cpu_s_per_token"]
+        states = [t.state for t in study.trials]
+        return {
+            "trials": len(study.trials),
+            "pruned": states.count("pruned"),
+            "failed": states.count("failed"),
+            "energy": energy.to_json(),
+            "cpu_s": cpu_s,
+            "duration_s": self.used_s(),
+            "payback_tokens": math.ceil(cpu_s / saved)
+            if result["verdict"]["accepted"] and saved > 0
+            else None,
+        }
+
+    def _why_nothing(self, study: Study) -> str:
+        """Which constraint binds, and how close anything came."""
+        closest: dict[str, tuple[float, float]] = {}
+        for trial in study.trials:
+            for name, (found, limit) in (trial.figures.get("violated") or {}).items():
+                if name not in closest or found < closest[name][0]:
+                    closest[name] = (found, limit)
+        if closest:
+            told = "; ".join(
+                f"{name}: the closest of {len(study.trials)} trials reached {found:,.4g}, "
+                f"the limit is {limit:,.4g}"
+                for name, (found, limit) in closest.items()
+            )
+            return f"No candidate kept the constraints. {told}."
+        dropped = [t for t in study.trials if "quality drop" in t.violations]
+        if dropped:
+            best = min(dropped, key=lambda t: t.figures["quality_drop"]["drop"])
+            return f"No cheaper candidate kept the quality. The closest was {best.settings}: {best.reason}."
+        failed = [t for t in study.trials if t.state == "failed"]
+        if failed and len(failed) == len(study.trials) - 1:
+            return f"Every candidate failed; the first: {failed[0].settings}: {failed[0].reason}."
+        return "Nothing tried was cheaper than what you have."
+
+    # -- the winning artifact --------------------------------------------------------------------
+
+    def _keep_artifact(self, settings: Settings, answer: Verdict) -> Path:
+        """The winner's weights with their settings and lineage, ready to use."""
+        source = self._opened[settings].model_path
+        target = self.run.path / "artifact"
+        if target.exists():
+            shutil.rmtree(target)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            target.mkdir(parents=True)
+            _link_or_copy(source, target / source.name)
+        write_json(target / "settings.json", settings.to_json())
+        step = {"pass": "tune", "parameters": settings.to_json(), "verdict": answer.text}
+        if settings.engine != "openvino":  # OpenVINO's own form is no format that `Artifact` opens
+            Artifact.create(
+                target,
+                name=f"{self.artifact.name}-tuned",
+                source=self.artifact.source,
+                license=self.artifact.license,
+                lineage=(*self.artifact.lineage, step),
+                notes=self.artifact.notes,
+            )
+        return target
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A hard link costs nothing; across file systems the bytes are copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:
+    """Where the CPU seconds of a generated token went, before and after, by phase."""
+    if best is None:
+        return None
+    steps = []
+    for label, profile in (("baseline", baseline), ("best", best)):
+        generated = profile.summary.generated
+        for phase in ("prefill", "decode"):
+            spent = profile.summary.phase(phase, generated)["cpu_s_per_token"]
+            steps.append({"label": f"{label}: {phase}", "cpu_s_per_token": spent})
+    return steps
