@@ -58,9 +58,9 @@ def costs(way: tuple[dict[str, Any], float, float], rng: random.Random, items: i
     _, cpu_s, accuracy = way
     noisy = cpu_s * rng.uniform(0.985, 1.015)
     half = 1.96 * (accuracy * (1 - accuracy) / items) ** 0.5
-    seen = accuracy + rng.gauss(0, half / 4)
+    seen = accuracy + rng.gauss(0, half / 14)
     spread = 0.02 if items == FINAL_ITEMS else 0.06
-    ratio = noisy / BASE_CPU_S
+    ratio = BASE_CPU_S / noisy
     drop = 0.640 - seen
     return {
         "energy_per_token": energy(noisy),
@@ -91,6 +91,8 @@ def profile(way: tuple[dict[str, Any], float, float], rng: random.Random) -> dic
             "prefill": {"energy_per_token": energy(cpu_s / 7), "cpu_s_per_token": cpu_s / 7},
             "decode": {"energy_per_token": energy(cpu_s * 0.93), "cpu_s_per_token": cpu_s * 0.93},
         },
+        "requests": 24,
+        "tokens": {"prompt": 24 * 61, "generated": 24 * 96},
         "cost_model": {
             "coefficients": {"e0": 0.004, "e_prefill": cpu_s / 7, "e_decode": cpu_s * 0.9, "e_kv": 2.1e-6},
             "median_error": 0.041,
@@ -126,7 +128,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def tune_run(path: Path, *, finished: bool = True, accepted: bool = True, seed: int = 1, **changes: Any) -> Path:
+def tune_run(
+    path: Path, *, finished: bool = True, accepted: bool = True, seed: int = 1, **changes: Any
+) -> Path:
     """Write a made-up tune run; `changes` replace fields of the manifest."""
     rng = random.Random(seed)
     with Run.create("tune", path=path, **manifest(**changes)) as run:
@@ -166,7 +170,9 @@ def _records(run: Run, rng: random.Random, finished: bool) -> None:
             cpu_s_spent=3.1, duration_s=2.7)  # fmt: skip
     for threads in (2, 4, 8):
         found = costs((BASELINE, 0.05 * threads, 0.63), rng, SCREEN_ITEMS)
-        kept = {k: found[k] for k in ("energy_per_token", "cpu_s_per_token", "ratio_to_baseline", "tokens_per_s")}
+        kept = {
+            k: found[k] for k in ("energy_per_token", "cpu_s_per_token", "ratio_to_baseline", "tokens_per_s")
+        }
         add(settings=settings("openvino", "fp32", threads), state="pruned", stage="screen", **kept,
             reason="after 3 prompts it already cost more than today", cpu_s_spent=4.0, duration_s=3.0,
             warnings=["steal time 4 % while it ran"] if threads == 8 else [])  # fmt: skip

@@ -17,12 +17,14 @@ class Answer:
     Attributes:
         status: a word or two that tell what kind of answer this is.
         headline: one sentence, the largest of the page.
+        saving: a second one, what that saves; empty where nothing is proved.
         text: what stands behind it.
         figures: (what, figure, remark) of the most important numbers.
     """
 
     status: str
     headline: str
+    saving: str
     text: str
     figures: tuple[tuple[str, str, str], ...]
 
@@ -43,7 +45,9 @@ def spoken(settings: Mapping[str, Any]) -> str:
     if weights:
         parts[0] += f" with {'the weights as they are' if weights == 'native' else f'{weights} weights'}"
     threads = settings.get("threads")
-    parts.append("its default threads" if threads is None else f"{threads} thread{'s' if threads != 1 else ''}")
+    parts.append(
+        "its default threads" if threads is None else f"{threads} thread{'s' if threads != 1 else ''}"
+    )
     parts.append(f"batch {settings.get('batch') or 1}")
     if settings.get("flash_attention"):
         parts.append("flash attention")
@@ -57,8 +61,9 @@ def spoken(settings: Mapping[str, Any]) -> str:
 def _verdict(facts: Facts) -> Answer:
     verdict, best = facts.verdict, words.best_settings(facts)
     assert verdict is not None
-    keep = not verdict.accepted or words.same(best, facts.baseline_settings)
+    keep = not facts.recommends
     headline = "Keep what you have." if keep else f"Run {spoken(best)}."
+    saving = "" if keep or verdict.saving is None else f"{words.saved(verdict.saving)} less energy per token."
     metric = words.metric_of(facts)
     bound = verdict.drop_bound
     search = facts.search
@@ -67,12 +72,20 @@ def _verdict(facts: Facts) -> Answer:
         (
             f"Quality drop ({metric})",
             words.drop_verdict(facts),
-            "no bound was recorded" if bound is None else f"at most {words.points(bound, metric)}, at 95{words.NBSP}%",
+            "no bound was recorded"
+            if bound is None
+            else f"at most {words.points(bound, metric)}, at 95{words.NBSP}%",
         ),
-        ("The search cost", _search_cost(facts), f"{search.trials} trials in {words.duration(search.duration_s)}"),
+        (
+            "The search cost",
+            _search_cost(facts),
+            f"{search.trials} trials in {words.duration(search.duration_s)}",
+        ),
         ("Paid back after", *_payback(facts)),
     ]
-    return Answer("Proven saving" if not keep else "No change", headline, verdict.text, tuple(figures))
+    return Answer(
+        "Proven saving" if not keep else "No change", headline, saving, verdict.text, tuple(figures)
+    )
 
 
 def _against(facts: Facts) -> str:
@@ -103,19 +116,24 @@ def _unfinished(facts: Facts) -> Answer:
     cheapest = min(tried, key=lambda t: t.costs.cpu_s_per_token or float("inf"), default=None)
     figures = [
         ("Failed or dropped", f"{search.failed} failed", f"{search.pruned} dropped early"),
-        ("Spent so far", f"{words.quantity(search.cpu_s, 's')} of CPU time", words.duration(search.duration_s)),
+        (
+            "Spent so far",
+            f"{words.quantity(search.cpu_s, 's')} of CPU time",
+            words.duration(search.duration_s),
+        ),
     ]
     if cheapest is not None:
-        metric = words.metric_of(facts)
-        figures.insert(0, ("Cheapest so far", cheapest.label, words.joules(cheapest.costs.energy) + " per token"))
-        figures.insert(1, ("Its quality drop", words.drop(cheapest.drop, metric), "on few items, not yet proved"))
-    return Answer("Unfinished", headline, text_, tuple(figures))
+        per_token = f"{words.joules(cheapest.costs.energy)} per token"
+        dropped = words.drop(cheapest.drop, words.metric_of(facts))
+        figures.insert(0, ("Cheapest so far", cheapest.label, per_token))
+        figures.insert(1, ("Its quality drop", dropped, "on few items, not yet proved"))
+    return Answer("Unfinished", headline, "", text_, tuple(figures))
 
 
 def _profile(facts: Facts) -> Answer:
     best = facts.best
     if best is None:
-        return Answer("Unfinished", "Unfinished: nothing was measured to the end.", "", ())
+        return Answer("Unfinished", "Unfinished: nothing was measured to the end.", "", "", ())
     c = best.costs
     cost = c.energy if not c.energy.is_missing else None
     spent = words.joules(cost) if cost else f"{words.quantity(c.cpu_s_per_token, 's')} of CPU time"
@@ -126,4 +144,5 @@ def _profile(facts: Facts) -> Answer:
         ("First token", words.milliseconds(c.ttft_p95_ms), "95th percentile"),
         ("Speed", speed, f"peak memory {words.memory(c.memory_bytes)}"),
     ]
-    return Answer("Profile", f"{spent} per token.", f"{facts.artifact_name} on {spoken(best.settings)}.", tuple(figures))
+    text_ = f"{facts.artifact_name} on {spoken(best.settings)}."
+    return Answer("Profile", f"{spent} per token.", "", text_, tuple(figures))

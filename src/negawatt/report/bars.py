@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from negawatt.report.facts import Facts, Interval, Profile, Step
+from negawatt.report.columns import profiles, request_tokens
+from negawatt.report.facts import Facts, Interval, Step
 from negawatt.report.svg import element, join
 
 _WIDTH = 1000.0
@@ -36,25 +37,26 @@ def saving_bar(saving: Interval) -> Markup:
     parts = [_rect(0, 1, "never", height), _rect(0, spent, "spent", height)]
     if saving.low is not None and saving.high is not None:
         parts.append(_rect(1 - saving.high, 1 - saving.low, "doubt", height))
-    words = f"Of today's energy per token {100 * spent:.0f} % is still spent, {100 * saving.value:.0f} % is not."
+    words = (
+        f"Of today's energy per token {100 * spent:.0f} % is still spent, {100 * saving.value:.0f} % is not."
+    )
     return _bar(*parts, height=height, label=words, class_="bar hero")
 
 
 def phase_bars(facts: Facts) -> list[tuple[str, Markup]]:
-    """One stacked bar a profile, prefill and decode of a token on one scale; empty without phases."""
-    profiles = [("today", facts.baseline), ("recommended", facts.best)]
-    if facts.kind == "profile":
-        profiles = [("this profile", facts.best)]
-    kept = [(name, _per_token(p)) for name, p in profiles if p is not None]
-    whole = max((sum(parts) for _, parts in kept), default=0.0)
-    if whole <= 0:
+    """One stacked bar a profile, prefill and decode of a request on one scale.
+
+    Empty where the phases, or the tokens of a request, are not known.
+    """
+    request = request_tokens(facts)
+    if request is None:
         return []
-    return [(name, _stack(name, parts, whole)) for name, parts in kept if sum(parts) > 0]
-
-
-def _per_token(profile: Profile) -> list[float]:
-    found = {p.name: p.cpu_s or 0.0 for p in profile.phases}
-    return [found.get("prefill", 0.0), found.get("decode", 0.0)]
+    kept = []
+    for name, profile in profiles(facts):
+        cost = {p.name: p.cpu_s or 0.0 for p in profile.phases}
+        kept.append((name, [cost.get("prefill", 0.0) * request[0], cost.get("decode", 0.0) * request[1]]))
+    whole = max((sum(parts) for _, parts in kept), default=0.0)
+    return [(name, _stack(name, parts, whole)) for name, parts in kept] if whole > 0 else []
 
 
 def _stack(name: str, parts: Sequence[float], whole: float) -> Markup:
@@ -62,28 +64,23 @@ def _stack(name: str, parts: Sequence[float], whole: float) -> Markup:
     for class_, part in zip(("prefill", "decode"), parts, strict=True):
         shapes.append(_rect(start, start + part / whole, class_, 22))
         start += part / whole
-    label = f"{name}: prefill {parts[0]:.3g} s, decode {parts[1]:.3g} s of CPU time per token"
+    label = f"{name}: prefill {parts[0]:.3g} s, decode {parts[1]:.3g} s of CPU time a request"
     return _bar(*shapes, height=22, label=label)
 
 
-def waterfall_bars(steps: Sequence[Step]) -> list[tuple[Step, float | None, Markup]]:
-    """(step, change against the step before, bar): the first and last levels full, the changes floating."""
-    whole = max((s.cpu_s_per_token for s in steps), default=0.0)
+def waterfall_bars(steps: Sequence[Step]) -> list[Markup]:
+    """A bar a step: what is left, and floating at its end what the step saved or added."""
+    levels = [step.cpu_s_per_token for step in steps]
+    whole = max(levels, default=0.0)
     if whole <= 0:
         return []
-    rows: list[tuple[Step, float | None, Markup]] = []
-    for i, step in enumerate(steps):
-        level = step.cpu_s_per_token / whole
-        if i == 0:
-            shapes, change = [_rect(0, level, "today", 22)], None
-        else:
-            before = steps[i - 1].cpu_s_per_token
-            change = step.cpu_s_per_token - before
-            shapes = [_rect(0, min(level, before / whole), "rest", 22)]
-            shapes.append(_rect(before / whole, level, "fall" if change <= 0 else "rise", 22))
-        label = f"{step.label}: {step.cpu_s_per_token:.3g} s of CPU time per token"
-        rows.append((step, change, _bar(*shapes, height=22, label=label)))
-    return rows
+    bars = []
+    for i, level in enumerate(levels):
+        before = levels[i - 1] if i else level
+        shapes = [_rect(0, min(level, before) / whole, "rest" if i else "today", 22)]
+        shapes.append(_rect(level / whole, before / whole, "fall" if level <= before else "rise", 22))
+        bars.append(_bar(*shapes, height=22, label=f"{steps[i].label}: {level:.3g} s of CPU time per token"))
+    return bars
 
 
 def drift_line(reference: Sequence[tuple[float, float]]) -> Markup:
@@ -98,10 +95,13 @@ def drift_line(reference: Sequence[tuple[float, float]]) -> Markup:
     def y(cpu_s: float) -> float:
         return height - (cpu_s / middle - low) / (high - low) * height
 
-    path = "".join(f"{'L' if i else 'M'}{t / end * _WIDTH:.1f} {y(c):.1f}" for i, (t, c) in enumerate(reference))
+    path = "".join(
+        f"{'L' if i else 'M'}{t / end * _WIDTH:.1f} {y(c):.1f}" for i, (t, c) in enumerate(reference)
+    )
     shapes = (
         element("path", d=f"M0 {y(middle):.1f}H{_WIDTH:.0f}", class_="median"),
         element("path", d=path, class_="drift"),
     )
-    label = f"The reference load took {100 * values[0] / middle:.0f} to {100 * values[-1] / middle:.0f} % of its median"
+    low_end, high_end = 100 * values[0] / middle, 100 * values[-1] / middle
+    label = f"The reference load took {low_end:.0f} to {high_end:.0f} % of its median"
     return _bar(join(shapes), height=height, label=label, class_="bar spark")

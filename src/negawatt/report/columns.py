@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from negawatt.report import words
-from negawatt.report.facts import Facts, Profile, Trial, mapping, sequence, text, texts
+from negawatt.report.facts import Facts, Phase, Profile, Trial, mapping, same, sequence, text, texts
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,28 @@ def _short(value: str) -> str:
 COLUMNS = (
     Column("Trial", lambda t, m: str(t.number), lambda t: float(t.number)),
     Column("Settings", lambda t, m: t.label, wide=True),
-    Column("Outcome", lambda t, m: f"{t.state}, {t.stage}"),
-    Column("Energy / token", lambda t, m: _short(words.joules(t.costs.energy)), lambda t: t.costs.energy.value_j),
+    Column("Outcome", lambda t, m: _outcome(t), wide=True),
+    Column(
+        "Energy / token", lambda t, m: _short(words.joules(t.costs.energy)), lambda t: t.costs.energy.value_j
+    ),
     Column(
         "CPU / token",
         lambda t, m: _short(words.quantity(t.costs.cpu_s_per_token, "s")),
         lambda t: t.costs.cpu_s_per_token,
     ),
     Column(
-        "Against today", lambda t, m: _short(words.times(t.ratio)), lambda t: t.ratio.value if t.ratio else None
+        "Against today",
+        lambda t, m: _short(words.times(t.ratio)),
+        lambda t: t.ratio.value if t.ratio else None,
     ),
     Column(
         "Quality",
         lambda t, m: _short(words.quality(t.costs.quality)),
         lambda t: t.costs.quality.score.value if t.costs.quality else None,
     ),
-    Column("Quality drop", lambda t, m: _short(words.drop(t.drop, m)), lambda t: t.drop.mean if t.drop else None),
+    Column(
+        "Quality drop", lambda t, m: _short(words.drop(t.drop, m)), lambda t: t.drop.mean if t.drop else None
+    ),
     Column(
         "First token p50 / p95",
         lambda t, m: _pair(t.costs.ttft_p50_ms, t.costs.ttft_p95_ms),
@@ -60,10 +66,17 @@ COLUMNS = (
         lambda t, m: "–" if t.costs.tokens_per_s is None else words.figure(t.costs.tokens_per_s),
         lambda t: t.costs.tokens_per_s,
     ),
-    Column("Peak memory", lambda t, m: _short(words.memory(t.costs.memory_bytes)), lambda t: t.costs.memory_bytes),
+    Column(
+        "Peak memory", lambda t, m: _short(words.memory(t.costs.memory_bytes)), lambda t: t.costs.memory_bytes
+    ),
     Column("Spent on it", lambda t, m: _short(words.quantity(t.cpu_s_spent, "s")), lambda t: t.cpu_s_spent),
-    Column("Reason and warnings", lambda t, m: "; ".join(filter(None, (t.reason, *t.costs.warnings))), wide=True),
 )
+
+
+def _outcome(trial: Trial) -> str:
+    """State and stage, with the reason of a failure and the warnings of a measurement."""
+    details = "; ".join(filter(None, (trial.reason, *trial.costs.warnings)))
+    return f"{trial.state}, {trial.stage}" + (f": {details}" if details else "")
 
 
 def _pair(median: float | None, high: float | None) -> str:
@@ -97,19 +110,66 @@ def profile_rows(profile: Profile) -> list[tuple[str, str]]:
     return rows
 
 
+def profiles(facts: Facts) -> list[tuple[str, Profile]]:
+    """What was measured in full, with what to call it."""
+    best = "This profile" if facts.kind == "profile" else "Recommended" if facts.recommends else "Best found"
+    pair = [("What you run today", facts.baseline), (best, facts.best)]
+    if facts.best and facts.baseline and same(facts.best.settings, facts.baseline.settings):
+        pair = pair[:1]
+    return [(name, profile) for name, profile in pair if profile is not None]
+
+
+def request_tokens(facts: Facts) -> tuple[float, float] | None:
+    """Mean prompt and new tokens of a request; None when no profile counted them."""
+    return next((p.request_tokens for _, p in profiles(facts) if p.request_tokens), None)
+
+
 def phase_rows(facts: Facts) -> list[tuple[str, list[str]]]:
-    """(phase, energy and CPU time for each profile): load once, prefill and decode per token."""
-    profiles = [p for p in (facts.baseline, facts.best) if p is not None]
-    names = {"load": "load, once", "prefill": "prefill, per prompt token", "decode": "decode, per new token"}
+    """(phase, energy and CPU time for each profile): load once, prefill and decode.
+
+    Of one request where the tokens of a request are known, else of one token.
+    """
+    request = request_tokens(facts)
+    n_in, n_out = request or (1.0, 1.0)
+    titles = {
+        "load": ("load the model, once", 1.0),
+        "prefill": (
+            f"prefill, {words.figure(n_in)} tokens" if request else "prefill, per prompt token",
+            n_in,
+        ),
+        "decode": (f"decode, {words.figure(n_out)} tokens" if request else "decode, per new token", n_out),
+    }
     rows = []
-    for name, title in names.items():
-        found = [next((ph for ph in p.phases if ph.name == name), None) for p in profiles]
+    for name, (title, count) in titles.items():
+        found = [next((p for p in profile.phases if p.name == name), None) for _, profile in profiles(facts)]
         if any(found):
-            cells = [
-                words.NOT_MEASURED if ph is None else f"{_short(words.joules(ph.energy))}, {words.quantity(ph.cpu_s, 's')} CPU"
-                for ph in found
-            ]
-            rows.append((title, cells))
+            rows.append((title, [_phase(phase, count) for phase in found]))
+    return rows
+
+
+def _phase(phase: Phase | None, count: float) -> str:
+    if phase is None:
+        return words.NOT_MEASURED
+    cpu = None if phase.cpu_s is None else phase.cpu_s * count
+    joules = phase.energy if phase.energy.is_missing else phase.energy.scaled(count)
+    return f"{_short(words.joules(joules))}, {words.quantity(cpu, 's')} CPU"
+
+
+def step_rows(facts: Facts) -> list[tuple[str, str, str]]:
+    """(step, CPU time per token after it, change), all in one unit."""
+    levels = [step.cpu_s_per_token for step in facts.waterfall]
+    factor, letter = words.prefix(max(levels, default=1.0))
+
+    def show(value: float) -> str:
+        return f"{value / factor:.1f}{words.NBSP}{letter}s"
+
+    rows = []
+    for i, step in enumerate(facts.waterfall):
+        change = step.cpu_s_per_token - levels[i - 1] if i else None
+        sign = words.MINUS if change is not None and change < 0 else "+"
+        rows.append(
+            (step.label, show(step.cpu_s_per_token), "" if change is None else sign + show(abs(change)))
+        )
     return rows
 
 

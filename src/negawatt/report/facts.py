@@ -106,7 +106,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration that was tried. `state` is complete, pruned, failed, or unknown."""
+    """One configuration that was tried.
+
+    `state` is complete, pruned, failed, or unknown; `ratio` is how many times fewer CPU seconds per
+    token it needs than the baseline did beside it.
+    """
 
     number: int
     settings: Mapping[str, Any]
@@ -153,13 +157,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Profile:
-    """One configuration, measured in full."""
+    """One configuration, measured in full. `request_tokens`: mean prompt and new tokens a request."""
 
     artifact: str
     settings: Mapping[str, Any]
     costs: Costs
     phases: tuple[Phase, ...]
     spread: tuple[float, float] | None
+    request_tokens: tuple[float, float] | None
     cost_model: Mapping[str, Any]
 
     @classmethod
@@ -173,6 +178,8 @@ class Profile:
             joules, cpu_s = energy(phase.get(f"energy{suffix}")), number(phase, f"cpu_s{suffix}")
             if cpu_s is not None or not joules.is_missing:
                 phases.append(Phase(name, joules, cpu_s))
+        requests = number(content, "requests")
+        prompt, generated = number(content, "tokens", "prompt"), number(content, "tokens", "generated")
         spread = [v for v in sequence(content.get("cpu_s_per_token_spread")) if _is_number(v)]
         return cls(
             artifact=named(content.get("artifact")),
@@ -180,6 +187,9 @@ class Profile:
             costs=Costs.read(content),
             phases=tuple(phases),
             spread=(min(spread), max(spread)) if spread else None,
+            request_tokens=(prompt / requests, generated / requests)
+            if requests and prompt is not None and generated is not None
+            else None,
             cost_model=mapping(content.get("cost_model")),
         )
 
@@ -285,7 +295,7 @@ class Facts:
         raw = tuple(r for r in records if r.get("record") == "trial")
         trials = tuple(Trial.read(record, i) for i, record in enumerate(raw))
         kind = str(run.manifest["kind"])
-        torn = f"{lost} damaged line{'s' if lost > 1 else ''} in records.jsonl could not be read and are left out"
+        torn = f"damaged lines of records.jsonl, left out: {lost}"
         return cls(
             path=run.path,
             kind=kind,
@@ -318,6 +328,17 @@ class Facts:
         return self.baseline.settings if self.baseline else mapping(self.manifest.get("baseline"))
 
     @property
+    def recommends(self) -> bool:
+        """Whether the verdict is to run something other than today's settings."""
+        best = self.best.settings if self.best else {}
+        return bool(self.verdict and self.verdict.accepted) and not same(best, self.baseline_settings)
+
+    def final_trial(self, settings: Mapping[str, Any]) -> Trial | None:
+        """The last trial of these settings that was measured in the final, else in the search."""
+        found = [t for t in self.trials if same(t.settings, settings) and t.state == "complete"]
+        return max(found, key=lambda t: (t.stage == "final", t.number), default=None)
+
+    @property
     def provenance(self) -> Provenance:
         """The worst provenance among the energies per token that were obtained."""
         profiles = [p.costs.energy for p in (self.baseline, self.best) if p is not None]
@@ -329,14 +350,27 @@ def label(settings: Mapping[str, Any]) -> str:
     """Short form of settings for tables: engine, weights, threads, batch, and what is not default."""
     if not settings:
         return "settings not recorded"
-    parts = [text(settings.get("engine")) or "engine unknown", text(settings.get("weight_format")) or "native"]
-    parts.append(f"{settings.get('threads') or 'default'} threads")
+    threads = settings.get("threads")
+    parts = [
+        text(settings.get("engine")) or "engine unknown",
+        text(settings.get("weight_format")) or "native",
+    ]
+    parts.append("default threads" if threads is None else f"{threads} thread{'' if threads == 1 else 's'}")
     parts.append(f"batch {settings.get('batch') or 1}")
     for name in sorted(set(settings) - {"engine", "weight_format", "threads", "batch"}):
         value = settings[name]
-        if value is not None and value != _DEFAULTS.get(name):
-            parts.append(value if name == "speculation" else f"{name.replace('_', ' ')} {value}".lower())
-    return " · ".join(str(part) for part in parts)
+        if value is None or value == _DEFAULTS.get(name):
+            continue
+        spoken = name.replace("_", " ")
+        parts.append(f"{value} {spoken}" if isinstance(value, str) else f"{spoken} {value}")
+        if isinstance(value, bool):
+            parts[-1] = spoken if value else f"no {spoken}"
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+
+
+def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether two settings describe the same way of running (and say anything at all)."""
+    return bool(left) and left == right
 
 
 def is_share(metric: str) -> bool:

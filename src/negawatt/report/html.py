@@ -13,8 +13,9 @@ from negawatt import __version__
 from negawatt.energy import Provenance
 from negawatt.report import bars, columns, words
 from negawatt.report.answer import answer
-from negawatt.report.facts import Facts, Step, Trial, text
-from negawatt.report.pareto import in_joules, pareto, points
+from negawatt.report.facts import Facts, Trial, same, text
+from negawatt.report.pareto import pareto
+from negawatt.report.points import against_today, in_joules, points
 from negawatt.report.svg import element
 
 _LEGEND = {
@@ -34,14 +35,13 @@ def page(facts: Facts) -> str:
     style by hash, so that nothing a model or workload is called can run or load anything.
     """
     style, script = _source("page.css"), _source("page.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(_source("page.html.jinja"))
     wide, narrow = pareto(facts, 900, 500), pareto(facts, 370, 430)
-    saving = facts.verdict.saving if facts.verdict and facts.verdict.accepted else None
-    pair = (("What you run today", facts.baseline), ("Recommended", facts.best))
-    if facts.kind == "profile" or (facts.verdict and not facts.verdict.accepted):
-        pair = (("What you run today", facts.baseline), ("This profile" if facts.kind == "profile" else "Best found", facts.best))
-    profiles = [(name, profile) for name, profile in pair if profile]
+    saving = facts.verdict.saving if facts.verdict and facts.recommends else None
+    profiles = columns.profiles(facts)
     return template.render(
         facts=facts,
         answer=answer(facts),
@@ -60,9 +60,8 @@ def page(facts: Facts) -> str:
         phases=columns.phase_rows(facts),
         phase_bars=bars.phase_bars(facts),
         profile_names=[name for name, _ in profiles],
-        waterfall=bars.waterfall_bars(facts.waterfall),
-        step_level=_step_level,
-        step_change=step_change,
+        per_request=columns.request_tokens(facts) is not None,
+        waterfall=list(zip(columns.step_rows(facts), bars.waterfall_bars(facts.waterfall), strict=False)),
         profiles=profiles,
         profile_rows=columns.profile_rows,
         columns=columns.COLUMNS,
@@ -85,39 +84,29 @@ def standalone(facts: Facts) -> str:
 
 
 def caption(facts: Facts) -> str:
-    """What the plot's bars and axis mean, and what is left out."""
+    """How to read the plot: what its bars and axes mean."""
     parts = ["Left is cheaper, up is better; the line joins what nothing else beats in both."]
-    if in_joules(facts):
-        if facts.provenance is Provenance.ESTIMATED:
-            parts.append(
-                "Bars show what the comparison with today leaves open (95 %). Energy is estimated: the band of the"
-                " power models would move all points together, not against each other."
-            )
-        else:
-            parts.append("Bars are 95 % intervals.")
+    if against_today(facts):
+        parts.append("Quality is compared with today’s item by item; bars show what that leaves open (95 %).")
     else:
+        parts.append("Bars are 95 % intervals.")
+    if not in_joules(facts):
         profile = facts.best or facts.baseline
         energies = [profile.costs.energy] if profile else [t.costs.energy for t in facts.trials]
         reason = next((e.reason for e in energies if e.reason), "no reason given")
-        parts.append(f"Energy: not measured: {reason}. The plot counts CPU time instead.")
+        parts.append(f"Energy is not measured ({reason}), so the plot counts CPU time.")
+    elif facts.provenance is Provenance.ESTIMATED:
+        parts.append(
+            "Joules are estimated; another power model would move all points left or right together,"
+            " not against each other."
+        )
     return " ".join(parts)
-
-
-def step_change(change: float | None) -> str:
-    """A step of the waterfall with its sign."""
-    if change is None:
-        return ""
-    return f"{words.MINUS if change < 0 else '+'}{words.quantity(abs(change), 's')}"
-
-
-def _step_level(step: Step) -> str:
-    return words.quantity(step.cpu_s_per_token, "s")
 
 
 def _row_class(trial: Trial, facts: Facts) -> str:
     if trial.state == "failed":
         return "failed"
-    return "best" if trial.stage == "final" and words.same(trial.settings, words.best_settings(facts)) else ""
+    return "best" if trial.stage == "final" and same(trial.settings, words.best_settings(facts)) else ""
 
 
 def _legend(facts: Facts) -> list[tuple[str, str]]:

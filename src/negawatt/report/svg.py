@@ -12,19 +12,19 @@ from markupsafe import Markup, escape
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """An element; children and attribute values are escaped unless they are `Markup` already.
 
-    ``class_`` gives ``class`` and ``stroke_width`` gives ``stroke-width``; an attribute that is None is left out;
-    floats keep one decimal, which is finer than a pixel.
+    ``class_`` gives ``class`` and ``stroke_width`` gives ``stroke-width``; an attribute that is None is
+    left out; floats keep one decimal, which is finer than a pixel. Names are our own, values may be anybody's.
     """
-    parts = [Markup("<"), Markup(name)]
+    parts = [Markup("<{}").format(name)]
     for key, value in attributes.items():
         if value is None:
             continue
         shown = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
-        parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), shown))
+        parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), shown))
     if not children:
         return Markup("").join([*parts, Markup("/>")])
     body = Markup("").join(escape(child) for child in children)
-    return Markup("").join([*parts, Markup(">"), body, Markup("</"), Markup(name), Markup(">")])
+    return Markup("").join([*parts, Markup(">"), body, Markup("</{}>").format(name)])
 
 
 def join(parts: Iterable[Markup]) -> Markup:
@@ -101,10 +101,11 @@ class Box:
 def place(width: float, height: float, at: tuple[float, float], taken: Sequence[Box], inside: Box) -> Box:
     """Where a label of this size goes near a point: the place that covers the least."""
     x, y = at
-    gap = 13.0
+    ways = [(1, 0), (-1, 0), (0, -1), (0, 1), (0.9, -0.9), (-0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
     candidates = [
         Box(x + dx * (gap + width / 2) - width / 2, y + dy * (gap + height / 2) - height / 2, width, height)
-        for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.9), (-0.8, -0.9), (0.8, 0.9), (-0.8, 0.9))
+        for gap in (13.0, 24.0, 40.0)
+        for dx, dy in ways
     ]
 
     def cost(box: Box) -> float:

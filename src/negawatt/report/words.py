@@ -110,7 +110,6 @@ def score(value: float, found: Quality) -> str:
 def points(value: float, metric: str) -> str:
     """A quality difference: percentage points for shares, plain otherwise."""
     if is_share(metric):
-        # a bound is rounded away from zero, so that it is never printed tighter than it is
         return f"{100 * value:.2f}{NBSP}points".replace("-", MINUS)
     return figure(value).replace("-", MINUS)
 
@@ -133,12 +132,11 @@ def drop_verdict(facts: Facts) -> str:
     verdict = facts.verdict
     if verdict is None or verdict.drop is None:
         return NOT_MEASURED
-    metric = metric_of(facts)
-    final = next((t for t in reversed(facts.trials) if t.drop and same(t.settings, best_settings(facts))), None)
+    final = facts.final_trial(best_settings(facts))
     low = final.drop.low if final and final.drop else None
-    if verdict.drop <= 0 or (low is not None and low <= 0 <= (verdict.drop_bound or 0)):
+    if verdict.drop <= 0 or (low is not None and low <= 0):
         return "no difference shown"
-    return f"{points(verdict.drop, metric)} worse"
+    return f"{points(verdict.drop, metric_of(facts))} worse"
 
 
 def metric_of(facts: Facts) -> str:
@@ -153,11 +151,6 @@ def metric_of(facts: Facts) -> str:
 
 def best_settings(facts: Facts) -> Mapping[str, object]:
     return facts.best.settings if facts.best else {}
-
-
-def same(left: Mapping[str, object], right: Mapping[str, object]) -> bool:
-    """Whether two settings describe the same way of running (and say anything at all)."""
-    return bool(left) and left == right
 
 
 def duration(seconds: float | None) -> str:
