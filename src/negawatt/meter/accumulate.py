@@ -25,6 +25,7 @@ class Total:
         moved_at_s: when the counter was last seen to advance.
         gaps: steps that had to be filled in (a reset, an ambiguous wrap).
         counter: the raw counter at `at_s`.
+        gap: what the last of them was.
         failure: why readings after `at_s` failed; empty when the last one succeeded.
     """
 
@@ -35,6 +36,7 @@ class Total:
     moved_at_s: float
     gaps: int
     counter: Counter
+    gap: str = ""
     failure: str = ""
 
 
@@ -94,8 +96,9 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
     low, high = counter.band
     # A stretch long enough to wrap twice unseen: the most that may have been missed is in `high`.
     wraps = 0.0
+    elapsed_s = at_s - total.at_s
     if counter.range_j is not None:
-        spare_j = counter.limit_w * (at_s - total.at_s) - step_j
+        spare_j = counter.limit_w * elapsed_s - step_j
         wraps = max(0, spare_j // counter.range_j) * counter.range_j
     return Total(
         at_s,
@@ -105,6 +108,7 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
         at_s if step_j > 0 else total.moved_at_s,
         total.gaps + (wraps > 0),
         counter,
+        f"the counter was not read for {elapsed_s:.0f} s and may have wrapped unseen" if wraps else total.gap,
     )
 
 
@@ -125,6 +129,7 @@ def _after_reset(
         at_s,
         total.gaps + 1,
         counter,
+        "the counter was reset in between",
     )
 
 
@@ -157,7 +162,7 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
     provenance = counter.provenance
     reason = ""
     if after.gaps > before.gaps:
-        provenance, reason = max(provenance, Provenance.DERIVED), "the counter was reset in between"
+        provenance, reason = max(provenance, Provenance.DERIVED), after.gap
     elif after.failure:
         provenance, reason = max(provenance, Provenance.DERIVED), after.failure
     return Energy(value_j, max(0.0, min(low_j, value_j)), max(high_j, value_j), provenance, reason)

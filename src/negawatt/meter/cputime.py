@@ -89,6 +89,14 @@ class CpuPower:
     def reason(self) -> str:
         return f"CPU time × {', '.join(self.models)} ({self.basis})"
 
+    @property
+    def summary(self) -> str:
+        """One sentence for people."""
+        return (
+            f"estimates {self.value_w:.1f} W a busy core ({self.low_w:.1f}–{self.high_w:.1f}) "
+            f"over {len(self.models)} models; {self.basis}"
+        )
+
     def energy(self, cpu_s: float) -> Energy:
         """Joules charged for `cpu_s` seconds of CPU time, their idle share included."""
         return Energy.estimated(self.value_w * cpu_s, self.low_w * cpu_s, self.high_w * cpu_s, self.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.energy import Energy
@@ -78,7 +78,11 @@ class Measurement:
     steal_s: float
     boundary: Boundary = "chip"
     warnings: tuple[str, ...] = ()
-    stages: tuple[Stage, ...] = field(default=())
+    stages: tuple[Stage, ...] = ()
+
+    def with_warning(self, sentence: str) -> Measurement:
+        """A copy with one more warning."""
+        return replace(self, warnings=(*self.warnings, sentence))
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``negawatt measure``, without its exit code."""

@@ -16,14 +16,22 @@ from negawatt.meter.sensor import Boundary
 from negawatt.meter.station import Snapshot, Station, station
 
 
-class _Tree(Protocol):
-    def cpu_s(self) -> float: ...
+class Tree(Protocol):
+    """Processes that are measured together."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds they have used so far; never decreases."""
 
 
-class _Window:
-    """One start and one stop, on one process tree; what `Meter` and `ProcessMeter` share."""
+class Window:
+    """One start and one stop, on one process tree: the part that all meters share.
 
-    def __init__(self, tree: _Tree, where: Station | None) -> None:
+    Args:
+        tree: tells the CPU seconds used so far by what is measured.
+        where: the sensors; by default all that can be trusted here.
+    """
+
+    def __init__(self, tree: Tree, where: Station | None) -> None:
         self._tree = tree
         self._station = where
         self._start: tuple[Snapshot, float] | None = None
@@ -102,7 +110,7 @@ class Meter:
     """
 
     def __init__(self, station: Station | None = None) -> None:
-        self._window = _Window(OwnTree(), station)
+        self._window = Window(OwnTree(), station)
         self._measurement: Measurement | None = None
 
     def __enter__(self) -> Meter:
@@ -144,7 +152,7 @@ class ProcessMeter:
         except ProcessLookupError as exc:
             raise UsageError(f"there is no process {pid} to measure") from exc
         self.pid = pid
-        self._window = _Window(tree, station)
+        self._window = Window(tree, station)
 
     def start(self) -> None:
         """Begin a window.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -113,6 +113,18 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def running(pids: Iterable[int]) -> list[int]:
+    """Those that run now; one that has ended and waits to be waited for does not."""
+    found = []
+    for pid in pids:
+        try:
+            if not _stat(pid).zombie:
+                found.append(pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
 def _descendants_by_parent(pid: int) -> list[int]:
     """The same from every process's parent, for kernels without the children files."""
     by_parent: dict[int, list[int]] = {}
@@ -159,11 +171,6 @@ class ProcessTree:
         self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
         return self._total_s
 
-    @property
-    def alive(self) -> list[int]:
-        """Process ids that were running at the last look."""
-        return [pid for pid, _ in self._seen]
-
     def _look(self) -> dict[_Identity, _Times]:
         """Own and waited CPU seconds of every live process of the tree."""
         now: dict[_Identity, _Times] = {}
@@ -197,15 +204,38 @@ class OwnTree:
 
     def cpu_s(self) -> float:
         """CPU seconds so far."""
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total_s = time.process_time() + ended.ru_utime + ended.ru_stime
-        if _has_children():
-            for pid in descendants(os.getpid()):
-                try:
-                    total_s += own_cpu_s(pid) + _stat(pid).waited_s
-                except ProcessLookupError:
-                    continue
-        return total_s
+        return time.process_time() + _children_s()
+
+
+class Children:
+    """CPU time of this process's children alone, those included that nobody waits for if seen."""
+
+    def __init__(self) -> None:
+        self._tree = ProcessTree(os.getpid())
+
+    def look(self) -> None:
+        """Note which processes run now and what they have used."""
+        self._tree.cpu_s()
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far."""
+        exact_s = _children_s()
+        # The tree knows of processes that vanished unwaited, but of those waited for only whole ticks.
+        seen_s = self._tree.cpu_s() - time.process_time() - 2 * _TICK_S
+        return max(exact_s, seen_s)
+
+
+def _children_s() -> float:
+    """CPU seconds of children that ended and were waited for, and of all that still run."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total_s = ended.ru_utime + ended.ru_stime
+    if _has_children():
+        for pid in descendants(os.getpid()):
+            try:
+                total_s += own_cpu_s(pid) + _stat(pid).waited_s
+            except ProcessLookupError:
+                continue
+    return total_s
 
 
 def _has_children() -> bool:

@@ -66,6 +66,8 @@ class Station:
                 self._accumulators.append(Accumulator(sensor))
             else:
                 sensor.close()
+        for accumulator in self._accumulators:
+            accumulator.update()  # so that one which fails from now on is known by its components
         self._watched = False
 
     def snapshot(self) -> Snapshot:

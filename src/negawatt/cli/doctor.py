@@ -1,0 +1,88 @@
+"""``negawatt doctor``: what can be measured and run here, why not, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from negawatt.cli.common import emit, examples, json_option
+
+_STYLES = {"ok": "green", "dead": "red", "denied": "yellow", "absent": "dim"}
+
+
+@click.command(
+    epilog=examples("negawatt doctor", "negawatt doctor --json | jq '.sensors[] | .name, .status'")
+)
+@json_option
+def command(as_json: bool) -> None:
+    """Tell what can be measured and run here, and what to do about the rest."""
+    document = diagnose()
+    if as_json:
+        emit(document)
+        return
+    _print(document)
+
+
+def diagnose() -> dict[str, Any]:
+    """The document of ``negawatt doctor --json``: machine, sensors, engines."""
+    from negawatt.meter import fingerprint
+    from negawatt.meter.cputime import this_cpu_power
+    from negawatt.meter.station import Station
+
+    here = Station()
+    model = {
+        "name": "cpu-time model",
+        "status": "ok",
+        "reason": this_cpu_power().summary,
+        "remedy": "",
+        "components": ["cpu"],
+    }
+    return {
+        "machine": fingerprint(),
+        "sensors": [*(status.to_json() for status in here.statuses), model],
+        "engines": _engines(),
+    }
+
+
+def _engines() -> list[dict[str, Any]]:
+    import negawatt.engine
+
+    return list(negawatt.engine.engines())
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    machine = document["machine"]
+    kind = {"vm": "virtual machine", "container": "container", None: "bare metal"}[machine["virtualised"]]
+    console.print(
+        f"[bold]Machine[/bold]  {machine['cpu']}, {machine['cores']:g} cores, "
+        f"{machine['memory_bytes'] / 2**30:.1f} GiB, {kind}, {machine['os']} {machine['kernel']}"
+    )
+    _table(console, "Sensors", document["sensors"])
+    _table(console, "Engines", document["engines"])
+    trusted = [s["name"] for s in document["sensors"][:-1] if s["status"] == "ok"]
+    if trusted:
+        console.print(f"Energy is measured here by {', '.join(trusted)}.")
+    else:
+        console.print("No counter here can be trusted: energy is estimated from CPU time, with a wide band.")
+
+
+def _table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "status", "what was seen", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        style = _STYLES.get(row["status"], "")
+        seen = " ".join(filter(None, (str(row.get("version") or ""), str(row.get("reason") or ""))))
+        status = f"[{style}]{row['status']}[/]" if style else str(row["status"])
+        table.add_row(escape(row["name"]), status, escape(seen), escape(row["remedy"] or ""))
+    console.print()
+    console.print(table)
+    console.print()

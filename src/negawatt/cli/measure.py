@@ -1,0 +1,61 @@
+"""``negawatt measure``: what any command spends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from negawatt.cli.common import emit, examples, json_option
+from negawatt.energy import Provenance
+
+if TYPE_CHECKING:
+    from negawatt.meter import Measurement
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},  # from the first word on, all belongs to COMMAND
+    epilog=examples(
+        "negawatt measure -- python train.py --epochs 3",
+        "negawatt measure --output spent.json -- make -j4",
+        "negawatt measure --json -- ./job 2>/dev/null | jq .energy.value_j",
+    ),
+)
+@json_option
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the JSON document to this file.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(command: tuple[str, ...], as_json: bool, output: Path | None) -> int:
+    """Run COMMAND and tell what it and its children spent.
+
+    Its input, output and exit code pass through (128 + N when signal N ends it); the summary goes
+    to standard error. With --json the document is all there is on standard output: COMMAND's own
+    output then goes to standard error. Use --output to keep it where it is.
+    """
+    from negawatt.home import write_json
+    from negawatt.meter.command import measure_command
+
+    code, measurement = measure_command(command, output_to_stderr=as_json)
+    document = {**measurement.to_json(), "exit_code": code, "command": list(command)}
+    if output is not None:
+        write_json(output, document)
+    if as_json:
+        emit(document)
+    else:
+        _summarise(measurement)
+    return code
+
+
+def _summarise(measurement: Measurement) -> None:
+    seconds = f"{measurement.duration_s:.2f} s, {measurement.cpu_s:.2f} CPU-seconds"
+    lines = [f"{measurement.energy} in {seconds}"]
+    if measurement.energy.provenance is Provenance.ESTIMATED:
+        lines.append("estimated from CPU time: no counter here can be trusted (negawatt doctor tells why)")
+    elif len(measurement.components) > 1:
+        lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
+    lines += measurement.warnings
+    click.echo("negawatt: " + "\n  ".join(lines), err=True)

@@ -1,0 +1,71 @@
+"""A double of the ``pynvml`` module: the calls that `negawatt.meter.nvml` makes, and no GPU behind it.
+
+It keeps to what NVML documents: integers of millijoules and milliwatts, a counter that is only
+refreshed now and then, errors as exceptions that carry a code, calls before ``nvmlInit`` refused.
+It says nothing about how real hardware behaves beyond that.
+"""
+
+from __future__ import annotations
+
+
+class NVMLError(Exception):
+    """As pynvml's: ``value`` holds the code."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(f"NVML error {value}")
+        self.value = value
+
+
+class NvmlDouble:
+    """Stands in for the module. Drive it with `spend`, `power_w` and `fault`.
+
+    Attributes:
+        energy_j: joules each GPU has used since its driver was loaded.
+        fault: an error code that every following call raises, or None.
+    """
+
+    NVMLError = NVMLError
+    NVML_ERROR_UNINITIALIZED = 1
+    NVML_ERROR_NOT_SUPPORTED = 3
+    NVML_ERROR_NO_PERMISSION = 4
+    NVML_ERROR_DRIVER_NOT_LOADED = 9
+    NVML_ERROR_LIBRARY_NOT_FOUND = 12
+    NVML_ERROR_GPU_IS_LOST = 15
+
+    def __init__(self, gpus: int = 2) -> None:
+        self.energy_j = [1000.0] * gpus
+        self.fault: int | None = None
+        self._users = 0
+
+    def spend(self, joules: float) -> None:
+        """Let this many joules flow through every GPU."""
+        self.energy_j = [e + joules for e in self.energy_j]
+
+    # The names below are NVML's own.
+
+    def nvmlInit(self) -> None:
+        if self.fault is not None:
+            raise NVMLError(self.fault)
+        self._users += 1
+
+    def nvmlShutdown(self) -> None:
+        self._check()
+        self._users -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._check()
+        return len(self.energy_j)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        self._check()
+        return index
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+        self._check()
+        return int(self.energy_j[handle] * 1000)
+
+    def _check(self) -> None:
+        if self._users == 0:
+            raise NVMLError(self.NVML_ERROR_UNINITIALIZED)
+        if self.fault is not None:
+            raise NVMLError(self.fault)

@@ -1,0 +1,41 @@
+"""``negawatt doctor``: the document and the page."""
+
+import json
+
+from click.testing import CliRunner
+
+from negawatt.cli.doctor import command
+
+
+def test_the_document_has_its_promised_form() -> None:
+    done = CliRunner().invoke(command, ["--json"])
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document.keys() == {"machine", "sensors", "engines"}
+    assert document["machine"]["cores"] > 0
+    names = [sensor["name"] for sensor in document["sensors"]]
+    assert names == ["rapl", "perf", "nvml", "cpu-time model"]
+    for sensor in document["sensors"]:
+        assert {"name", "status", "reason", "remedy"} <= sensor.keys()
+        assert sensor["status"] in ("ok", "dead", "denied", "absent")
+        assert sensor["reason"]
+    assert {engine["name"] for engine in document["engines"]} >= {"transformers", "llamacpp", "openvino"}
+    for engine in document["engines"]:
+        assert {"name", "status", "version", "reason", "remedy"} <= engine.keys()
+
+
+def test_the_page_names_every_sensor_and_the_way_energy_is_obtained() -> None:
+    done = CliRunner().invoke(command, [])
+    assert done.exit_code == 0
+    for word in (
+        "Machine",
+        "Sensors",
+        "Engines",
+        "rapl",
+        "perf",
+        "nvml",
+        "cpu-time model",
+        "Energy",
+        "W a busy core",
+    ):
+        assert word.lower() in " ".join(done.stdout.lower().split())

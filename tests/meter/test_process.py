@@ -1,0 +1,189 @@
+"""CPU time of real process trees: threads, children, daemons, killed and re-parented ones."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from negawatt.meter.process import OwnTree, ProcessTree, descendants, machine_time, own_cpu_s, running
+
+SPIN = "import time\nend = time.process_time() + {cpu_s}\nwhile time.process_time() < end: pass\n"
+
+
+@pytest.fixture
+def shell() -> Iterator[subprocess.Popen[str]]:
+    """A Python that runs what it is told, a line at a time, and answers when done."""
+    code = (
+        "import sys, os, subprocess, threading, time\n"
+        "def spin(s):\n"
+        "    end = time.thread_time() + s\n"
+        "    while time.thread_time() < end: pass\n"
+        "for line in sys.stdin:\n"
+        "    exec(line); print('done', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    tell(process, "pass")
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+
+
+def test_a_process_is_charged_what_it_used(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    before_s = tree.cpu_s()
+    tell(shell, "spin(0.05)")
+    assert tree.cpu_s() - before_s == pytest.approx(0.05, abs=0.005)
+
+
+def test_a_short_stretch_is_seen_to_a_millisecond(shell: subprocess.Popen[str]) -> None:
+    before_s = own_cpu_s(shell.pid)
+    tell(shell, "spin(0.003)")
+    assert own_cpu_s(shell.pid) - before_s == pytest.approx(0.003, abs=0.001)
+
+
+def test_threads_that_have_ended_still_count(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    before_s = tree.cpu_s()
+    tell(
+        shell,
+        "ts = [threading.Thread(target=spin, args=(0.03,)) for _ in range(3)]; "
+        "[t.start() for t in ts]; [t.join() for t in ts]",
+    )
+    assert tree.cpu_s() - before_s == pytest.approx(0.09, abs=0.01)
+
+
+def test_children_that_were_waited_for_count(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    before_s = tree.cpu_s()
+    spin = SPIN.format(cpu_s=0.1)
+    tell(shell, f"subprocess.run([sys.executable, '-S', '-c', {spin!r}])")
+    assert tree.cpu_s() - before_s == pytest.approx(0.1, abs=0.06)
+
+
+def test_a_running_child_counts_and_so_it_does_after_being_waited_for(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    before_s = tree.cpu_s()
+    spin = SPIN.format(cpu_s=0.15) + "time.sleep(30)"
+    tell(shell, f"child = subprocess.Popen([sys.executable, '-S', '-c', {spin!r}])")
+    [child] = descendants(shell.pid)
+    wait_for(lambda: own_cpu_s(child) > 0.15)
+    running_s = tree.cpu_s() - before_s
+    assert running_s >= 0.15
+    tell(shell, "child.kill(); child.wait()")
+    assert tree.cpu_s() - before_s == pytest.approx(running_s, abs=0.03)
+
+
+def test_a_killed_child_that_nobody_waits_for_stays_counted(shell: subprocess.Popen[str]) -> None:
+    tell(shell, "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+    tree = ProcessTree(shell.pid)
+    before_s = tree.cpu_s()
+    spin = SPIN.format(cpu_s=0.1) + "time.sleep(30)"
+    tell(shell, f"child = subprocess.Popen([sys.executable, '-S', '-c', {spin!r}])")
+    [child] = descendants(shell.pid)
+    wait_for(lambda: own_cpu_s(child) > 0.1)
+    seen_s = tree.cpu_s() - before_s
+    tell(shell, "child.kill()")
+    wait_for(lambda: not descendants(shell.pid))
+    assert tree.cpu_s() - before_s >= seen_s >= 0.1
+
+
+def test_a_daemon_stays_in_the_tree_once_seen(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    daemon = SPIN.format(cpu_s=0.05) + "time.sleep(30)"
+    tell(
+        shell,
+        f"p = subprocess.Popen([sys.executable, '-S', '-c', {daemon!r}], start_new_session=True)",
+    )
+    [pid] = descendants(shell.pid)
+    tree.cpu_s()
+    shell.kill()
+    shell.wait()
+    try:
+        wait_for(lambda: own_cpu_s(pid) > 0.05)
+        before_s = tree.cpu_s()
+        assert pid in running([pid])
+        assert before_s >= 0.05
+    finally:
+        os.kill(pid, 9)
+
+
+def test_an_ended_tree_keeps_its_last_figure(shell: subprocess.Popen[str]) -> None:
+    tree = ProcessTree(shell.pid)
+    tell(shell, "spin(0.05)")
+    before_s = tree.cpu_s()
+    shell.kill()
+    shell.wait()
+    assert tree.cpu_s() == pytest.approx(before_s, abs=1e-6)
+
+
+def test_there_is_no_tree_of_a_process_that_is_not_there() -> None:
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    with pytest.raises(ProcessLookupError):
+        ProcessTree(process.pid)
+
+
+def test_many_children_are_found() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "children = [subprocess.Popen(['sleep', '60']) for _ in range(100)]\n"
+        "print(flush=True)\nsys.stdin.read()\n"
+        "[child.kill() for child in children]\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        assert len(descendants(process.pid)) == 100
+        assert len(running(descendants(process.pid))) == 100
+    finally:
+        process.communicate()
+
+
+def test_own_tree_counts_threads_and_children() -> None:
+    tree = OwnTree()
+    before_s = tree.cpu_s()
+
+    def spin() -> None:
+        end = time.thread_time() + 0.03
+        while time.thread_time() < end:
+            pass
+
+    threads = [threading.Thread(target=spin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    own_s = tree.cpu_s() - before_s
+    assert own_s == pytest.approx(0.06, abs=0.02)
+    subprocess.run([sys.executable, "-S", "-c", SPIN.format(cpu_s=0.1)], check=True)
+    assert tree.cpu_s() - before_s >= own_s + 0.1
+
+
+def test_the_machine_is_at_least_as_busy_as_we_are() -> None:
+    before, own_before_s = machine_time(), time.process_time()
+    while time.process_time() < own_before_s + 0.1:
+        pass
+    assert machine_time().busy_s - before.busy_s >= 0.07  # ticks, and steal is not busy
+
+
+def wait_for(condition, deadline_s: float = 20) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
