@@ -100,13 +100,14 @@ def test_threads_count() -> None:
 def test_a_daemon_that_outlives_its_parents_counts_and_is_told() -> None:
     code = (
         "import os, time\n"
+        "done, tell = os.pipe()\n"
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
         "    if os.fork() == 0:\n"
         "        while time.process_time() < 0.3: pass\n"
-        "        os.close(1); os.close(2); time.sleep(1)\n"
+        "        os.close(1); os.close(2); os.write(tell, b'.'); time.sleep(2)\n"
         "    os._exit(0)\n"
-        "time.sleep(0.9)\n"
+        "os.read(done, 1)\n"
     )
     spent = document(*PYTHON, code)
     assert spent["cpu_s"] >= 0.3  # type: ignore[operator]
@@ -117,12 +118,13 @@ def test_a_child_that_nobody_waits_for_counts() -> None:
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "done, tell = os.pipe()\n"
         "if os.fork() == 0:\n"
-        "    while time.process_time() < 0.3: pass\n"
-        "    time.sleep(0.3); os._exit(0)\n"
-        "time.sleep(1.2)\n"
+        "    while time.process_time() < 0.2: pass\n"
+        "    time.sleep(0.5); os.write(tell, b'.'); os._exit(0)\n"
+        "os.read(done, 1)\n"
     )
-    assert document(*PYTHON, code)["cpu_s"] >= 0.25  # type: ignore[operator]
+    assert document(*PYTHON, code)["cpu_s"] >= 0.2  # type: ignore[operator]
 
 
 def test_a_command_killed_by_a_signal_gives_the_shells_code() -> None:
