@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def command(
     """
     from negawatt.artifact import Artifact
     from negawatt.meter import fingerprint
-    from negawatt.profiling import profile
+    from negawatt.profiling import about, profile
     from negawatt.run import Run
     from negawatt.workload import Workload
 
@@ -66,13 +67,10 @@ def command(
         run = Run.create(
             "profile",
             path=output,
-            artifact={"name": artifact.name, "source": artifact.source, "license": artifact.license,
-                      "sha256": artifact.sha256, "notes": artifact.notes},
-            workload={"name": chosen.name, "hash": chosen.hash, "n_traffic": len(chosen.traffic),
-                      "n_quality": len(chosen.quality), "metric": chosen.metric},
+            **about(artifact, chosen),
             machine=fingerprint(),
-            command=click.get_current_context().command_path.split() + [model],
-        )  # fmt: skip
+            command=["negawatt", *sys.argv[1:]],
+        )
         with run:
             run.finish(document)
     if as_json:
@@ -103,8 +101,8 @@ def _show(document: dict[str, Any], settings: Any) -> None:
             lines.append((name, f"{found['p50']:.1f} ms median, {found['p95']:.1f} ms p95"))
     lines.append(("peak memory", f"{document['peak_rss_bytes'] / 1e6:.0f} MB"))
     if quality := document["quality"]:
-        lines.append((quality["metric"], f"{quality['value']:.4g} ({quality['low']:.4g}–{quality['high']:.4g}, "
-                      f"{quality['n']} items)"))  # fmt: skip
+        found = f"{quality['value']:.4g} ({quality['low']:.4g}–{quality['high']:.4g}, {quality['n']} items)"
+        lines.append((quality["metric"], found))
     if model := document["cost_model"]:
         error = "" if model["median_error"] is None else f"; off by {model['median_error']:.1%} (median)"
         lines.append(("cost model", model["text"] + error))

@@ -30,7 +30,9 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--speculation", type=click.Choice(["none", "ngram"]), default="none", show_default=True,
             help="Verify proposed continuations several tokens at a time.",
         ),
-        click.option("--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold."),
+        click.option(
+            "--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold."
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)

@@ -29,8 +29,13 @@ from negawatt.errors import UsageError
 @click.option(
     "--engines", default=None, help="Engines to consider, comma-separated; all that are here if absent."
 )
-@click.option("--baseline", default="transformers:fp32", show_default=True, metavar="ENGINE[:WEIGHTS[:THREADS]]",
-              help="What you run today.")  # fmt: skip
+@click.option(
+    "--baseline",
+    default="transformers:fp32",
+    show_default=True,
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="What you run today.",
+)
 @click.option("--max-quality-drop", type=float, default=None, help="Proved at 95 %, in the metric's unit.")
 @click.option("--p95-ttft", type=float, default=None, help="Most milliseconds to the first token.")
 @click.option("--p95-tpot", type=float, default=None, help="Most milliseconds per output token.")
@@ -56,7 +61,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     workload = Workload.open(options["workload"])
     with progress_bar("tune") as progress:
         artifact = Artifact.open(model, progress=progress)
-        result = tune(artifact, workload, **asked, progress=progress)
+        result = tune(artifact, workload, **asked, command=["negawatt", *sys.argv[1:]], progress=progress)
     if as_json:
         emit(result)
         return
@@ -65,8 +70,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     paid = search["payback_tokens"]
     words = f", paid back after {paid:,} tokens" if paid else ""
     click.echo(
-        f"The search tried {search['trials']} ways ({search['pruned']} dropped early, {search['failed']} failed) "
-        f"in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
+        f"The search tried {search['trials']} ways ({search['pruned']} dropped early, "
+        f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
     if "artifact" in result:
         click.echo(f"Ready to use: {result['artifact']}")

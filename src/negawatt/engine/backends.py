@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from negawatt.engine.backend import Backend
@@ -28,10 +29,13 @@ def backend(name: str) -> type[Backend]:
     return found
 
 
-def engines() -> list[dict[str, Any]]:
-    """Every engine with ``name, status (ok|absent), version, reason, remedy``, as `doctor` shows them."""
+def engines(names: Iterable[str] = tuple(sorted(BACKENDS))) -> list[dict[str, Any]]:
+    """Every engine, or those named, as `doctor` shows them.
+
+    Each with ``name``, ``status`` (ok or absent), ``version``, ``reason`` and ``remedy``.
+    """
     listed = []
-    for name in sorted(BACKENDS):
+    for name in names:
         entry: dict[str, Any] = {"name": name, "status": "ok", "version": None, "reason": "", "remedy": ""}
         try:
             entry["version"] = backend(name).version()

@@ -1,7 +1,7 @@
 """Profiling: artifact × settings × workload → joules, latency, memory, quality, and a cost model."""
 
 from negawatt.profiling.cost_model import Cost, CostModel
-from negawatt.profiling.profile import REFERENCE_SETTINGS, Profile, profile
+from negawatt.profiling.profiler import REFERENCE_SETTINGS, Profile, about, profile
 from negawatt.profiling.quality import Quality
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import Summary, Window
@@ -14,6 +14,7 @@ __all__ = [
     "Quality",
     "Summary",
     "Window",
+    "about",
     "profile",
     "reference_load",
 ]

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-PASSES = 3
+PASSES = 8
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from negawatt.tuning.space import Space
 from negawatt.tuning.study import Study
-from negawatt.tuning.tune import tune
+from negawatt.tuning.tuner import tune
 from negawatt.tuning.verdict import Constraints, Verdict, pareto
 
 __all__ = ["Constraints", "Space", "Study", "Verdict", "pareto", "tune"]

@@ -47,9 +47,7 @@ class Space:
             UsageError: an engine is unknown, or none can run here.
         """
         names = list(only) if only else sorted(BACKENDS)
-        for name in names:
-            backend(name)
-        usable = [e["name"] for e in engines() if e["status"] == "ok" and e["name"] in names]
+        usable = [e["name"] for e in engines(names) if e["status"] == "ok"]
         if not usable:
             raise UsageError(f"none of the engines {', '.join(names)} can run here; see: negawatt doctor")
         cores = len(os.sched_getaffinity(0))

@@ -94,6 +94,26 @@ class Profile:
         }
 
 
+def about(artifact: Artifact, workload: Workload) -> dict[str, Any]:
+    """What a run's manifest says of the model and the workload."""
+    return {
+        "artifact": {
+            "name": artifact.name,
+            "source": artifact.source,
+            "license": artifact.license,
+            "sha256": artifact.sha256,
+            "notes": artifact.notes,
+        },
+        "workload": {
+            "name": workload.name,
+            "hash": workload.hash,
+            "n_traffic": len(workload.traffic),
+            "n_quality": len(workload.quality),
+            "metric": workload.metric,
+        },
+    }
+
+
 def ratio_json(ratio: Ratio | None) -> dict[str, Any] | None:
     """A ratio with its interval as other programs read it; None stays None."""
     if ratio is None:

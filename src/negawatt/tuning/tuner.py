@@ -19,8 +19,8 @@ from negawatt.engine import Engine, Settings
 from negawatt.errors import Infeasible, NegawattError, RunError, UsageError
 from negawatt.home import write_json
 from negawatt.meter import Meter, energy_of_cpu_time, fingerprint, station
-from negawatt.profiling import REFERENCE_SETTINGS, CostModel, Profile, Summary
-from negawatt.profiling.profile import Progress, baseline_ratio
+from negawatt.profiling import REFERENCE_SETTINGS, CostModel, Profile, Summary, about
+from negawatt.profiling.profiler import Progress, baseline_ratio
 from negawatt.profiling.window import Window, groups_for, interleave, requests_of, warm_up
 from negawatt.run import Run
 from negawatt.tuning.judge import Judge, Proof
@@ -79,6 +79,7 @@ def tune(
     confidence: float = 0.95,
     seed: int = 0,
     path: Path | None = None,
+    command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Find the way of running a model that spends the fewest joules per token, and prove it.
@@ -93,6 +94,7 @@ def tune(
         fewest_items: quality items that a proof needs at least.
         confidence: of the bound on the quality drop.
         seed: of the search.
+        command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
         progress: called with (seconds used, seconds in all, what is being done).
 
@@ -110,13 +112,15 @@ def tune(
     if len(workload.traffic) < 4:
         raise UsageError(f"workload {workload.name} has {len(workload.traffic)} requests; a search needs 4")
     question = Question(artifact.sha256, workload.hash, baseline, constraints, space, seed)
-    run = _open_run(path, question, artifact, workload)
+    run = _open_run(path, question, artifact, workload, command)
     session = _Session(run, artifact, workload, question, time_budget_s, fewest_items, confidence, progress)
     with run:
         return session.go()
 
 
-def _open_run(path: Path | None, question: Question, artifact: Artifact, workload: Workload) -> Run:
+def _open_run(
+    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
+) -> Run:
     if path is not None and (path / "run.json").exists():
         run = Run.open(path, kind="tune")
         if run.result is not None:
@@ -135,16 +139,10 @@ def _open_run(path: Path | None, question: Question, artifact: Artifact, workloa
         "tune",
         path=path,
         question=question.to_json(),
-        artifact={
-            "name": artifact.name, "source": artifact.source, "license": artifact.license,
-            "sha256": artifact.sha256, "notes": artifact.notes,
-        },
-        workload={
-            "name": workload.name, "hash": workload.hash, "n_traffic": len(workload.traffic),
-            "n_quality": len(workload.quality), "metric": workload.metric,
-        },
+        **about(artifact, workload),
         constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
         baseline=question.baseline.to_json(),
+        command=list(command),
         machine=fingerprint(),
         sensors=[status.to_json() for status in station().statuses],
     )  # fmt: skip
@@ -233,8 +231,8 @@ class _Session:
             minimal_detectable_drop(n, share, confidence=self.judge.confidence) for share in (0.01, 0.08)
         )
         text = (
-            f"With {n:,} held-out items a drop of at most {few:.2%} can be proved for a candidate that changes "
-            f"1 % of the answers, {many:.2%} for one that changes 8 %; the limit is {limit:.2%}."
+            f"With {n:,} held-out items a drop of at most {few:.2%} can be proved for a candidate that "
+            f"changes 1 % of the answers, {many:.2%} for one that changes 8 %; the limit is {limit:.2%}."
         )
         if limit > 0:
             needed = items_needed(limit, 0.08, confidence=self.judge.confidence)
