@@ -97,7 +97,6 @@ def _config(gguf: GgufFile, architecture: Architecture) -> dict[str, Any]:
         "num_attention_heads": dimensions.n_heads,
         "num_key_value_heads": dimensions.n_kv_heads,
         "head_dim": dimensions.head_dim,
-        "hidden_act": "silu",
         "rms_norm_eps": _decimal(gguf.key("attention.layer_norm_rms_epsilon")),
         "vocab_size": dimensions.vocab,
         "max_position_embeddings": dimensions.max_context,
@@ -110,11 +109,13 @@ def _config(gguf: GgufFile, architecture: Architecture) -> dict[str, Any]:
         "eos_token_id": data.get("tokenizer.ggml.eos_token_id"),
         "pad_token_id": data.get("tokenizer.ggml.padding_token_id"),
     }
-    if architecture.name in ("llama", "qwen3"):
-        config["attention_bias"] = False
     if architecture.name == "llama":
         config["mlp_bias"] = False
-    if architecture.name == "gemma3":
+    if architecture.name != "qwen2":
+        config["attention_bias"] = False
+    if architecture.name != "gemma3":
+        config["hidden_act"] = "silu"
+    else:
         config.update(_gemma3(gguf, dimensions.n_layers, dimensions.head_dim, theta))
     return config
 
@@ -135,7 +136,6 @@ def _gemma3(gguf: GgufFile, n_layers: int, head_dim: int, theta: float) -> dict[
             "full_attention": {"rope_type": "default", "rope_theta": theta},
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
-        "attention_bias": False,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     }

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from negawatt.errors import UsageError
+from negawatt.home import home
 
 KINDS = {"model": "models", "data": "data", "runtime": "runtimes"}
 """Kinds of entry, and the folder of ``NEGAWATT_HOME`` that holds each."""
@@ -109,8 +110,17 @@ class Entry:
 
 
 def entries(kind: str | None = None) -> list[Entry]:
-    """All entries, or those of one kind, in the catalogue's order."""
-    return [e for e in _catalogue() if kind in (None, e.kind)]
+    """All entries, or those of one kind: the shipped ones, then the user's own.
+
+    A file ``NEGAWATT_HOME/catalog.toml`` in the format of the shipped one adds entries, and
+    replaces shipped ones of the same name.
+
+    Raises:
+        UsageError: the user's own file breaks the format.
+    """
+    own = _own()
+    names = {e.name for e in own}
+    return [e for e in (*(s for s in _shipped() if s.name not in names), *own) if kind in (None, e.kind)]
 
 
 def entry(name: str, *, kind: str | None = None) -> Entry:
@@ -129,16 +139,26 @@ def entry(name: str, *, kind: str | None = None) -> Entry:
 
 
 @functools.cache
-def _catalogue() -> tuple[Entry, ...]:
-    text = resources.files("negawatt.catalog").joinpath("catalog.toml").read_text("utf-8")
-    return parse(text)
+def _shipped() -> tuple[Entry, ...]:
+    return parse(resources.files("negawatt.catalog").joinpath("catalog.toml").read_text("utf-8"))
+
+
+def _own() -> tuple[Entry, ...]:
+    path = home() / "catalog.toml"
+    try:
+        return parse(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UsageError(f"{path} is not a catalogue: {exc}") from exc
 
 
 def parse(text: str, *, machine: str | None = None) -> tuple[Entry, ...]:
     """Read a catalogue; rows for other machines than `machine` (default: this one) are left out.
 
     Raises:
-        ValueError: an unknown kind, a name that leaves the entry's folder, a missing field.
+        ValueError: an unknown kind, or a name that leaves the entry's folder.
+        KeyError, TypeError: a field is missing or unknown.
     """
     machine = machine or platform.machine()
     return tuple(_entry(row, machine) for row in tomllib.loads(text)["entry"])
