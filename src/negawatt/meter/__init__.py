@@ -3,6 +3,8 @@
 from negawatt.meter.machine import fingerprint
 from negawatt.meter.measurement import Measurement, Stage
 from negawatt.meter.meter import Meter, ProcessMeter, energy_of_cpu_time
+from negawatt.meter.metered import metered
+from negawatt.meter.power import Integrated, Power, PowerSource
 from negawatt.meter.sensor import (
     Counter,
     Reading,
@@ -17,8 +19,11 @@ from negawatt.meter.station import Station, sensors, station
 
 __all__ = [
     "Counter",
+    "Integrated",
     "Measurement",
     "Meter",
+    "Power",
+    "PowerSource",
     "ProcessMeter",
     "Reading",
     "Sensor",
@@ -30,6 +35,7 @@ __all__ = [
     "Station",
     "energy_of_cpu_time",
     "fingerprint",
+    "metered",
     "probe",
     "sensors",
     "station",

@@ -63,6 +63,11 @@ class Accumulator:
                 self._totals[name] = replace(self._totals[name], failure=f"{name} is no longer reported")
             return dict(self._totals)
 
+    @property
+    def latest(self) -> Mapping[str, Total]:
+        """The totals of the last update, without reading."""
+        return dict(self._totals)
+
     def _step(self, name: str, at_s: float, counter: Counter) -> Total:
         total = self._totals.get(name)
         if total is None:
@@ -97,14 +102,15 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
     # A stretch long enough to wrap twice unseen: the most that may have been missed is in `high`.
     wraps = 0.0
     elapsed_s = at_s - total.at_s
+    doubt_j = max(0.0, counter.doubt_j - total.counter.doubt_j)
     if counter.range_j is not None:
         spare_j = counter.limit_w * elapsed_s - step_j
         wraps = max(0, spare_j // counter.range_j) * counter.range_j
     return Total(
         at_s,
         total.value_j + step_j,
-        total.low_j + step_j * low,
-        total.high_j + step_j * high + wraps,
+        total.low_j + step_j * low - doubt_j,
+        total.high_j + step_j * high + doubt_j + wraps,
         at_s if step_j > 0 else total.moved_at_s,
         total.gaps + (wraps > 0),
         counter,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -13,6 +16,7 @@ from negawatt.meter.cputime import this_cpu_power
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
 from negawatt.meter.sensor import Boundary
+from negawatt.meter.stages import Ledger
 from negawatt.meter.station import Snapshot, Station, station
 
 
@@ -35,21 +39,41 @@ class Window:
         self._tree = tree
         self._station = where
         self._start: tuple[Snapshot, float] | None = None
+        self._ledger: Ledger | None = None
 
     def start(self) -> None:
         if self._start is not None:
             raise UsageError("this meter is already running; stop it first, or use another one")
         if self._station is None:
             self._station = station()
+        self._ledger = None
         self._start = (self._station.snapshot(), self._tree.cpu_s())
 
     def stop(self) -> Measurement:
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
+        left = self._ledger.finish() if self._ledger else []
         cpu_s = self._tree.cpu_s()
         after = self._station.snapshot()
         (before, cpu_before_s), self._start = self._start, None
-        return _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
+        result = _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
+        if self._ledger:
+            refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
+            result = replace(
+                result, stages=self._ledger.stages(result.components, refresh_s, result.duration_s)
+            )
+        for name in left:
+            result = result.with_warning(f"stage {name} was still open at the end of the window")
+        return result
+
+    def ledger(self) -> Ledger:
+        """The stages of the running window; those who never ask for it pay nothing for it."""
+        if self._start is None or self._station is None:
+            raise UsageError("a stage needs a running meter; enter the meter's block first")
+        if self._ledger is None:
+            before, cpu_s = self._start
+            self._ledger = Ledger(self._tree.cpu_s, self._station.totals, before.at_s, cpu_s, before.totals)
+        return self._ledger
 
 
 def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
@@ -105,6 +129,11 @@ class Meter:
             work()
         print(meter.measurement.energy)
 
+    Parts of the block can be named; they may nest, and overlap in threads and tasks::
+
+        with meter.stage("preprocess"):
+            prepare()
+
     Args:
         station: the sensors to use; by default all that can be trusted here.
     """
@@ -112,16 +141,40 @@ class Meter:
     def __init__(self, station: Station | None = None) -> None:
         self._window = Window(OwnTree(), station)
         self._measurement: Measurement | None = None
+        self._outer: list[Token[_Place | None]] = []
 
     def __enter__(self) -> Meter:
         self._measurement = None
         self._window.start()
+        self._outer.append(_place.set(_Place(self, None)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._measurement = self._window.stop()
+        _place.reset(self._outer.pop())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Name a part of the block.
+
+        A stage opened inside another, also by an asyncio task started there, belongs to it; one
+        opened by another thread belongs to the block.
+
+        Raises:
+            UsageError: the block of the meter has not been entered.
+        """
+        here = _place.get()
+        parent = here.stage if here is not None and here.meter is self else None
+        ledger = self._window.ledger()
+        position = ledger.open(name, parent)
+        token = _place.set(_Place(self, position))
+        try:
+            yield
+        finally:
+            _place.reset(token)
+            ledger.close(position)
 
     @property
     def measurement(self) -> Measurement:
@@ -133,6 +186,23 @@ class Meter:
         if self._measurement is None:
             raise UsageError("the measurement is there once the block of the meter has been left")
         return self._measurement
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in which meter the present context is."""
+
+    meter: Meter
+    stage: int | None
+
+
+_place: ContextVar[_Place | None] = ContextVar("negawatt_place", default=None)
+
+
+def active_meter() -> Meter | None:
+    """The meter whose block the present thread or task is in, if any."""
+    here = _place.get()
+    return here.meter if here is not None else None
 
 
 class ProcessMeter:

@@ -6,11 +6,13 @@ is done once, above it, for every sensor alike.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from negawatt.energy import Provenance
 from negawatt.errors import SensorError
@@ -45,6 +47,8 @@ class Counter:
         part_of: the component this one is contained in (its joules are not to be added again).
         band: the truth lies between these multiples of `energy_j`; (1, 1) for a counter whose
             only errors are resolution and refresh.
+        doubt_j: joules by which `energy_j` may be off beyond the band, as a cumulative half-width
+            (what may have happened between two samples of power).
         limit_w: no such component draws more; a step that implies more is a reset, not a wrap.
         provenance: measured by a counter, derived from samples of power, or estimated by a model.
     """
@@ -56,6 +60,7 @@ class Counter:
     boundary: Boundary = "chip"
     part_of: str | None = None
     band: tuple[float, float] = (1.0, 1.0)
+    doubt_j: float = 0.0
     limit_w: float = 2000.0
     provenance: Provenance = Provenance.MEASURED
 
@@ -78,9 +83,15 @@ class Sensor(ABC):
 
     `read` may be called from several threads, one call at a time. It returns at least one
     counter, and the same components for as long as the hardware stays plugged in.
+
+    Attributes:
+        name: what it is called.
+        polled_s: seconds between readings by a thread in the background, for sensors that are slow
+            to answer or must be sampled; None for those quick enough to be read on the spot.
     """
 
-    name: ClassVar[str]
+    name: str
+    polled_s: float | None = None
 
     @abstractmethod
     def read(self) -> Reading:
@@ -129,7 +140,8 @@ def probe(sensors: Sequence[Sensor], *, busy_s: float = 0.06) -> list[SensorStat
 
     A counter of energy cannot stand still while CPU time passes, so one that does is ``dead``,
     whatever it reads. All sensors are judged over one common stretch: `busy_s`, or twice the
-    slowest refresh among those whose counters refresh within a second.
+    slowest refresh among those whose counters refresh within a second. One that does not answer
+    within `DEADLINE_S` is ``dead`` too.
     """
     before = [_try(sensor) for sensor in sensors]
     refreshes = [
@@ -141,11 +153,25 @@ def probe(sensors: Sequence[Sensor], *, busy_s: float = 0.06) -> list[SensorStat
     return [_judge(s, b, _try(s)) for s, b in zip(sensors, before, strict=True)]
 
 
+DEADLINE_S = 10.0
+"""A sensor that takes longer to answer is not waited for."""
+
+
 def _try(sensor: Sensor) -> Reading | SensorError:
+    """Read in a thread of its own, so that a sensor that hangs does not take the caller with it."""
+    answers: queue.Queue[Reading | SensorError] = queue.Queue()
+
+    def read() -> None:
+        try:
+            answers.put(sensor.read())
+        except SensorError as exc:
+            answers.put(exc)
+
+    threading.Thread(target=read, name=f"negawatt-probe-{sensor.name}", daemon=True).start()
     try:
-        return sensor.read()
-    except SensorError as exc:
-        return exc
+        return answers.get(timeout=DEADLINE_S)
+    except queue.Empty:
+        return SensorDead(f"no answer within {DEADLINE_S:g} s")
 
 
 def _judge(sensor: Sensor, before: Reading | SensorError, after: Reading | SensorError) -> SensorStatus:

@@ -22,7 +22,7 @@ from negawatt.meter.rapl import RaplSensor
 from negawatt.meter.sensor import Sensor, SensorStatus, probe
 
 WATCH_S = 20.0
-"""Seconds between two reads while nothing else reads: a 262 kJ counter wraps in 131 s at 2 kW."""
+"""Seconds after which a quick sensor is read if no window did: a 262 kJ counter wraps in 131 s at 2 kW."""
 
 
 def sensors() -> list[Sensor]:
@@ -48,6 +48,9 @@ class Snapshot:
 class Station:
     """Trusted sensors, read together.
 
+    Sensors that are quick are read on the spot; those that are slow or must be sampled are polled
+    by a thread each, so that neither a snapshot nor another sensor ever waits for one that hangs.
+
     Args:
         candidates: sensors to probe, best first; of two that count one component, the first wins.
         power: the model's watts; by default those of this machine's processor.
@@ -64,20 +67,31 @@ class Station:
                 for component in status.components:
                     self._source.setdefault(component, len(self._accumulators))
                 self._accumulators.append(Accumulator(sensor))
-            else:
+            elif "no answer" not in status.reason:  # one that hangs holds what closing would wait for
                 sensor.close()
+        self._closed = threading.Event()
         for accumulator in self._accumulators:
             accumulator.update()  # so that one which fails from now on is known by its components
-        self._watched = False
+            period_s = accumulator.sensor.polled_s or WATCH_S
+            threading.Thread(
+                target=self._poll,
+                args=(accumulator, period_s),
+                name=f"negawatt-{accumulator.sensor.name}",
+                daemon=True,
+            ).start()
 
-    def snapshot(self) -> Snapshot:
-        """Read all trusted sensors and the processors' times now."""
+    def totals(self) -> dict[str, Total]:
+        """Joules of every trusted component so far: quick sensors read now, polled ones as last read."""
         totals: dict[str, Total] = {}
         for position, accumulator in enumerate(self._accumulators):
-            read = accumulator.update().items()
+            quick = accumulator.sensor.polled_s is None
+            read = (accumulator.update() if quick else accumulator.latest).items()
             totals |= {name: total for name, total in read if self._source.get(name, position) == position}
-        if totals and not self._watched:
-            self._watch()
+        return totals
+
+    def snapshot(self) -> Snapshot:
+        """The totals and the processors' times now."""
+        totals = self.totals()
         return Snapshot(time.monotonic(), totals, machine_time())
 
     def spent(self, before: Snapshot, after: Snapshot) -> dict[str, Energy]:
@@ -89,15 +103,15 @@ class Station:
             for name, total in before.totals.items()
         }
 
-    def _watch(self) -> None:
-        self._watched = True
-        threading.Thread(target=self._keep_reading, name="negawatt-watch", daemon=True).start()
+    def close(self) -> None:
+        """Stop the threads and free what the sensors hold open."""
+        self._closed.set()
+        for accumulator in self._accumulators:
+            accumulator.sensor.close()
 
-    def _keep_reading(self) -> None:
-        while True:
-            time.sleep(WATCH_S)
-            for accumulator in self._accumulators:
-                accumulator.update()
+    def _poll(self, accumulator: Accumulator, period_s: float) -> None:
+        while not self._closed.wait(period_s):
+            accumulator.update()
 
 
 _shared: Station | None = None
