@@ -7,6 +7,7 @@ no npm.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -31,7 +32,7 @@ PIP_STALL_S = 90.0
 def fetch(package: Package, folder: Path, progress: http.Progress) -> Path:
     """Put the package's archive, checked against its hash, into `folder` and return its path.
 
-    An archive that is there already and right is not fetched again.
+    An archive that is there already (from a pull that was interrupted) is not fetched again.
 
     Raises:
         DownloadError: the registry does not answer or has no such file.
@@ -105,12 +106,12 @@ def _watch(
 
 
 def _bytes_under(folder: Path) -> int:
+    """Bytes of all files below `folder`, while another process moves them about."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moved it meanwhile
-            continue
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
     return total
 
 

@@ -113,9 +113,7 @@ def _store(wanted: Entry, progress: Progress) -> Path:
             _manifest(wanted).write(temporary)
     except OSError as exc:
         if exc.errno == errno.ENOSPC:
-            raise DownloadError(
-                f"no space left under {home()}; free some and run the same command again"
-            ) from exc
+            raise DownloadError(f"no space left under {home()}; free some and try again") from exc
         raise NegawattError(f"cannot write under {home()}: {exc.strerror or exc}") from exc
     shutil.rmtree(downloads, ignore_errors=True)
     return target
