@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from negawatt.report import words
-from negawatt.report.facts import Facts, text
+from negawatt.report.facts import Facts, Trial, number, text
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def _payback(facts: Facts) -> tuple[str, str]:
 
 
 def _unfinished(facts: Facts) -> Answer:
-    tried = [t for t in facts.trials if t.state == "complete" and t.ratio is not None]
+    most = number(facts.manifest, "constraints", "max_quality_drop")
+    tried = [t for t in facts.trials if t.state == "complete" and _may_hold(t, most)]
     search = facts.search
     headline = f"Unfinished: no verdict after {search.trials} trial{'s' if search.trials != 1 else ''}."
     text_ = "The search was interrupted or is still going. Nothing below has been proved."
@@ -128,6 +129,13 @@ def _unfinished(facts: Facts) -> Answer:
         figures.insert(0, ("Cheapest so far", cheapest.label, per_token))
         figures.insert(1, ("Its quality drop", dropped, "on few items, not yet proved"))
     return Answer("Unfinished", headline, "", text_, tuple(figures))
+
+
+def _may_hold(trial: Trial, most: float | None) -> bool:
+    """Whether what was seen of a trial's quality still leaves it possible that the limit holds."""
+    if most is None:
+        return True
+    return trial.drop is not None and (trial.drop.mean if trial.drop.low is None else trial.drop.low) <= most
 
 
 def _profile(facts: Facts) -> Answer:

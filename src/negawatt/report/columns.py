@@ -182,11 +182,9 @@ def method_rows(facts: Facts) -> list[tuple[str, str]]:
     if joules is not None and joules.reason:
         rows.append(("What that rests on", joules.reason))
     rows += [("Sensor", row) for row in map(_sensor, sequence(facts.manifest.get("sensors")))]
-    rows += [
-        (name, f"{value} items") for name, value in
-        (("Traffic the joules are counted on", workload.get("n_traffic")), ("Quality set", workload.get("n_quality")))
-        if value is not None
-    ]  # fmt: skip
+    for name, key in (("Traffic the joules are counted on", "n_traffic"), ("Quality set", "n_quality")):
+        if workload.get(key) is not None:
+            rows.append((name, f"{workload[key]} items"))
     if facts.kind == "tune":
         stages = [f"{sum(t.stage == s for t in facts.trials)} {s}" for s in ("screen", "search", "final")]
         rows.append(("Measurements by stage", ", ".join(stages)))

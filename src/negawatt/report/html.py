@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from negawatt import __version__
@@ -35,14 +36,10 @@ def page(facts: Facts) -> str:
     style by hash, so that nothing a model or workload is called can run or load anything.
     """
     style, script = _source("page.css"), _source("page.js")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_source("page.html.jinja"))
     wide, narrow = pareto(facts, 900, 500), pareto(facts, 370, 430)
     saving = facts.verdict.saving if facts.verdict and facts.recommends else None
     profiles = columns.profiles(facts)
-    return template.render(
+    return _template().render(
         facts=facts,
         answer=answer(facts),
         version=__version__,
@@ -88,6 +85,7 @@ def caption(facts: Facts) -> str:
     parts = ["Left is cheaper, up is better; the line joins what nothing else beats in both."]
     if against_today(facts):
         parts.append("Quality is compared with today’s item by item; bars show what that leaves open (95 %).")
+        parts.append("A point with an arrow lies below the edge.")
     else:
         parts.append("Bars are 95 % intervals.")
     if not in_joules(facts):
@@ -124,6 +122,15 @@ def _when(facts: Facts) -> str:
     return created[:16].replace("T", " ") if len(created) >= 16 else created
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_source("page.html.jinja"))
+
+
+@cache
 def _source(name: str) -> str:
     return files("negawatt.report").joinpath(name).read_text("utf-8")
 

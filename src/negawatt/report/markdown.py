@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 
 from negawatt.report import columns, words
 from negawatt.report.answer import answer
 from negawatt.report.facts import Facts, text
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 
 def escaped(value: str) -> str:
     """Text that Markdown shows as it is, on one line, with no markup or HTML taken from it."""
-    return (
-        _SPECIAL.sub(r"\\\1", " ".join(value.replace("&", "&amp;").split(" ")))
-        .replace("\n", " ")
-        .replace("\r", " ")
-    )
+    one_line = re.sub(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+", " ", value)
+    return _SPECIAL.sub(r"\\\1", escape(one_line, quote=False))
 
 
 def markdown(facts: Facts) -> str:

@@ -22,9 +22,11 @@ from negawatt.report.points import (
 from negawatt.report.svg import Box, Scale, element, join, place
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _LANE = 46.0, 12.0, 34.0, 50.0, 36.0
-_HOVER_LABEL = (
-    "Energy per token against quality, every trial a point; the table of trials has the same figures"
-)
+_LABEL = "Energy per token against quality, every trial a point; the table of trials has the same figures"
+
+
+_DEPTH = 5.0
+"""How many times the allowed quality drop the plot reaches down."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class _Canvas:
     def at(self, point: Point) -> tuple[float, float]:
         """Pixels of a point that has both coordinates."""
         assert point.x is not None and point.y is not None
-        return self.x(point.x.value), self.y(point.y.value)
+        y = self.bottom - 22 if self.is_beyond(point) else self.y(point.y.value)
+        return self.x(point.x.value), y
+
+    def is_beyond(self, point: Point) -> bool:
+        """Whether the point lies below the plot; it is drawn just inside, with an arrow."""
+        return point.y is not None and self.y(point.y.value) > self.bottom
 
     @property
     def placed(self) -> list[Point]:
@@ -76,7 +83,9 @@ def pareto(facts: Facts, width: int, height: int, *, links: bool = True) -> Mark
     lanes = _LANE * (any(p.x and not p.y for p in found) + any(not p.x for p in found))
     area = Box(_LEFT, _TOP, width - _LEFT - _RIGHT, height - _TOP - _BOTTOM - lanes)
     worst = limit(facts)
-    ys = [v for p in placed if p.y for v in _shown(p)] + ([] if worst is None else [worst])
+    ys = [v for p in placed for v in _shown(p)] + ([] if worst is None else [worst])
+    if worst is not None and against_today(facts):  # what is far worse than allowed sits on the lower edge
+        ys = [max(v, _DEPTH * worst) for v in ys]
     falling = lower_is_better(facts) and not against_today(facts)
     x = Scale.fit([p.x.value for p in found if p.x], area.x, area.x + area.width, may_log=True)
     y = Scale.fit(ys, area.y + area.height, area.y, may_log=falling)
@@ -92,7 +101,7 @@ def pareto(facts: Facts, width: int, height: int, *, links: bool = True) -> Mark
         viewBox=f"0 0 {width} {height}",
         class_="pareto narrow" if canvas.narrow else "pareto wide",
         role="group",
-        aria_label=_HOVER_LABEL,
+        aria_label=_LABEL,
         xmlns="http://www.w3.org/2000/svg",
     )
 
@@ -152,7 +161,7 @@ def _refused(c: _Canvas, worst: float | None) -> Markup:
     y = c.y.clip(worst)
     band = element("rect", x=c.area.x, y=y, width=c.area.width, height=c.bottom - y, class_="refused")
     line = element("line", x1=c.area.x, x2=c.right, y1=y, y2=y, class_="limit")
-    label = _text("worse than you allow", c.right - 6, min(y + 16, c.bottom - 5), "note", "end")
+    label = _text("worse than you allow", c.right - 6, c.bottom - 8, "note", "end")
     return element("g", band, line, label, aria_hidden="true")
 
 
@@ -196,7 +205,9 @@ def _mark(c: _Canvas, point: Point, x: float, y: float) -> Markup:
     }
     parts = [element("title", point.words)]
     if point.x and point.y:
-        parts += _whiskers(c, point.x, point.y)
+        parts += [] if c.is_beyond(point) else _whiskers(c, point.x, point.y)
+        if c.is_beyond(point):
+            parts.append(element("path", d=f"M{x:.1f} {y + 8:.1f}v9m-4-4l4 4 4-4", class_="beyond"))
     parts.append(element("circle", cx=x, cy=y, r=13, class_="hit"))
     parts.append(element("path", d=shapes[point.kind], class_="mark"))
     kind = "failed" if failed else point.kind
@@ -226,8 +237,8 @@ def _whiskers(c: _Canvas, x: Interval, y: Interval) -> list[Markup]:
 
 
 def _obstacles(c: _Canvas) -> list[Box]:
-    """What a label should not cover: marks, the whiskers always shown, the frontier."""
-    boxes = []
+    """What a label should not cover: marks, the whiskers always shown, the frontier, the note."""
+    boxes = [Box(c.right - 140, c.bottom - 24, 140, 24)]
     for point in c.placed:
         x, y = c.at(point)
         boxes.append(Box(x - 9, y - 9, 18, 18))

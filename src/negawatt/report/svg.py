@@ -13,7 +13,7 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
     """An element; children and attribute values are escaped unless they are `Markup` already.
 
     ``class_`` gives ``class`` and ``stroke_width`` gives ``stroke-width``; an attribute that is None is
-    left out; floats keep one decimal, which is finer than a pixel. Names are our own, values may be anybody's.
+    left out; floats keep one decimal, which is finer than a pixel. Names are ours, values may be anybody's.
     """
     parts = [Markup("<{}").format(name)]
     for key, value in attributes.items():

@@ -10,6 +10,7 @@ from negawatt.report.facts import Drop, Facts, Interval, Quality, is_share, text
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 NOT_MEASURED = "not measured"
+_ACRONYMS = {"cpu": "CPU", "gpu": "GPU", "os": "OS", "id": "ID", "ttft": "TTFT", "tpot": "TPOT"}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 
 
@@ -192,7 +193,7 @@ def flat(data: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:
     """Nested facts as (name, value) rows; sizes in bytes become MiB or GiB."""
     rows: list[tuple[str, str]] = []
     for key, value in data.items():
-        name = f"{before}{key}".replace("_", " ")
+        name = before + " ".join(_ACRONYMS.get(word, word) for word in str(key).split("_"))
         if isinstance(value, Mapping):
             rows += flat(value, f"{name} · ")
         elif isinstance(value, list):
@@ -201,6 +202,8 @@ def flat(data: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:
             rows.append((name.removesuffix(" bytes"), memory(value)))
         elif isinstance(value, bool):
             rows.append((name, "yes" if value else "no"))
+        elif isinstance(value, float):
+            rows.append((name, figure(value, 4)))
         elif value is not None and value != "":
             rows.append((name, str(value)))
     return rows
