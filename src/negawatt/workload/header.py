@@ -51,10 +51,10 @@ def read_header(file: Path) -> Header:
     data = _toml(file)
     schema = data.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise WorkloadError(f"{file}: 'schema' must be a whole number such as {SCHEMA}, not {schema!r}")
+        raise WorkloadError(f"{file}: 'schema' must be a whole number such as {SCHEMA}, not {_shown(schema)}")
     if schema > SCHEMA:
         raise WorkloadError(
-            f"{file} has schema {schema}, and this version of Negawatt reads up to {SCHEMA}; update Negawatt"
+            f"{file} has schema {_shown(schema)}, newer than this Negawatt reads ({SCHEMA}); update Negawatt"
         )
     _refuse_unknown(file, "", data, _FIELDS)
     if "traffic" not in data and "quality" not in data:
@@ -86,14 +86,14 @@ def _toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as exc:
         raise WorkloadError(f"{file} is not valid UTF-8 at byte {exc.start}") from exc
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits is a plain ValueError
         raise WorkloadError(f"{file} is not valid TOML: {exc}") from exc
 
 
 def _text(file: Path, data: Mapping[str, Any], key: str) -> str:
     value = data.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise WorkloadError(f"{file}: {key!r} must be a text that is not empty, not {value!r}")
+        raise WorkloadError(f"{file}: {key!r} must be a text that is not empty, not {_shown(value)}")
     return value.strip()
 
 
@@ -102,48 +102,64 @@ def _table(file: Path, data: Mapping[str, Any], key: str, known: set[str]) -> di
     if table is None:
         return None
     if not isinstance(table, dict):
-        raise WorkloadError(f"{file}: {key!r} must be a section, [{key}], not {table!r}")
+        raise WorkloadError(f"{file}: {key!r} must be a section, [{key}], not {_shown(table)}")
     _refuse_unknown(file, f" of [{key}]", table, known)
     return table
 
 
 def _refuse_unknown(file: Path, where: str, table: Mapping[str, Any], known: set[str]) -> None:
     if unknown := sorted(set(table) - known):
-        raise WorkloadError(f"{file}: unknown field {unknown[0]!r}{where}; known: {', '.join(sorted(known))}")
+        raise WorkloadError(
+            f"{file}: unknown field {_shown(unknown[0])}{where}; known: {', '.join(sorted(known))}"
+        )
 
 
 def _part(file: Path, key: str, table: Mapping[str, Any] | None) -> Part | None:
     if table is None:
         return None
     name = _text(file, table, "items")
-    folder = file.parent.resolve()
-    if "\0" in name or Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(folder):
+    if Path(name).is_absolute() or not _is_inside(file.parent, name):
         raise WorkloadError(
-            f"{file}: 'items' of [{key}] must be a file in the header's own folder, not {name!r}"
+            f"{file}: 'items' of [{key}] must be a file in the header's own folder, not {_shown(name)}"
         )
     sha256 = table.get("sha256")
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
-        raise WorkloadError(f"{file}: 'sha256' of [{key}] must be 64 hexadecimal digits, not {sha256!r}")
+        raise WorkloadError(
+            f"{file}: 'sha256' of [{key}] must be 64 hexadecimal digits, not {_shown(sha256)}"
+        )
     return Part(file.parent / name, sha256)
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a file lies in a folder or below, with every link followed."""
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (ValueError, RuntimeError, OSError):  # a NUL byte, a loop of links, an impossible name
+        return False
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _kinds(file: Path, quality: Mapping[str, Any]) -> tuple[str, ...]:
     kinds = quality.get("kinds", [])
     if not isinstance(kinds, list) or not all(kind in KINDS for kind in kinds):
-        raise WorkloadError(f"{file}: 'kinds' must be a list out of {', '.join(KINDS)}, not {kinds!r}")
+        raise WorkloadError(f"{file}: 'kinds' must be a list out of {', '.join(KINDS)}, not {_shown(kinds)}")
     return tuple(kinds)
 
 
 def _metrics(file: Path, quality: Mapping[str, Any]) -> dict[str, str]:
     metrics = quality.get("metrics", {})
     if not isinstance(metrics, dict):
-        raise WorkloadError(f"{file}: 'metrics' must be a section, [quality.metrics], not {metrics!r}")
+        raise WorkloadError(f"{file}: 'metrics' must be a section, [quality.metrics], not {_shown(metrics)}")
     for kind, name in metrics.items():
         known = [m.name for m in METRICS.values() if kind in m.kinds]
         if name not in known:
             raise WorkloadError(
-                f"{file}: items of kind {kind!r} are judged by {', '.join(known)}, not {name!r}"
+                f"{file}: items of kind {kind!r} are judged by {', '.join(known)}, not {_shown(name)}"
                 if known
-                else f"{file}: [quality.metrics] names the kind {kind!r}; there are {', '.join(KINDS)}"
+                else f"{file}: [quality.metrics] names the kind {_shown(kind)}; there are {', '.join(KINDS)}"
             )
     return metrics

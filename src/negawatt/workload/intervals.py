@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -32,19 +33,26 @@ def normal_quantile(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
+@cache
+def _gauss_legendre() -> tuple[Array, Array]:
+    """Nodes and weights of 64 points, on −1 to 1."""
+    return np.polynomial.legendre.leggauss(64)
+
+
 def student_cdf(t: float, degrees: int) -> float:
     """Student's t distribution function.
 
     With t = √ν·tan θ the density becomes a power of cos θ, smooth enough for Gauss-Legendre.
     """
     angle = math.atan(t / math.sqrt(degrees))
-    nodes, node_weights = np.polynomial.legendre.leggauss(64)
+    nodes, node_weights = _gauss_legendre()
     theta = angle * (nodes + 1) / 2
     area = angle / 2 * float(np.sum(node_weights * np.cos(theta) ** (degrees - 1)))
     log_beta = math.lgamma(0.5) + math.lgamma(degrees / 2) - math.lgamma((degrees + 1) / 2)
     return 0.5 + area / math.exp(log_beta)
 
 
+@cache
 def student_quantile(probability: float, degrees: int) -> float:
     """Student's t quantile, by bisection; `degrees` at least 1, `probability` inside 0 to 1."""
     if probability < 0.5:
@@ -93,7 +101,7 @@ def bootstrap_mean(
     if x.size == 1:
         return Interval(value, -math.inf, math.inf, 1)
     means = resampled_means(x, w)
-    tail = expanded_tail((1 - confidence) / 2, x.size)
+    tail = NormalDist().cdf(expanded_z((1 - confidence) / 2, x.size))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(value, min(value, float(low)), max(value, float(high)), x.size)
 
@@ -110,7 +118,6 @@ def resampled_means(x: Array, w: Array) -> Array:
     return means
 
 
-def expanded_tail(tail: float, n: int) -> float:
-    """The percentile that makes a bootstrap of `n` values as wide as Student's t would be."""
-    z = math.sqrt(n / (n - 1)) * student_quantile(tail, n - 1)
-    return NormalDist().cdf(z)
+def expanded_z(tail: float, n: int) -> float:
+    """The normal deviate whose bootstrap percentile, of `n` values, is as far out as Student's t would be."""
+    return math.sqrt(n / (n - 1)) * student_quantile(tail, n - 1)

@@ -196,9 +196,7 @@ def _arrival_s(line: Line) -> float | None:
         return None
     is_number = isinstance(arrival_s, int | float) and not isinstance(arrival_s, bool)
     if not is_number or not 0 <= arrival_s <= MAX_ARRIVAL_S:
-        line.fail(
-            f"'arrival_s' must be a number of seconds, 0 to {MAX_ARRIVAL_S:.0e}, not {_shown(arrival_s)}"
-        )
+        line.fail(f"'arrival_s' must be seconds from 0 to {MAX_ARRIVAL_S:,.0f}, not {_shown(arrival_s)}")
     return float(arrival_s)
 
 

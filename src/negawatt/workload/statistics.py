@@ -16,18 +16,22 @@ import numpy as np
 from negawatt.errors import UsageError
 from negawatt.workload.intervals import (
     Array,
-    expanded_tail,
+    expanded_z,
     normal_quantile,
     resampled_means,
     student_quantile,
 )
 
-CONTINUITY = 0.25
+CONTINUITY = 0.5
 """Items by which the score statistic is moved towards the limit tested.
 
-Without it the one-sided bound at 95 % fails in up to 6.7 % of cases when few items are discordant.
-A quarter of an item holds the failures at 5 % over the exact distributions that the tests enumerate.
+Counts are whole numbers, and the statistic's distribution is continuous. Without the correction the
+one-sided bound at 95 % fails in up to 7.6 % of cases when few items are discordant; with it in at most
+5.3 %, over the exact distributions that the tests enumerate, and nearly always in less than 5 %.
 """
+
+FEW_CHANGES = 10
+"""Changed scores below which a bootstrap has too little to draw from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +96,8 @@ def paired_difference(
     Scores that are all 0 or 1 get Tango's score interval for a difference of correlated proportions
     (T. Tango, Statistics in Medicine 17, 1998), moved by `CONTINUITY`. Others get a bias-corrected
     and accelerated bootstrap (B. Efron, J. Am. Stat. Assoc. 82, 1987) with a fixed seed, widened for
-    small samples. Where no score changed at all there is nothing to resample; scores from 0 to 1 then
-    get Tango's interval too, which knows how rare a change may still be.
+    small samples. Where fewer than `FEW_CHANGES` scores changed there is too little to resample: of
+    scores from 0 to 1 the drop is then bounded by the share of items that may get worse.
 
     Args:
         baseline: scores of the items under the baseline.
@@ -112,12 +116,14 @@ def paired_difference(
     in_range = bool(np.all((a >= 0) & (a <= 1) & (b >= 0) & (b <= 1)))
     binary = bool(np.all(np.isin(a, (0, 1)) & np.isin(b, (0, 1))))
     tail = 1 - confidence
-    if binary or (in_range and not changed):
-        gained, lost = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-        low = -_tango_upper(lost, gained, a.size, tail / 2)
-        high = _tango_upper(gained, lost, a.size, tail / 2)
-        worse, better = (lost, gained) if higher_is_better else (gained, lost)
-        bound, method = _tango_upper(worse, better, a.size, tail), "Tango score interval"
+    up, down = int(np.sum(difference > 0)), int(np.sum(difference < 0))
+    if binary or (in_range and changed < FEW_CHANGES):
+        # A score moves by at most 1, so the mean rises by no more than the share of items that rise.
+        low = -_tango_upper(down, up if binary else 0, a.size, tail / 2)
+        high = _tango_upper(up, down if binary else 0, a.size, tail / 2)
+        worse, better = (down, up) if higher_is_better else (up, down)
+        bound = _tango_upper(worse, better if binary else 0, a.size, tail)
+        method = "Tango score interval" if binary else "share of changed items"
     elif changed == 0:
         low, high, bound, method = 0.0, 0.0, 0.0, "identical scores"
     else:
@@ -277,7 +283,7 @@ def _bca(difference: Array, tails: Sequence[float]) -> list[float]:
     acceleration = float(np.sum(centred**3)) / (6 * spread**1.5) if spread > 0 else 0.0
     quantiles = []
     for tail in tails:
-        z = bias + normal_quantile(expanded_tail(tail, n))
+        z = bias + expanded_z(tail, n)
         level = NormalDist().cdf(bias + z / max(1e-9, 1 - acceleration * z))
         quantiles.append(float(np.quantile(means, level)))
     return quantiles

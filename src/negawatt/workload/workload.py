@@ -114,9 +114,21 @@ class Workload:
         return kinds_of(self.quality)
 
     @property
+    def main_kind(self) -> str | None:
+        """The kind with the most items in the quality set, whose metric is quoted for the whole.
+
+        The first in the order of `kinds` among equals; None where there is no quality set.
+        """
+        return max(self.kinds, key=lambda kind: len(self.of_kind(kind)), default=None)
+
+    @property
     def metric(self) -> str | None:
-        """The metric of the quality set where there is exactly one kind of item, else None."""
-        return self.metrics[self.kinds[0]] if len(self.kinds) == 1 else None
+        """The metric of `main_kind`."""
+        return self.metrics[self.main_kind] if self.main_kind else None
+
+    def of_kind(self, kind: str) -> tuple[QualityItem, ...]:
+        """The items of one kind, in order."""
+        return tuple(item for item in self.quality if item.kind == kind)
 
     @cached_property
     def hash(self) -> str:
