@@ -25,6 +25,7 @@ from negawatt.errors import NegawattError, RunError, UsageError
 from negawatt.report import FORMATS, plot_svg, render, write
 from negawatt.report.facts import Facts
 from negawatt.report.points import frontier, points
+from negawatt.report.records import Drop
 from negawatt.run import Run
 
 HOSTILE = "<script>alert(1)</script>\"'&`|</title><img src=x onerror=alert(2)>"
@@ -228,6 +229,37 @@ def test_nothing_beats_the_frontier(
     costs = [(p.x.value, -p.y.value) for p in front if p.x and p.y]
     assert costs == sorted(costs)
     assert [q for _, q in costs] == sorted((q for _, q in costs), reverse=True), "quality must rise with cost"
+
+
+def test_a_gain_in_quality_is_no_drop() -> None:
+    """Differences are recorded as candidate − baseline; a drop counts the other way."""
+    drop = Drop.read({"mean": -0.02, "low": -0.03, "high": -0.01, "drop": 0.02, "upper_one_sided": 0.028})
+    assert drop == Drop(0.02, 0.01, 0.03, 0.028)
+
+
+def test_trials_without_a_pair_are_compared_by_their_drift_free_cost(tune_run: Path) -> None:
+    trials = Facts.read(tune_run).trials
+    assert trials[1].ratio is not None
+    assert trials[1].drift_free_cost is not None
+    assert trials[0].drift_free_cost is not None
+    assert trials[1].ratio.value == trials[0].drift_free_cost / trials[1].drift_free_cost
+    assert trials[1].ratio.low is None
+
+
+def test_parts_of_both_ends_become_a_waterfall(tune_run: Path) -> None:
+    result = json.loads((tune_run / "result.json").read_text())
+    parts = {
+        "baseline: prefill": 0.02,
+        "baseline: decode": 0.08,
+        "best: prefill": 0.005,
+        "best: decode": 0.015,
+    }
+    result["waterfall"] = [{"label": name, "cpu_s_per_token": v} for name, v in parts.items()]
+    (tune_run / "result.json").write_text(json.dumps(result))
+    steps = Facts.read(tune_run).waterfall
+    assert [s.label for s in steps] == ["what you run today", "prefill", "decode"]
+    assert [s.cpu_s_per_token for s in steps] == pytest.approx([0.1, 0.085, 0.02])
+    assert "−65.0 ms" in Page(render(tune_run)).text.replace("\xa0", " ")
 
 
 KEYS = st.sampled_from(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from negawatt.energy import Energy
 from negawatt.report import words
-from negawatt.report.facts import Drop, Interval
 from negawatt.report.markdown import escaped
+from negawatt.report.records import Drop, Interval
 from negawatt.report.svg import Box, Scale, element, place
 
 AMOUNTS = st.floats(1e-9, 1e12)

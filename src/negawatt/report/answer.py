@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from negawatt.report import words
-from negawatt.report.facts import Facts, Trial, number, text
+from negawatt.report.facts import Facts
+from negawatt.report.reading import number, text
+from negawatt.report.records import Trial
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def _verdict(facts: Facts) -> Answer:
     metric = words.metric_of(facts)
     bound = verdict.drop_bound
     search = facts.search
+    count = f"{search.trials} trial{'' if search.trials == 1 else 's'}"
     figures = [
         ("Energy saved per token", words.saved(verdict.saving), _against(facts)),
         (
@@ -79,10 +82,12 @@ def _verdict(facts: Facts) -> Answer:
         (
             "The search cost",
             _search_cost(facts),
-            f"{search.trials} trials in {words.duration(search.duration_s)}",
+            f"{count} in {words.duration(search.duration_s)}",
         ),
         ("Paid back after", *_payback(facts)),
     ]
+    if verdict.saving is None and verdict.drop is None:  # nothing came as far as the comparison
+        figures = figures[2:]
     return Answer(
         "Proven saving" if not keep else "No change", headline, saving, verdict.text, tuple(figures)
     )
@@ -113,7 +118,10 @@ def _unfinished(facts: Facts) -> Answer:
     tried = [t for t in facts.trials if t.state == "complete" and _may_hold(t, most)]
     search = facts.search
     headline = f"Unfinished: no verdict after {search.trials} trial{'s' if search.trials != 1 else ''}."
-    text_ = "The search was interrupted or is still going. Nothing below has been proved."
+    text_ = (
+        "The search was interrupted or is still going; nothing below has been proved. The same command with"
+        " the same run folder goes on where it stopped."
+    )
     cheapest = min(tried, key=lambda t: t.costs.cpu_s_per_token or float("inf"), default=None)
     figures = [
         ("Failed or dropped", f"{search.failed} failed", f"{search.pruned} dropped early"),

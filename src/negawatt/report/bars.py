@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from negawatt.report.columns import profiles, request_tokens
-from negawatt.report.facts import Facts, Interval, Step
+from negawatt.report.facts import Facts
+from negawatt.report.records import Interval, Step
 from negawatt.report.svg import element, join
 
 _WIDTH = 1000.0

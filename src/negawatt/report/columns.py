@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from negawatt.report import words
-from negawatt.report.facts import Facts, Phase, Profile, Trial, mapping, same, sequence, text, texts
+from negawatt.report.facts import Facts
+from negawatt.report.reading import mapping, sequence, text, texts
+from negawatt.report.records import Phase, Profile, Trial, same
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,9 @@ def origin_rows(facts: Facts) -> list[tuple[str, str]]:
     rows += words.flat(mapping(manifest.get("constraints")), "Constraint · ")
     rows += [("Version · negawatt", text(manifest.get("negawatt")) or "not recorded")]
     rows += words.flat(mapping(manifest.get("versions")), "Version · ")
+    rows += words.flat(facts.best.engine if facts.best else {}, "Engine · ")
+    if text(facts.result.get("artifact")) and facts.kind == "tune":
+        rows.append(("Ready to use", "the folder artifact in the run folder"))
     rows += [("Started", text(manifest.get("created")) or "not recorded"), ("Run folder", facts.path.name)]
     return rows
 

@@ -9,242 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from negawatt.energy import Energy, Provenance
+from negawatt.energy import Provenance
 from negawatt.errors import RunError
+from negawatt.report.reading import energy, mapping, named, number, sequence, text, texts
+from negawatt.report.records import Drop, Interval, Profile, Search, Step, Trial, Verdict, same
 from negawatt.run import Run
-
-STAGES = ("screen", "search", "final")
-_LOWER_IS_BETTER = ("perplexity", "kl", "nll", "loss")
-_NOT_A_SHARE = (*_LOWER_IS_BETTER, "chrf", "bleu")
-_DEFAULTS: dict[str, Any] = {
-    "device": "cpu",
-    "kv_cache": "default",
-    "flash_attention": None,
-    "speculation": "none",
-    "max_context": 2048,
-}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its interval, where known."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def read(cls, data: Any, value: str = "value") -> Interval | None:
-        found = number(data, value)
-        return None if found is None else cls(found, number(data, "low"), number(data, "high"))
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A metric's value on `n` items. Shares (accuracy …) lie in 0..1 and print in percent."""
-
-    metric: str
-    score: Interval
-    n: int | None
-
-    @property
-    def lower_is_better(self) -> bool:
-        return any(word in self.metric.lower() for word in _LOWER_IS_BETTER)
-
-    @property
-    def is_share(self) -> bool:
-        return is_share(self.metric)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Paired quality difference to the baseline; positive is worse. `bound` is one-sided, 95 %."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    bound: float | None
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one way of running cost and delivered; None where it was not measured."""
-
-    energy: Energy
-    cpu_s_per_token: float | None
-    tokens_per_s: float | None
-    ttft_p50_ms: float | None
-    ttft_p95_ms: float | None
-    tpot_p50_ms: float | None
-    tpot_p95_ms: float | None
-    memory_bytes: float | None
-    quality: Quality | None
-    warnings: tuple[str, ...]
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> Costs:
-        score = Interval.read(data.get("quality"))
-        metric = text(mapping(data.get("quality")).get("metric")) or "quality"
-        n = number(data, "quality", "n")
-        return cls(
-            energy=energy(data.get("energy_per_token")),
-            cpu_s_per_token=number(data, "cpu_s_per_token"),
-            tokens_per_s=number(data, "tokens_per_s"),
-            ttft_p50_ms=number(data, "ttft_ms", "p50"),
-            ttft_p95_ms=number(data, "ttft_ms", "p95"),
-            tpot_p50_ms=number(data, "tpot_ms", "p50"),
-            tpot_p95_ms=number(data, "tpot_ms", "p95"),
-            memory_bytes=number(data, "peak_rss_bytes"),
-            quality=None if score is None else Quality(metric, score, None if n is None else int(n)),
-            warnings=texts(data.get("warnings")),
-        )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One configuration that was tried.
-
-    `state` is complete, pruned, failed, or unknown; `ratio` is how many times fewer CPU seconds per
-    token it needs than the baseline did beside it.
-    """
-
-    number: int
-    settings: Mapping[str, Any]
-    state: str
-    stage: str
-    reason: str
-    costs: Costs
-    ratio: Interval | None
-    drop: Drop | None
-    cpu_s_spent: float | None
-    duration_s: float | None
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any], position: int) -> Trial:
-        found = number(data, "number")
-        mean = number(data, "quality_drop", "mean")
-        ends = {key: number(data, "quality_drop", key) for key in ("low", "high", "upper_one_sided")}
-        return cls(
-            number=position if found is None else int(found),
-            settings=mapping(data.get("settings")),
-            state=text(data.get("state")) or "unknown",
-            stage=text(data.get("stage")) or "unknown",
-            reason=text(data.get("reason")),
-            costs=Costs.read(data),
-            ratio=Interval.read(data.get("ratio_to_baseline")),
-            drop=None if mean is None else Drop(mean, ends["low"], ends["high"], ends["upper_one_sided"]),
-            cpu_s_spent=number(data, "cpu_s_spent"),
-            duration_s=number(data, "duration_s"),
-        )
-
-    @property
-    def label(self) -> str:
-        return label(self.settings)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Cost of one phase: of the whole load, or of one token in prefill or decode."""
-
-    name: str
-    energy: Energy
-    cpu_s: float | None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One configuration, measured in full. `request_tokens`: mean prompt and new tokens a request."""
-
-    artifact: str
-    settings: Mapping[str, Any]
-    costs: Costs
-    phases: tuple[Phase, ...]
-    spread: tuple[float, float] | None
-    request_tokens: tuple[float, float] | None
-    cost_model: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, data: Any) -> Profile | None:
-        content = mapping(data)
-        if not content:
-            return None
-        phases = []
-        for name, suffix in (("load", ""), ("prefill", "_per_token"), ("decode", "_per_token")):
-            phase = mapping(mapping(content.get("phases")).get(name))
-            joules, cpu_s = energy(phase.get(f"energy{suffix}")), number(phase, f"cpu_s{suffix}")
-            if cpu_s is not None or not joules.is_missing:
-                phases.append(Phase(name, joules, cpu_s))
-        requests = number(content, "requests")
-        prompt, generated = number(content, "tokens", "prompt"), number(content, "tokens", "generated")
-        spread = [v for v in sequence(content.get("cpu_s_per_token_spread")) if _is_number(v)]
-        return cls(
-            artifact=named(content.get("artifact")),
-            settings=mapping(content.get("settings")),
-            costs=Costs.read(content),
-            phases=tuple(phases),
-            spread=(min(spread), max(spread)) if spread else None,
-            request_tokens=(prompt / requests, generated / requests)
-            if requests and prompt is not None and generated is not None
-            else None,
-            cost_model=mapping(content.get("cost_model")),
-        )
-
-    @property
-    def label(self) -> str:
-        return label(self.settings)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer of a finished search."""
-
-    saving: Interval | None
-    ratio: Interval | None
-    drop: float | None
-    drop_bound: float | None
-    accepted: bool
-    text: str
-
-    @classmethod
-    def read(cls, data: Any) -> Verdict | None:
-        content = mapping(data)
-        if not content:
-            return None
-        saving = number(content, "saving")
-        ends = number(content, "saving_low"), number(content, "saving_high")
-        return cls(
-            saving=None if saving is None else Interval(saving, *ends),
-            ratio=Interval.read(content.get("ratio")),
-            drop=number(content, "quality_drop"),
-            drop_bound=number(content, "quality_drop_high"),
-            accepted=content.get("accepted") is True,
-            text=text(content.get("text")),
-        )
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the search itself cost."""
-
-    trials: int
-    failed: int
-    pruned: int
-    energy: Energy
-    cpu_s: float | None
-    duration_s: float | None
-    payback_tokens: float | None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the way from the baseline to the winner: the level after it."""
-
-    label: str
-    cpu_s_per_token: float
 
 
 @dataclass(frozen=True)
@@ -254,7 +27,7 @@ class Facts:
     Attributes:
         baseline, best: measured in full; None in an unfinished run. Of a profile run, `best` is
             the profile and there is no baseline.
-        reference: (seconds since the start, CPU seconds) of the fixed load timed between trials.
+        reference: (seconds or trials since the start, CPU seconds) of the fixed load timed between trials.
         manifest, result: as they stand in the run, for what is shown without interpretation.
     """
 
@@ -294,6 +67,7 @@ class Facts:
         outcome: Mapping[str, Any] = result or {}
         raw = tuple(r for r in records if r.get("record") == "trial")
         trials = tuple(Trial.read(record, i) for i, record in enumerate(raw))
+        trials = _compared(trials, mapping(run.manifest.get("baseline")))
         kind = str(run.manifest["kind"])
         torn = f"damaged lines of records.jsonl, left out: {lost}"
         return cls(
@@ -338,88 +112,19 @@ class Facts:
         found = [t for t in self.trials if same(t.settings, settings) and t.state == "complete"]
         return max(found, key=lambda t: (t.stage == "final", t.number), default=None)
 
+    def drop_of(self, profile: Profile) -> Drop | None:
+        """The quality drop of a profile: its own, else that of the last trial of its settings."""
+        if profile.drop:
+            return profile.drop
+        trial = self.final_trial(profile.settings)
+        return trial.drop if trial else None
+
     @property
     def provenance(self) -> Provenance:
         """The worst provenance among the energies per token that were obtained."""
         profiles = [p.costs.energy for p in (self.baseline, self.best) if p is not None]
         found = [e for e in (*profiles, *(t.costs.energy for t in self.trials)) if not e.is_missing]
         return max((e.provenance for e in found), default=Provenance.MISSING)
-
-
-def label(settings: Mapping[str, Any]) -> str:
-    """Short form of settings for tables: engine, weights, threads, batch, and what is not default."""
-    if not settings:
-        return "settings not recorded"
-    threads = settings.get("threads")
-    parts = [
-        text(settings.get("engine")) or "engine unknown",
-        text(settings.get("weight_format")) or "native",
-    ]
-    parts.append("default threads" if threads is None else f"{threads} thread{'' if threads == 1 else 's'}")
-    parts.append(f"batch {settings.get('batch') or 1}")
-    for name in sorted(set(settings) - {"engine", "weight_format", "threads", "batch"}):
-        value = settings[name]
-        if value is None or value == _DEFAULTS.get(name):
-            continue
-        spoken = name.replace("_", " ")
-        parts.append(f"{value} {spoken}" if isinstance(value, str) else f"{spoken} {value}")
-        if isinstance(value, bool):
-            parts[-1] = spoken if value else f"no {spoken}"
-    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
-
-
-def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether two settings describe the same way of running (and say anything at all)."""
-    return bool(left) and left == right
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies in 0..1 and reads best in percent."""
-    return not any(word in metric.lower() for word in _NOT_A_SHARE)
-
-
-# -- tolerant reading: absence and wrong types become None, never an exception ----------------------
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(data: Any, *keys: str) -> float | None:
-    """The finite number at a path of keys, or None."""
-    for key in keys:
-        data = data.get(key) if isinstance(data, Mapping) else None
-    return float(data) if _is_number(data) else None
-
-
-def mapping(data: Any) -> Mapping[str, Any]:
-    return data if isinstance(data, Mapping) else {}
-
-
-def sequence(data: Any) -> list[Any]:
-    return data if isinstance(data, list) else []
-
-
-def text(data: Any) -> str:
-    return "" if data is None or isinstance(data, (Mapping, list)) else str(data).strip()
-
-
-def texts(data: Any) -> tuple[str, ...]:
-    return tuple(filter(None, map(text, sequence(data))))
-
-
-def named(data: Any) -> str:
-    """The name of an artifact or workload, given as an object with a name or as a string."""
-    return text(mapping(data).get("name")) if isinstance(data, Mapping) else text(data)
-
-
-def energy(data: Any) -> Energy:
-    if not isinstance(data, Mapping):
-        return Energy.missing("not recorded")
-    try:
-        return Energy.from_json(data)
-    except (ValueError, TypeError) as exc:
-        return Energy.missing(f"the record is unreadable ({exc})")
 
 
 def _search(data: Mapping[str, Any], trials: tuple[Trial, ...]) -> Search:
@@ -441,13 +146,45 @@ def _search(data: Mapping[str, Any], trials: tuple[Trial, ...]) -> Search:
     )
 
 
+def _compared(trials: tuple[Trial, ...], baseline: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """Give trials that were not measured in pairs the ratio of their drift-free costs."""
+    own = (t.drift_free_cost for t in trials if same(t.settings, baseline) and t.state == "complete")
+    base = next(filter(None, own), None)
+
+    def compared(trial: Trial) -> Trial:
+        cost = trial.drift_free_cost
+        if trial.ratio or not base or not cost or cost <= 0 or not math.isfinite(base / cost):
+            return trial
+        return replace(trial, ratio=Interval(base / cost))
+
+    return tuple(map(compared, trials))
+
+
 def _steps(data: Any) -> tuple[Step, ...]:
-    found = ((text(mapping(s).get("label")), number(s, "cpu_s_per_token")) for s in sequence(data))
-    return tuple(Step(name, level) for name, level in found if level is not None)
+    """Levels on the way from the baseline to the winner.
+
+    A record may hold the levels themselves, or the parts of both ends (``baseline: decode``,
+    ``best: decode``), which become one step a part.
+    """
+    found = [(text(mapping(s).get("label")), number(s, "cpu_s_per_token")) for s in sequence(data)]
+    steps = [Step(name, level) for name, level in found if level is not None]
+    before = {s.label.removeprefix("baseline: "): s for s in steps if s.label.startswith("baseline: ")}
+    after = {s.label.removeprefix("best: "): s for s in steps if s.label.startswith("best: ")}
+    if not before or len(before) + len(after) < len(steps):
+        return tuple(steps)
+    level = sum(s.cpu_s_per_token for s in before.values())
+    levels = [Step("what you run today", level)]
+    for name in dict.fromkeys([*before, *after]):
+        level += sum(d[name].cpu_s_per_token * sign for d, sign in ((after, 1), (before, -1)) if name in d)
+        levels.append(Step(name, max(level, 0.0)))
+    return tuple(levels)
 
 
 def _reference(records: list[dict[str, Any]]) -> tuple[tuple[float, float], ...]:
     found = [(number(r, "time_s"), number(r, "cpu_s")) for r in records if r.get("record") == "reference"]
+    if not found:  # timed beside every trial instead
+        trials = [r for r in records if r.get("record") == "trial"]
+        found = [(float(i), number(r, "reference_s")) for i, r in enumerate(trials)]
     points = sorted((t, c) for t, c in found if t is not None and c is not None and c > 0)
     return tuple((t - points[0][0], c) for t, c in points)
 

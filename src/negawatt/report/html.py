@@ -14,9 +14,11 @@ from negawatt import __version__
 from negawatt.energy import Provenance
 from negawatt.report import bars, columns, words
 from negawatt.report.answer import answer
-from negawatt.report.facts import Facts, Trial, same, text
+from negawatt.report.facts import Facts
 from negawatt.report.pareto import pareto
 from negawatt.report.points import against_today, in_joules, points
+from negawatt.report.reading import text
+from negawatt.report.records import Trial, same
 from negawatt.report.svg import element
 
 _LEGEND = {

@@ -8,7 +8,8 @@ from html import escape
 
 from negawatt.report import columns, words
 from negawatt.report.answer import answer
-from negawatt.report.facts import Facts, text
+from negawatt.report.facts import Facts
+from negawatt.report.reading import text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
 

@@ -60,7 +60,7 @@ for (const plot of document.querySelectorAll("[data-plot]")) {
       const box = hit.getBoundingClientRect();
       if (!box.width) continue;
       const away = Math.hypot(event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2);
-      if (away < least) [best, least] = [hit.parentNode, away];
+      if (away <= least) [best, least] = [hit.parentNode, away];
     }
     return best;
   };

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from negawatt.energy import Provenance
 from negawatt.report import words
-from negawatt.report.facts import Facts, Interval, is_share
+from negawatt.report.facts import Facts
 from negawatt.report.points import (
     Point,
     against_today,
@@ -19,6 +19,7 @@ from negawatt.report.points import (
     lower_is_better,
     points,
 )
+from negawatt.report.records import Interval, is_share
 from negawatt.report.svg import Box, Scale, element, join, place
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _LANE = 46.0, 12.0, 34.0, 50.0, 36.0
@@ -74,11 +75,11 @@ def pareto(facts: Facts, width: int, height: int, *, links: bool = True) -> Mark
 
     Args:
         width, height: of the drawing in pixels; text keeps its size, so draw one for each width of screen.
-        links: make every point a link to its row, ``#trial-NUMBER``, reachable by keyboard.
+        links: make every point a link to its row, ``#trial-ROW``, reachable by keyboard.
     """
     found = points(facts)
     placed = [p for p in found if p.x and p.y]
-    if not placed or facts.kind == "profile":
+    if facts.kind == "profile" or all(p.kind == "baseline" for p in placed):
         return Markup("")
     lanes = _LANE * (any(p.x and not p.y for p in found) + any(not p.x for p in found))
     area = Box(_LEFT, _TOP, width - _LEFT - _RIGHT, height - _TOP - _BOTTOM - lanes)

@@ -8,7 +8,9 @@ from typing import Any
 
 from negawatt.energy import Provenance
 from negawatt.report import words
-from negawatt.report.facts import Costs, Drop, Facts, Interval, Profile, Quality, Trial, number, same
+from negawatt.report.facts import Facts
+from negawatt.report.reading import number
+from negawatt.report.records import Costs, Drop, Interval, Profile, Quality, Trial, same
 
 KINDS = ("pruned", "trial", "final", "baseline", "best")
 """In the order they are drawn, the most important last and on top."""
@@ -23,7 +25,7 @@ class Point:
         x: energy (J) or CPU seconds per token; None when the trial failed before it was known.
         y: quality, see `against_today`; None when it was not measured.
         words: what the tooltip says, one fact a line, the first line its title.
-        row: number of the trial in the table, or None.
+        row: place of the trial in the table, or None.
         settings: how it ran.
     """
 
@@ -88,16 +90,15 @@ def _of_trial(trial: Trial, facts: Facts) -> Point:
     if trial.drop:
         lines.append(f"Against today: {words.drop(trial.drop, words.metric_of(facts))}")
     y = _y(trial.costs.quality, trial.drop, same(trial.settings, facts.baseline_settings), facts)
-    return Point(kind, _x(trial.costs, trial.ratio, facts), y, "\n".join(lines), trial.number, trial.settings)
+    return Point(kind, _x(trial.costs, trial.ratio, facts), y, "\n".join(lines), trial.row, trial.settings)
 
 
 def _of_profile(kind: str, profile: Profile, facts: Facts) -> Point:
     title = (
         "What you run today" if kind == "baseline" else "Recommended" if facts.recommends else "Best found"
     )
-    ratio = facts.verdict.ratio if facts.verdict and kind == "best" else None
-    final = facts.final_trial(profile.settings)
-    y = _y(profile.costs.quality, final.drop if final else None, kind == "baseline", facts)
+    ratio = profile.ratio or (facts.verdict.ratio if facts.verdict else None) if kind == "best" else None
+    y = _y(profile.costs.quality, facts.drop_of(profile), kind == "baseline", facts)
     text = "\n".join([title, profile.label, *_lines(profile.costs)])
     return Point(kind, _x(profile.costs, ratio, facts), y, text, None, profile.settings)
 
@@ -133,7 +134,7 @@ def _y(quality: Quality | None, drop: Drop | None, is_baseline: bool, facts: Fac
     if not against_today(facts):
         return quality.score if quality else None
     if is_baseline:
-        return Interval(0.0) if quality else None
+        return Interval(0.0)
     if drop is None:
         return None
     low, high = (None if end is None else -end for end in (drop.high, drop.low))

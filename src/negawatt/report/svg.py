@@ -98,18 +98,23 @@ class Box:
         return max(wide, 0.0) * max(high, 0.0)
 
 
+_GAPS = (13.0, 24.0, 40.0, 62.0)
+"""Distances from a point, in pixels, at which its label may stand."""
+
+
 def place(width: float, height: float, at: tuple[float, float], taken: Sequence[Box], inside: Box) -> Box:
     """Where a label of this size goes near a point: the place that covers the least."""
     x, y = at
     ways = [(1, 0), (-1, 0), (0, -1), (0, 1), (0.9, -0.9), (-0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
     candidates = [
         Box(x + dx * (gap + width / 2) - width / 2, y + dy * (gap + height / 2) - height / 2, width, height)
-        for gap in (13.0, 24.0, 40.0)
+        for gap in _GAPS
         for dx, dy in ways
     ]
 
     def cost(box: Box) -> float:
         outside = width * height - box.overlap(inside)
-        return 20 * outside + sum(box.overlap(other) for other in taken)
+        away = math.hypot(box.x + width / 2 - x, (box.y + height / 2 - y) * 3)
+        return 20 * outside + sum(box.overlap(other) for other in taken) + away / 8
 
     return min(candidates, key=cost)

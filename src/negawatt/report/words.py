@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from negawatt.energy import Energy, Provenance
-from negawatt.report.facts import Drop, Facts, Interval, Quality, is_share, text
+from negawatt.report.facts import Facts
+from negawatt.report.reading import text
+from negawatt.report.records import Drop, Interval, Quality, is_share
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -133,9 +135,8 @@ def drop_verdict(facts: Facts) -> str:
     verdict = facts.verdict
     if verdict is None or verdict.drop is None:
         return NOT_MEASURED
-    final = facts.final_trial(best_settings(facts))
-    low = final.drop.low if final and final.drop else None
-    if verdict.drop <= 0 or (low is not None and low <= 0):
+    found = facts.drop_of(facts.best) if facts.best else None
+    if verdict.drop <= 0 or (found and found.low is not None and found.low <= 0):
         return "no difference shown"
     return f"{points(verdict.drop, metric_of(facts))} worse"
 
