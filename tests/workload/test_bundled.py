@@ -50,7 +50,7 @@ def test_offline_needs_no_download(fresh_home: Path) -> None:
         "choose": 60, "classify": 30, "generate": 20, "perplexity": 6,
     }  # fmt: skip
     assert workload.main_kind == "choose"
-    assert workload.metric == "accuracy"
+    assert workload.metric == "accuracy_norm"
     assert set(workload.traffic) <= set(Workload.open("interactive-chat").traffic)
     for kind in ("choose", "classify"):  # no answer can be guessed from its position
         positions = Counter(
