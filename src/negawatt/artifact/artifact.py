@@ -19,6 +19,7 @@ from negawatt.artifact.tokenizer import Tokenizer
 from negawatt.catalog import manifest
 from negawatt.catalog.hashing import check, sha256_of
 from negawatt.catalog.http import Progress
+from negawatt.catalog.lock import locked
 from negawatt.catalog.manifest import FileRecord, Manifest
 from negawatt.errors import ArtifactError, IntegrityError, UsageError
 from negawatt.home import home
@@ -254,8 +255,9 @@ class Artifact:
         from negawatt.artifact.to_gguf import convert
 
         target = self.cache / "model.gguf"
-        if not target.exists():
-            convert(self.path, target, name=self.name)
+        with locked(self.cache / "lock"):
+            if not target.exists():
+                convert(self.path, target, name=self.name)
         return target
 
     def checkpoint(self) -> Path:
@@ -271,8 +273,9 @@ class Artifact:
         from negawatt.artifact.to_checkpoint import convert
 
         target = self.cache / "checkpoint"
-        if not target.exists():
-            convert(self._gguf_path, target)
+        with locked(self.cache / "lock"):
+            if not target.exists():
+                convert(self._gguf_path, target)
         return target
 
 

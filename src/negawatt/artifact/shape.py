@@ -49,23 +49,26 @@ def from_gguf(gguf: GgufFile) -> ModelShape:
     Raises:
         ArtifactError: a dimension is not stated.
     """
-    hidden, heads = int(gguf.key("embedding_length")), int(gguf.key("attention.head_count"))
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
         raise ArtifactError(f"{gguf.path} holds no token embedding")
-    return ModelShape(
-        architecture=gguf.architecture,
-        n_layers=int(gguf.key("block_count")),
-        hidden=hidden,
-        n_heads=heads,
-        n_kv_heads=int(gguf.key("attention.head_count_kv", heads)),
-        head_dim=int(gguf.key("attention.key_length", hidden // heads)),
-        ffn=int(gguf.key("feed_forward_length")),
-        vocab=embedding.shape[0],
-        n_params=sum(math.prod(t.shape) for t in gguf.tensors.values() if t.name != "rope_freqs.weight"),
-        tied_embeddings="output.weight" not in gguf.tensors,
-        max_context=int(gguf.key("context_length")),
-    )
+    try:
+        hidden, heads = int(gguf.key("embedding_length")), int(gguf.key("attention.head_count"))
+        return ModelShape(
+            architecture=gguf.architecture,
+            n_layers=int(gguf.key("block_count")),
+            hidden=hidden,
+            n_heads=heads,
+            n_kv_heads=int(gguf.key("attention.head_count_kv", heads)),
+            head_dim=int(gguf.key("attention.key_length", hidden // heads)),
+            ffn=int(gguf.key("feed_forward_length")),
+            vocab=embedding.shape[0],
+            n_params=sum(math.prod(t.shape) for t in gguf.tensors.values() if t.name != "rope_freqs.weight"),
+            tied_embeddings="output.weight" not in gguf.tensors,
+            max_context=int(gguf.key("context_length")),
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as exc:
+        raise ArtifactError(f"{gguf.path} does not describe a transformer with equal layers: {exc}") from exc
 
 
 MODEL_TYPES = {"gemma3_text": "gemma3"}

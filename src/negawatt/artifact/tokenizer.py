@@ -29,6 +29,7 @@ class Tokenizer:
         eos_ids: every token that ends an answer.
         eos_id: the one that the model's files name first, or None.
         pad_id: padding token, or None.
+        unk_id: token for what cannot be spelled, or None.
         bos_id: begin-of-text token, or None.
         vocab_size: number of tokens, added ones included.
         chat_template: the model's own Jinja template, or empty.
@@ -42,6 +43,7 @@ class Tokenizer:
         bos_id: int | None = None,
         chat_template: str = "",
         pad_id: int | None = None,
+        unk_id: int | None = None,
     ) -> None:
         """Args:
         definition: the text of a ``tokenizer.json``.
@@ -49,6 +51,7 @@ class Tokenizer:
         bos_id: begin-of-text token.
         chat_template: Jinja template; see `chat`.
         pad_id: padding token.
+        unk_id: token for what cannot be spelled.
 
         Raises:
             ArtifactError: the definition cannot be read.
@@ -59,7 +62,7 @@ class Tokenizer:
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         ending = {i for i, token in self._added.items() if token.content in END_OF_GENERATION}
         self.eos_ids = frozenset(ending | set(eos))
-        self.bos_id, self.pad_id = bos_id, pad_id
+        self.bos_id, self.pad_id, self.unk_id = bos_id, pad_id, unk_id
         self.chat_template = chat_template
         self.eos_id = next(iter(eos), None)
         self._spelling = _spelling(json.loads(definition).get("decoder"))
@@ -84,6 +87,7 @@ class Tokenizer:
             eos=[i for i in ids if i is not None],
             bos_id=data.get("tokenizer.ggml.bos_token_id"),
             pad_id=data.get("tokenizer.ggml.padding_token_id"),
+            unk_id=data.get("tokenizer.ggml.unknown_token_id"),
             chat_template=str(data.get("tokenizer.chat_template", "")),
         )
 
@@ -121,6 +125,7 @@ class Tokenizer:
             eos=eos,
             bos_id=config.get("bos_token_id") if bos is None else bos,
             pad_id=named("pad_token"),
+            unk_id=named("unk_token"),
             chat_template=_template_of(folder, settings),
         )
 

@@ -230,13 +230,16 @@ def gguf_fields(tokenizer: Tokenizer, n_rows: int) -> dict[str, Any]:
         fields["tokenizer.ggml.pre"] = "default"
         fields["tokenizer.ggml.scores"] = scores_from_merges(model["vocab"], merges, len(tokens))
         fields["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(definition["normalizer"])
-        if model.get("unk_token") is not None:
-            fields["tokenizer.ggml.unknown_token_id"] = model["vocab"][model["unk_token"]]
     else:
         fields["tokenizer.ggml.model"] = "gpt2"
         fields["tokenizer.ggml.pre"] = _pre_name(definition["pre_tokenizer"])
         fields["tokenizer.ggml.merges"] = [" ".join(merge) for merge in merges]
-    named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
+    named = {
+        "bos": tokenizer.bos_id,
+        "eos": tokenizer.eos_id,
+        "unknown": tokenizer.unk_id,
+        "padding": tokenizer.pad_id,
+    }
     fields |= {f"tokenizer.ggml.{name}_token_id": index for name, index in named.items() if index is not None}
     if tokenizer.chat_template:
         fields["tokenizer.chat_template"] = tokenizer.chat_template

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from negawatt.catalog import manifest
@@ -16,6 +12,7 @@ from negawatt.catalog.entry import KINDS, Entry, entry
 from negawatt.catalog.fetch import fetch
 from negawatt.catalog.hashing import check
 from negawatt.catalog.http import Progress
+from negawatt.catalog.lock import locked
 from negawatt.errors import ConsentError, DownloadError, IntegrityError, NegawattError
 from negawatt.home import home, written_beside
 
@@ -84,7 +81,7 @@ def pull(name: str, *, accept_license: bool = False, progress: Progress | None =
             f"add --accept-license"
         )
     report: Progress = progress or (lambda done, total, text: None)
-    with _locked(home() / "cache" / "downloads" / f"{name}.lock", report):
+    with locked(home() / "cache" / "downloads" / f"{name}.lock", report):
         if place := find(name):  # another process was quicker
             return place
         _require_space(wanted)
@@ -142,24 +139,3 @@ def _require_space(wanted: Entry) -> None:
             f"{wanted.name} needs {need / 1e6:,.0f} MB while it is unpacked, and {home()} has "
             f"{free / 1e6:,.0f} MB left; free some, or point NEGAWATT_HOME elsewhere"
         )
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold an advisory lock; the kernel frees it when this process ends, however it ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as exc:
-        raise NegawattError(
-            f"cannot write under {home()}: {exc.strerror or exc}; choose another NEGAWATT_HOME"
-        ) from exc
-    with file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                progress(0, None, "waiting for another process that pulls the same")
-                time.sleep(0.2)
-        yield
