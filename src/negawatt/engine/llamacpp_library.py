@@ -246,6 +246,8 @@ def choose_variant(folder: Path, model: Path) -> str:
             write_json(memory, {"variant": variant, "died": deaths})
             return variant
         deaths[variant] = death
+    if len(set(deaths.values())) == 1:
+        raise EngineError(f"llama.cpp cannot run {model.name} here: {next(iter(deaths.values()))}")
     told = "; ".join(f"{name}: {death}" for name, death in deaths.items()) or "none passes its feature check"
     raise EngineError(f"no llama.cpp compute library runs on this machine ({told})")
 
@@ -262,7 +264,7 @@ def _trial_death(variant: str, model: Path) -> str | None:
     if done.returncode < 0:
         return signal.Signals(-done.returncode).name
     last = done.stderr.decode(errors="replace").strip().splitlines()
-    raise EngineError(last[-1] if last else f"the trial of {variant} ended with code {done.returncode}")
+    return last[-1] if last else f"ended with code {done.returncode}"
 
 
 def _machine_key(folder: Path) -> str:
