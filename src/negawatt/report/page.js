@@ -44,7 +44,7 @@ for (const plot of document.querySelectorAll("[data-plot]")) {
     tip.style.left = Math.max(0, Math.min(left, frame.width - tip.offsetWidth)) + "px";
     const below = mark.bottom - frame.top + 6;
     const above = mark.top - frame.top - tip.offsetHeight - 6;
-    tip.style.top = (mark.top - tip.offsetHeight - 6 > 0 ? above : below) + "px";
+    tip.style.top = (below + tip.offsetHeight <= frame.height ? below : above) + "px";
   };
   for (const point of plot.querySelectorAll(".pt")) {
     const title = point.querySelector("title");

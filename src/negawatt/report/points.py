@@ -99,7 +99,10 @@ def _of_profile(kind: str, profile: Profile, facts: Facts) -> Point:
     )
     ratio = profile.ratio or (facts.verdict.ratio if facts.verdict else None) if kind == "best" else None
     y = _y(profile.costs.quality, facts.drop_of(profile), kind == "baseline", facts)
-    text = "\n".join([title, profile.label, *_lines(profile.costs)])
+    lines = [title, profile.label, *_lines(profile.costs)]
+    if ratio:
+        lines.append(f"CPU time against today: {words.times(ratio)} less")
+    text = "\n".join(lines)
     return Point(kind, _x(profile.costs, ratio, facts), y, text, None, profile.settings)
 
 
