@@ -100,8 +100,8 @@ def test_unknown_command_is_wrong_usage(call: Callable[..., Outcome]) -> None:
 
 MISTAKES = {
     "report of nothing": ["report", "no/such/run"],
-    "profile of nothing": ["profile", "no/such/model", "--workload", "chat-piqa"],
-    "tune of nothing": ["tune", "no/such/model", "--workload", "chat-piqa"],
+    "profile of nothing": ["profile", "no/such/model", "--workload", "offline"],
+    "tune of nothing": ["tune", "no/such/model", "--workload", "offline"],
     "unknown model": ["models", "show", "no-such-model"],
     "pull of an unknown model": ["models", "pull", "no-such-model"],
     "unknown data": ["data", "show", "no-such-data"],
