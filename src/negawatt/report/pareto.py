@@ -149,6 +149,8 @@ def _x_name(c: _Canvas, letter: str) -> str:
 def _y_name(c: _Canvas) -> str:
     metric = words.metric_of(c.facts)
     if not against_today(c.facts):
+        if lower_is_better(c.facts):
+            return f"↑ {metric}, turned over: lower is better"
         return f"↑ {metric}" + (", %" if is_share(metric) else "")
     quality = c.facts.baseline.costs.quality if c.facts.baseline else None
     unit = "%" if is_share(metric) else ""
