@@ -29,6 +29,7 @@ from negawatt.tuning.study import Study, difference_json
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, Verdict, pareto, verdict
 from negawatt.workload import (
+    Difference,
     QualityItem,
     Ratio,
     TrafficItem,
@@ -243,6 +244,7 @@ class _Session:
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
+        self._numbers = {t.settings: t.number for t in study.trials}
         finalists = self._finalists(study)
         reasons: list[str] = []
         winner: Settings | None = None
@@ -312,7 +314,7 @@ class _Session:
         )
 
     def _compared(
-        self, study: Study, winner: Settings | None, quality: Any, reasons: list[str]
+        self, study: Study, winner: Settings | None, quality: Difference | None, reasons: list[str]
     ) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
         chosen = [self.baseline] if winner is None else [self.baseline, winner]
@@ -321,7 +323,7 @@ class _Session:
         if winner is not None and set(windows) != set(chosen):
             raise Infeasible("the baseline or the winner could not be loaded again; see the notes of the run")
         ratio: Ratio | None = None
-        profiles = {s: self._profile(s, w, study) for s, w in windows.items()}
+        profiles = {s: self._profile(s, w) for s, w in windows.items()}
         baseline, best = profiles[self.baseline], None
         if winner is not None:
             ratio = baseline_ratio(
@@ -331,10 +333,13 @@ class _Session:
             best = replace(profiles[winner], ratio=ratio)
         answer = verdict(best, baseline, ratio, quality, self.constraints, reasons)
         chosen_profile = best if answer.accepted and best is not None else baseline
-        document = self._profile_json(chosen_profile, study, quality)
+        document = self._profile_json(chosen_profile, quality)
+        for profile in (baseline, best):
+            if profile is not None:
+                self._record_final(profile, quality if profile is best else None)
         result: dict[str, Any] = {
             "run": str(self.run.path),
-            "baseline": self._profile_json(baseline, study, None),
+            "baseline": self._profile_json(baseline, None),
             "best": document,
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
@@ -345,7 +350,7 @@ class _Session:
             result["artifact"] = str(self._keep_artifact(winner, answer))
         return result
 
-    def _profile(self, settings: Settings, windows: Sequence[Window], study: Study) -> Profile:
+    def _profile(self, settings: Settings, windows: Sequence[Window]) -> Profile:
         summary = Summary(tuple(windows))
         engine = self._opened[settings]
         fitted = list(windows)[:-2] if len(windows) > 3 else list(windows)
@@ -361,7 +366,19 @@ class _Session:
             engine.version, engine.info,
         )  # fmt: skip
 
-    def _profile_json(self, profile: Profile, study: Study, quality: Any) -> dict[str, Any]:
+    def _record_final(self, profile: Profile, quality: Difference | None) -> None:
+        """The figures of the proof beside those of the search."""
+        document = self._profile_json(profile, quality)
+        names = (
+            "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms", "tpot_ms", "peak_rss_bytes",
+            "quality", "quality_drop", "ratio_to_baseline", "warnings",
+        )  # fmt: skip
+        figures = {name: document.get(name) for name in names}
+        number = self._numbers.get(profile.settings, 0)
+        trial = Trial(number, profile.settings, "complete", None, figures=figures)
+        self.run.append("trial", trial.to_record("final"))
+
+    def _profile_json(self, profile: Profile, quality: Difference | None) -> dict[str, Any]:
         document = profile.to_json()
         if quality is not None:
             document["quality_drop"] = difference_json(quality)

@@ -1,0 +1,95 @@
+"""Profiling the real model: phases add up, pairs interleave, quality is judged, figures make sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from negawatt.artifact import Artifact
+from negawatt.energy import Energy
+from negawatt.engine import Request, Settings
+from negawatt.errors import UsageError, WorkloadError
+from negawatt.profiling import Profile, profile, reference_load
+from negawatt.profiling.window import groups_for, percentiles, requests_of, spread
+from negawatt.workload import TrafficItem, Workload
+
+SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=768)
+
+
+@pytest.fixture(scope="module")
+def found(model: Artifact) -> Profile:
+    return profile(
+        model, "offline", SETTINGS, baseline=SETTINGS.replace(weight_format="f16"), rounds=2,
+        requests_per_round=1, quality_items=24,
+    )  # fmt: skip
+
+
+def test_phases_add_up_to_the_whole(found: Profile) -> None:
+    document = found.to_json()
+    whole = found.summary.energy
+    phases = [Energy.from_json(document["phases"][name]["energy"]) for name in ("prefill", "decode")]
+    assert sum(e.value_j or 0 for e in phases) == pytest.approx(whole.value_j, rel=1e-9)
+    per_token = Energy.from_json(document["energy_per_token"])
+    assert per_token.value_j == pytest.approx((whole.value_j or 0) / document["tokens"]["generated"])
+
+
+def test_the_document_has_what_other_programs_rely_on(found: Profile) -> None:
+    document = found.to_json()
+    promised = (
+        "artifact", "settings", "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms",
+        "tpot_ms", "peak_rss_bytes", "quality", "cost_model",
+    )  # fmt: skip
+    assert all(document[key] is not None for key in promised)
+    low, high = document["cpu_s_per_token_spread"]
+    assert 0 < low <= high
+    assert document["ttft_ms"]["p50"] <= document["ttft_ms"]["p95"]
+    assert 50e6 < document["peak_rss_bytes"] < 3e9
+    assert 0 <= document["quality"]["low"] <= document["quality"]["value"] <= document["quality"]["high"] <= 1
+    assert document["quality"]["n"] == 24
+    assert document["cost_model"]["n_held_back"] > 0
+
+
+def test_fewer_bytes_of_weights_cost_less(found: Profile) -> None:
+    """8-bit weights against 16-bit ones, in turn: the ratio holds on a noisy machine too."""
+    assert found.ratio is not None
+    assert found.ratio.value > 1.05
+
+
+def test_a_workload_without_traffic_is_refused(model: Artifact) -> None:
+    workload = Workload.open("offline")
+    empty = type(workload)(**{**vars_of(workload), "traffic": ()})
+    with pytest.raises(UsageError, match="no traffic"):
+        profile(model, empty, SETTINGS)
+    with pytest.raises(UsageError, match="at least 2 rounds"):
+        profile(model, workload, SETTINGS, rounds=1)
+
+
+def vars_of(workload: Workload) -> dict[str, object]:
+    names = ("name", "description", "source", "licence", "traffic", "quality", "metrics", "provenance")
+    return {name: getattr(workload, name) for name in names}
+
+
+def test_a_request_that_does_not_fit_is_named(model: Artifact) -> None:
+    item = TrafficItem("long-one", "word " * 100, 64)
+    with pytest.raises(WorkloadError, match="long-one"):
+        requests_of(model.tokenizer, [item], 80)
+
+
+def test_the_reference_load_costs_a_little_and_repeats() -> None:
+    costs = sorted(reference_load() for _ in range(9))
+    assert 0.001 < costs[4] < 1.0
+    assert costs[6] < 2.0 * costs[2]  # the middle of nine; even a busy host keeps these together
+
+
+def test_groups_cover_the_lengths_and_fill_the_batch() -> None:
+    requests = [Request([0] * n, n) for n in range(1, 41)]
+    groups = groups_for(requests, 4, 3, 1)
+    assert [len(g) for g in groups] == [4, 4, 4]
+    lengths = sorted(len(r.tokens) for g in groups for r in g)
+    assert lengths[0] <= 3
+    assert lengths[-1] >= 38
+    assert len(spread(requests[:3], 10)) == 10
+
+
+def test_percentiles_interpolate() -> None:
+    assert percentiles([3.0, 1.0, 2.0]) == {"p50": 2.0, "p95": pytest.approx(2.9)}
+    assert percentiles([]) == {}

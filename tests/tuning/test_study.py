@@ -1,0 +1,116 @@
+"""The search on a landscape whose answer is known: how close it comes, what it spends, what survives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from negawatt.engine import Settings
+from negawatt.errors import RunError
+from negawatt.run import Run
+from negawatt.tuning import Constraints, Space, Study
+from negawatt.tuning.trial import Trial
+
+SPACE = Space(("llamacpp", "openvino", "transformers"), (1,), (1, 2), 512, {})
+BASELINE = Settings(engine="transformers", weight_format="fp32", max_context=512)
+
+
+class Landscape(Study):
+    """A double of the study whose trials look their cost up in a table instead of running an engine.
+
+    The table has the shape that was measured on real machines: engines differ by factors, formats by
+    tens of per cent, threads and speculation by some; every look-up is disturbed by 5 % noise.
+    """
+
+    def __init__(self, run: Run, seed: int) -> None:
+        super().__init__(run, SPACE, Constraints(), None, BASELINE, [], [], 0, seed)  # type: ignore[arg-type]
+        self.noise = np.random.default_rng(seed)
+        self.table = {settings: true_cost(settings) for settings in [*SPACE.grid(), BASELINE]}
+        self.spent = 0.0
+
+    def try_settings(self, settings: Settings, tick: Callable[[str], None], *, screen: bool = True) -> Trial:
+        cost = self.table[settings] * float(np.exp(0.05 * self.noise.normal()))
+        best = min((t.cost for t in self.trials if t.feasible and t.cost), default=np.inf)
+        pruned = screen and cost > 1.3 * best
+        self.spent += cost * (16 if pruned else 16 + 288)
+        return Trial(len(self.trials), settings, "pruned" if pruned else "complete", cost)
+
+
+def true_cost(settings: Settings) -> float:
+    if settings == BASELINE:
+        return 80.0
+    formats = SPACE.formats(settings.engine)
+    position = formats.index(settings.weight_format)
+    rng = np.random.default_rng([len(settings.engine), position])
+    cost = {"llamacpp": 12.0, "openvino": 20.0, "transformers": 80.0}[settings.engine] * rng.uniform(0.5, 1.2)
+    cost *= 1.25 if settings.threads == 2 else 1.0
+    cost *= 1.04 if settings.kv_cache != "default" else 1.0
+    return float(cost * (0.9 if settings.speculation == "ngram" else 1.0))
+
+
+def search(path: Path, seed: int) -> Landscape:
+    with Run.create("tune", path=path, reference_load_s=1.0) as run:
+        study = Landscape(run, seed)
+        study.search(lambda: 1.0, lambda text: None)
+        return study
+
+
+def test_comes_close_to_the_best_at_a_fraction_of_the_grid(tmp_path: Path) -> None:
+    """Within 5 % (median of seeds), with at most a quarter of what trying everything fully would cost."""
+    gaps, shares = [], []
+    for seed in range(5):
+        study = search(tmp_path / str(seed), seed)
+        assert study.best is not None
+        inside = {s: c for s, c in study.table.items() if s != BASELINE}
+        gaps.append(study.table[study.best.settings] / min(inside.values()) - 1)
+        shares.append(study.spent / sum(304 * c for c in inside.values()))
+    assert np.median(gaps) <= 0.05, gaps
+    assert np.median(shares) <= 0.25, shares
+
+
+def test_no_point_is_tried_twice_and_the_baseline_comes_first(tmp_path: Path) -> None:
+    study = search(tmp_path / "run", 1)
+    tried = [t.settings for t in study.trials]
+    assert tried[0] == BASELINE
+    assert len(tried) == len(set(tried))
+
+
+def test_an_interrupted_search_takes_its_trials_over(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with Run.create("tune", path=path, reference_load_s=1.0) as run:
+        first = Landscape(run, 3)
+        count = iter(range(6))
+        with pytest.raises(KeyboardInterrupt):
+            first.search(lambda: 1.0, lambda text: stop_after(count))
+    records = path / "records.jsonl"
+    records.write_bytes(records.read_bytes() + b'{"record":"trial","numb')  # torn by the kill
+    with Run.open(path) as run:
+        run.lock()
+        second = Landscape(run, 3)
+        second.search(lambda: 1.0, lambda text: None)
+    assert [t.settings for t in second.trials[: len(first.trials)]] == [t.settings for t in first.trials]
+    assert len(second.trials) > len(first.trials)
+    settings = [t.settings for t in second.trials]
+    assert len(settings) == len(set(settings))
+
+
+def stop_after(count: object) -> None:
+    if next(count, None) is None:  # type: ignore[call-overload]
+        raise KeyboardInterrupt
+
+
+def test_two_searches_cannot_write_to_one_run(tmp_path: Path) -> None:
+    with Run.create("tune", path=tmp_path / "run"):
+        with pytest.raises(RunError, match="in use"):
+            Run.open(tmp_path / "run").lock()
+
+
+def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
+    with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
+        study = Landscape(run, 0)
+        study.space = Space(("transformers",), (1,), (1,), 512, {})
+        study.search(lambda: 1.0, lambda text: None)
+    assert {t.settings for t in study.trials} == {BASELINE, *study.space.grid()}
