@@ -69,6 +69,7 @@ def test_create_open_verify(tmp_path: Path) -> None:
     opened = Artifact.open(folder)
     assert opened == made
     assert (opened.name, opened.license, opened.lineage) == ("small-q4", "MIT", (step,))
+    assert json.loads((folder / "negawatt.json").read_text())["formats"] == ["gguf"]
     opened.verify()
     data = bytearray((folder / "model.gguf").read_bytes())
     data[-1] ^= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,33 @@ def test_a_killed_pull_leaves_nothing_half_written_and_can_be_repeated(
     catalog.pull("thing")
     assert registry.downloads("thing-1.0.tar.gz")[-1].startswith("bytes=")
     catalog.verify("thing")
+
+
+def test_ctrl_c_during_pip_leaves_nothing(fresh_home: Path, registry: Registry) -> None:
+    offer_wheel(fresh_home, registry)
+    registry.rate = 50_000
+    command = [sys.executable, "-c", "from negawatt.cli import main; main()", "data", "pull", "thing"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not registry.downloads(WHEEL) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.strip()) == (130, "negawatt: interrupted")
+    assert nothing_stored(fresh_home)
+    assert list((fresh_home / "cache" / "downloads" / "thing").iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more(fresh_home: Path, registry: Registry) -> None:
+    offer_sdist(fresh_home, registry, tarball({"thing-1.0/data": PAYLOAD}), ["thing-1.0/data"])
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n" + (
+        "from negawatt.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "data", "pull", "thing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"negawatt: cannot write .*thing-1.0.tar.gz.part: File too large\n", done.stderr)
+    assert nothing_stored(fresh_home)
 
 
 def test_two_processes_pull_the_same_thing_once(fresh_home: Path, registry: Registry) -> None:

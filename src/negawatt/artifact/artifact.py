@@ -74,7 +74,9 @@ class Artifact:
         """
         text = os.fspath(ref)
         if text.startswith("hf:"):
-            return cls._of_folder(hub.fetch(text, progress=progress), source=text)
+            return cls._of_folder(
+                hub.fetch(text, progress=progress), source=text, name=text.removeprefix("hf:")
+            )
         known = {entry.name for entry in catalog.entries("model")}
         if isinstance(ref, str) and text in known:
             return cls._of_folder(catalog.pull(text, accept_license=accept_license, progress=progress))
@@ -113,7 +115,8 @@ class Artifact:
             if path.is_file() and path.name != manifest.NAME
         }
         cls._of_folder(folder, use_manifest=False)
-        Manifest(name, "model", source, license, files, lineage, notes).write(folder)
+        formats = manifest.formats_of(files)
+        Manifest(name, "model", source, license, files, formats, lineage, notes).write(folder)
         return cls._of_folder(folder)
 
     @classmethod
@@ -130,7 +133,9 @@ class Artifact:
         )
 
     @classmethod
-    def _of_folder(cls, folder: Path, *, source: str | None = None, use_manifest: bool = True) -> Artifact:
+    def _of_folder(
+        cls, folder: Path, *, name: str = "", source: str = "", use_manifest: bool = True
+    ) -> Artifact:
         found = Manifest.read(folder) if use_manifest and (folder / manifest.NAME).is_file() else None
         if found:
             _check_sizes(folder, found)
@@ -150,7 +155,7 @@ class Artifact:
                 f"{folder} is no model: expected one .gguf file, or config.json with .safetensors files"
             )
         if found is None:
-            return cls(folder, folder.name, source or f"file:{folder}", "", frozenset(formats))
+            return cls(folder, name or folder.name, source or f"file:{folder}", "", frozenset(formats))
         return cls(
             path=folder,
             name=found.name,

@@ -20,6 +20,8 @@ STALL_S = 20.0
 """A connection that is silent for so long is given up."""
 ATTEMPTS = 3
 _BLOCK = 1 << 18
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+"""Errors of the disk, which trying again does not mend."""
 
 
 def read(url: str, *, accept: str = "*/*", limit_bytes: int = 64 << 20) -> bytes:
@@ -61,7 +63,7 @@ def download(url: str, target: Path, *, size_bytes: int, progress: Progress) -> 
                 ) from exc
             failure: Exception = exc
         except (OSError, ValueError) as exc:
-            if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            if isinstance(exc, OSError) and exc.errno in _DISK:
                 raise DownloadError(f"cannot write {part}: {exc.strerror}") from exc
             failure = exc
         if attempt == ATTEMPTS - 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +33,7 @@ class Manifest:
         source: where it comes from (``pypi:…``, ``npm:…``, ``hf:…``, ``file:…``, ``negawatt tune``).
         license: SPDX name or name of the terms; empty when unknown.
         files: relative path → hash and length, for every file but the manifest.
+        formats: of a model: ``gguf``, ``checkpoint``, or both.
         lineage: how it was made, oldest step first; each step is a JSON object with at least
             ``step`` and whatever reproduces it.
         notes: what a reader of results must know.
@@ -43,6 +44,7 @@ class Manifest:
     source: str
     license: str
     files: Mapping[str, FileRecord]
+    formats: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
     schema: int = field(default=SCHEMA)
@@ -68,6 +70,7 @@ class Manifest:
                 )
             data["files"] = {name: FileRecord(**record) for name, record in data["files"].items()}
             data["lineage"] = tuple(data["lineage"])
+            data["formats"] = tuple(data.get("formats", ()))
             manifest = cls(**data)
         except OSError as exc:
             raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
@@ -77,3 +80,9 @@ class Manifest:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ArtifactError(f"{path} names a file outside its folder: {name}")
         return manifest
+
+
+def formats_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The model formats that files of these names make up."""
+    kinds = {".gguf": "gguf", ".safetensors": "checkpoint"}
+    return tuple(sorted({kinds[suffix] for n in names if (suffix := PurePosixPath(n).suffix) in kinds}))

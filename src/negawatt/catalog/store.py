@@ -123,6 +123,7 @@ def _manifest(wanted: Entry) -> manifest.Manifest:
         source=wanted.source,
         license=wanted.license,
         files={f.name: manifest.FileRecord(f.sha256, f.size_bytes) for f in wanted.files},
+        formats=manifest.formats_of(f.name for f in wanted.files),
         notes=wanted.notes,
     )
 
