@@ -8,30 +8,35 @@ from typing import Any
 import click
 
 from negawatt.cli.common import emit, examples, json_option
+from negawatt.cli.measure import sensor_option, station_with
 
 _STYLES = {"ok": "green", "dead": "red", "denied": "yellow", "absent": "dim"}
 
 
 @click.command(
-    epilog=examples("negawatt doctor", "negawatt doctor --json | jq '.sensors[] | .name, .status'")
+    epilog=examples(
+        "negawatt doctor",
+        "negawatt doctor --sensor shelly:http://192.168.1.5",
+        "negawatt doctor --json | jq '.sensors[] | .name, .status'",
+    )
 )
 @json_option
-def command(as_json: bool) -> None:
+@sensor_option
+def command(as_json: bool, sensors: tuple[str, ...]) -> None:
     """Tell what can be measured and run here, and what to do about the rest."""
-    document = diagnose()
+    document = diagnose(sensors)
     if as_json:
         emit(document)
         return
     _print(document)
 
 
-def diagnose() -> dict[str, Any]:
-    """The document of ``negawatt doctor --json``: machine, sensors, engines."""
+def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
+    """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines."""
     from negawatt.meter import fingerprint
     from negawatt.meter.cputime import this_cpu_power
-    from negawatt.meter.station import Station
 
-    here = Station()
+    here = station_with(sensors)
     model = {
         "name": "cpu-time model",
         "status": "ok",

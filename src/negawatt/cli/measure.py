@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +12,28 @@ from negawatt.cli.common import emit, examples, json_option
 from negawatt.energy import Provenance
 
 if TYPE_CHECKING:
-    from negawatt.meter import Measurement
+    from negawatt.meter import Measurement, Station
+
+
+def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--sensor KIND:WHERE``, as often as wanted: sensors that have to be told where they are."""
+    return click.option(
+        "--sensor",
+        "sensors",
+        multiple=True,
+        metavar="KIND:WHERE",
+        help="Also read this one: shelly:URL, tasmota:URL, redfish:URL, nut:UPS@HOST, "
+        "prometheus:URL?query=QUERY, csv:FILE. May be given more than once.",
+    )(function)
+
+
+def station_with(texts: Sequence[str]) -> Station:
+    """This machine's sensors and those that the texts describe."""
+    from negawatt.meter.sources import from_text
+    from negawatt.meter.station import Station, sensors
+
+    named = [from_text(text) for text in texts]
+    return Station([*sensors(), *named])
 
 
 @click.command(
@@ -23,13 +45,14 @@ if TYPE_CHECKING:
     ),
 )
 @json_option
+@sensor_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the JSON document to this file.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(command: tuple[str, ...], as_json: bool, output: Path | None) -> int:
+def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], output: Path | None) -> int:
     """Run COMMAND and tell what it and its children spent.
 
     Its input, output and exit code pass through (128 + N when signal N ends it); the summary goes
@@ -39,7 +62,7 @@ def command(command: tuple[str, ...], as_json: bool, output: Path | None) -> int
     from negawatt.home import write_json
     from negawatt.meter.command import measure_command
 
-    code, measurement = measure_command(command, output_to_stderr=as_json)
+    code, measurement = measure_command(command, output_to_stderr=as_json, station=station_with(sensors))
     document = {**measurement.to_json(), "exit_code": code, "command": list(command)}
     if output is not None:
         write_json(output, document)
@@ -57,5 +80,7 @@ def _summarise(measurement: Measurement) -> None:
         lines.append("estimated from CPU time: no counter here can be trusted (negawatt doctor tells why)")
     elif len(measurement.components) > 1:
         lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
+    outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}
+    lines += [f"{name}, the whole machine meanwhile: {energy}" for name, energy in outer.items()]
     lines += measurement.warnings
     click.echo("negawatt: " + "\n  ".join(lines), err=True)

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from negawatt.errors import SensorError
-from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent, SensorDenied
+from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent
+from negawatt.meter.sysfs import number
 
 ROOT = Path("/sys/class/powercap")
 REFRESH_S = 0.001
@@ -83,27 +83,10 @@ class _Zone:
 
     def read(self) -> Counter:
         return Counter(
-            energy_j=self._microjoules("energy_uj") * 1e-6,
-            range_j=self._microjoules("max_energy_range_uj") * 1e-6,
+            energy_j=number(self.folder / "energy_uj") * 1e-6,
+            range_j=number(self.folder / "max_energy_range_uj") * 1e-6,
             resolution_j=RESOLUTION_J,
             refresh_s=REFRESH_S,
             boundary="host" if self.component == "host/psys" else "chip",
             part_of=self.part_of,
         )
-
-    def _microjoules(self, file: str) -> int:
-        path = self.folder / file
-        try:
-            text = path.read_text()
-        except PermissionError as exc:
-            raise SensorDenied(
-                f"permission denied on {path}",
-                remedy=f"sudo chmod -R a+r {self.folder.parent} (until the next start of the machine), "
-                "or run as root",
-            ) from exc
-        except OSError as exc:
-            raise SensorError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-        try:
-            return int(text)
-        except ValueError as exc:
-            raise SensorError(f"{path} should hold a whole number and holds {text[:40]!r}") from exc

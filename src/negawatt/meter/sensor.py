@@ -103,6 +103,11 @@ class Sensor(ABC):
             SensorError: it was there and now fails (vanished, timed out, answered nonsense).
         """
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that whoever reads the figures should know."""
+        return ()
+
     def close(self) -> None:  # noqa: B027  (most sensors hold nothing open)
         """Free what the sensor holds open; it may be read again afterwards."""
 
@@ -194,7 +199,7 @@ def _judge(sensor: Sensor, before: Reading | SensorError, after: Reading | Senso
         stood = ", ".join(f"{n} at {c.energy_j:.3f} J" for n, c in after.counters.items())
         reason = f"the counter did not move while CPU time passed ({stood})"
         return SensorStatus(sensor.name, "dead", reason, "none: the hardware or its host does not feed it")
-    reason = "reads " + ", ".join(alive)
+    reason = "; ".join(("reads " + ", ".join(alive), *sensor.notes))
     if still := [n for n in after.counters if n not in alive]:
         reason += f"; {', '.join(still)} did not move and is not trusted"
     return SensorStatus(sensor.name, "ok", reason, "", alive)

@@ -7,6 +7,7 @@ wrap are watched by one thread however many windows are open.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,14 @@ from dataclasses import dataclass
 
 from negawatt.energy import Energy
 from negawatt.meter.accumulate import Accumulator, Total, window
+from negawatt.meter.amdsmi import AmdSmiSensor
+from negawatt.meter.battery import BatterySource
 from negawatt.meter.cputime import CpuPower, this_cpu_power
-from negawatt.meter.nvml import NvmlSensor
+from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
+from negawatt.meter.nvml import NvmlPowerSource, NvmlSensor
 from negawatt.meter.perf import PerfSensor
+from negawatt.meter.power import Integrated
+from negawatt.meter.powermetrics import PowermetricsSource
 from negawatt.meter.process import MachineTime, machine_time
 from negawatt.meter.rapl import RaplSensor
 from negawatt.meter.sensor import Sensor, SensorStatus, probe
@@ -27,7 +33,18 @@ WATCH_S = 20.0
 
 def sensors() -> list[Sensor]:
     """Every hardware sensor that needs no configuration, best first."""
-    return [RaplSensor(), PerfSensor(), NvmlSensor()]
+    found: list[Sensor] = [
+        RaplSensor(),
+        PerfSensor(),
+        HwmonEnergySensor(),
+        NvmlSensor(),
+        Integrated(NvmlPowerSource()),
+        AmdSmiSensor(),
+        Integrated(HwmonPowerSource()),
+        Integrated(JetsonPowerSource()),
+        Integrated(BatterySource()),
+    ]
+    return [*found, Integrated(PowermetricsSource())] if sys.platform == "darwin" else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ class NvmlDouble:
 
     Attributes:
         energy_j: joules each GPU has used since its driver was loaded.
+        power_w: watts each GPU draws, as it would report them.
+        has_counter: whether the GPUs have energy counters.
+        split: whether they are split into instances.
         fault: an error code that every following call raises, or None.
     """
 
@@ -32,8 +35,11 @@ class NvmlDouble:
     NVML_ERROR_LIBRARY_NOT_FOUND = 12
     NVML_ERROR_GPU_IS_LOST = 15
 
-    def __init__(self, gpus: int = 2) -> None:
+    def __init__(self, gpus: int = 2, *, has_counter: bool = True, split: bool = False) -> None:
         self.energy_j = [1000.0] * gpus
+        self.power_w = [100.0] * gpus
+        self.has_counter = has_counter
+        self.split = split
         self.fault: int | None = None
         self._users = 0
 
@@ -62,7 +68,19 @@ class NvmlDouble:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
         self._check()
+        if not self.has_counter:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
         return int(self.energy_j[handle] * 1000)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        self._check()
+        return int(self.power_w[handle] * 1000)
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:
+        self._check()
+        if not self.has_counter:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return [int(self.split), int(self.split)]
 
     def _check(self) -> None:
         if self._users == 0:

@@ -1,0 +1,156 @@
+"""Hardware monitors: energy counters and power sensors under ``/sys/class/hwmon``.
+
+Follows Documentation/hwmon/sysfs-interface.rst of the kernel: ``energyN_input`` in microjoules,
+``powerN_average`` or ``powerN_input`` in microwatts, ``inN_input`` in millivolts, ``currN_input``
+in milliamperes, each with a ``_label``; ``update_interval`` in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from negawatt.meter.power import Power, PowerSource
+from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent
+from negawatt.meter.sysfs import label, number, text
+
+ROOT = Path("/sys/class/hwmon")
+_GPUS = ("amdgpu", "i915", "xe", "nouveau")
+_HOSTS = ("power_meter",)
+"""ACPI power meters: the whole machine, behind its power supply."""
+
+
+def monitors(root: Path) -> Iterator[tuple[Path, str]]:
+    """Folders of all monitors with the names of their drivers."""
+    for folder in sorted(root.glob("hwmon*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
+        if (folder / "name").exists():
+            yield folder, text(folder / "name")
+
+
+class HwmonEnergySensor(Sensor):
+    """Energy counters of hardware monitors.
+
+    Components: ``cpu/N`` for socket N of AMD's ``amd_energy`` driver (its cores, many and contained
+    in the sockets, are left out), ``gpu/DRIVER-N`` for graphics drivers.
+    """
+
+    name = "hwmon energy"
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+
+    def read(self) -> Reading:
+        start = time.monotonic()
+        counters: dict[str, Counter] = {}
+        for folder, driver in monitors(self.root):
+            for file in sorted(folder.glob("energy*_input")):
+                shown = label(folder / file.name.replace("_input", "_label"), file.name)
+                if component := _component(driver, shown, counters):
+                    counters[component] = Counter(
+                        energy_j=number(file) * 1e-6,
+                        resolution_j=1.5e-5,
+                        refresh_s=0.001 if driver == "amd_energy" else 0.1,
+                    )
+        if not counters:
+            raise SensorAbsent(f"no energy counters under {self.root}")
+        return Reading((start + time.monotonic()) / 2, counters)
+
+
+def _component(driver: str, shown: str, taken: Mapping[str, Counter]) -> str | None:
+    if driver == "amd_energy":
+        socket = re.fullmatch(r"Esocket(\d+)", shown)
+        return f"cpu/{socket[1]}" if socket else None
+    if driver in _GPUS:
+        number_ = sum(name.startswith(f"gpu/{driver}-") for name in taken)
+        return f"gpu/{driver}-{number_}"
+    return None
+
+
+class HwmonPowerSource(PowerSource):
+    """Power sensors of hardware monitors: graphics cards, and ACPI's meter of the whole machine.
+
+    Components: ``gpu/DRIVER-N``, ``host/acpi-N``.
+    """
+
+    name = "hwmon power"
+    polled_s = 0.1
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+
+    def read_power(self) -> Mapping[str, Power]:
+        found: dict[str, Power] = {}
+        for folder, driver in monitors(self.root):
+            if driver not in (*_GPUS, *_HOSTS):
+                continue
+            files = sorted(folder.glob("power1_average")) or sorted(folder.glob("power1_input"))
+            for file in files:
+                prefix = f"gpu/{driver}-" if driver in _GPUS else "host/acpi-"
+                component = f"{prefix}{sum(name.startswith(prefix) for name in found)}"
+                interval = folder / "power1_average_interval"
+                found[component] = Power(
+                    number(file) * 1e-6,
+                    accuracy=0.05,
+                    refresh_s=number(interval) * 1e-3 if interval.exists() else 0.1,
+                    boundary="chip" if driver in _GPUS else "host",
+                    limit_w=5000.0,
+                )
+        if not found:
+            raise SensorAbsent(f"no power sensors of graphics cards or of the machine under {self.root}")
+        return found
+
+
+class JetsonPowerSource(PowerSource):
+    """NVIDIA Jetson's INA3221 and INA226 monitors: volts times amperes of every labelled rail.
+
+    Components: ``host/vdd_in`` for the module's input; rails of processor and graphics, which the
+    input contains, as ``cpu/RAIL`` and ``gpu/RAIL``; other rails as ``host/vdd_in/RAIL``.
+    """
+
+    name = "jetson"
+    polled_s = 0.1
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+
+    def read_power(self) -> Mapping[str, Power]:
+        rails: dict[str, float] = {}
+        for folder, driver in monitors(self.root):
+            if not driver.startswith("ina"):
+                continue
+            for volts in sorted(folder.glob("in*_input")):
+                channel = volts.name.removeprefix("in").removesuffix("_input")
+                amperes = folder / f"curr{channel}_input"
+                shown = label(folder / f"in{channel}_label", "")
+                if shown and shown not in ("NC", "sum of shunt voltages") and amperes.exists():
+                    rails[shown] = number(volts) * number(amperes) * 1e-6
+        if not rails:
+            raise SensorAbsent(f"no labelled INA monitors under {self.root}; a Jetson has them")
+        whole = next((rail for rail in rails if rail.upper() in ("VDD_IN", "POM_5V_IN")), None)
+        return {_rail(rail, whole): _rail_power(rail, whole, watts) for rail, watts in rails.items()}
+
+
+def _rail(rail: str, whole: str | None) -> str:
+    plain = re.sub(r"\W", "_", rail.lower())
+    if rail == whole:
+        return "host/vdd_in"
+    if "CPU" in rail.upper():
+        return f"cpu/{plain}"
+    if "GPU" in rail.upper():
+        return f"gpu/{plain}"
+    return f"host/vdd_in/{plain}" if whole else f"host/{plain}"
+
+
+def _rail_power(rail: str, whole: str | None, watts: float) -> Power:
+    on_chip = rail != whole and any(word in rail.upper() for word in ("CPU", "GPU"))
+    inside = "host/vdd_in" if whole and rail != whole and not on_chip else None
+    return Power(
+        watts,
+        accuracy=0.05,
+        refresh_s=0.1,
+        boundary="chip" if on_chip else "host",
+        part_of=inside,
+        limit_w=200.0,
+    )
