@@ -29,7 +29,8 @@ def free_port() -> int:
 
 
 def needed(program: str, package: str) -> str:
-    found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/lib/nut")
+    # Debian's /usr/sbin/upsd is a wrapper that only obeys the system's configuration.
+    found = shutil.which(program, path=f"/lib/nut:{os.environ['PATH']}")
     if found is None:
         pytest.fail(f"{program} is not installed; apt-get install {package}")
     return found
@@ -60,7 +61,7 @@ class Exporter:
                     for host in "ab"
                     for name, value in (
                         ("power_watts", exporter.watts),
-                        ("energy_joules_total", exporter.joules),
+                        ("energy_joules", exporter.joules),
                     )
                 ]
                 body = ("\n".join(lines) + "\n").encode()
@@ -120,7 +121,7 @@ def test_a_query_of_watts_is_summed_over_its_series(prometheus: tuple[Server, Ex
 
 def test_a_query_of_joules_is_a_counter(prometheus: tuple[Server, Exporter]) -> None:
     server, exporter = prometheus
-    sensor = PrometheusEnergySensor(server, "energy_joules_total", refresh_s=0.2)
+    sensor = PrometheusEnergySensor(server, "energy_joules", refresh_s=0.2)
     before = sensor.read().counters["wall/prometheus"].energy_j
     exporter.joules += 25.0
     end = time.monotonic() + 10
