@@ -148,8 +148,10 @@ def test_half_precision_is_kept(dtype: str, model: Artifact, tmp_path: Path) -> 
 
 def test_interleaving_is_undone() -> None:
     weight = np.arange(8 * 6 * 5).reshape(48, 5)
-    assert np.array_equal(deinterleave(interleave(weight, 8), 8), weight)
-    assert list(interleave(np.arange(6), 1)) == [0, 3, 1, 4, 2, 5]
+    assert np.array_equal(deinterleave(interleave(weight, 8, where="w"), 8, where="w"), weight)
+    assert list(interleave(np.arange(6), 1, where="w")) == [0, 3, 1, 4, 2, 5]
+    with pytest.raises(ArtifactError, match="attn_q has 48 rows, which are not 5 heads"):
+        interleave(weight, 5, where="attn_q")
 
 
 @pytest.mark.parametrize(

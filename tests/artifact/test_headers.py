@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from negawatt.artifact import Tokenizer, shape
 from negawatt.artifact.gguf_file import GgufFile
 from negawatt.artifact.safetensors_file import read_headers
 from negawatt.errors import ArtifactError, IntegrityError
@@ -22,9 +23,16 @@ WEIGHTS = np.arange(128, dtype=np.float32).reshape(4, 32)
 
 def write_gguf(path: Path) -> bytes:
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint32("llama.block_count", 2)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "ä", "b"])
-    writer.add_array("tokenizer.ggml.scores", [0.0, -1.5, 2.0])
+    for name, value in {"block_count": 2, "embedding_length": 32, "feed_forward_length": 64,
+                        "attention.head_count": 4, "context_length": 128}.items():  # fmt: skip
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_string("tokenizer.ggml.pre", "smollm")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "ab", "<s>", "Ã¤"])
+    writer.add_array("tokenizer.ggml.token_type", [1, 1, 1, 3, 1])
+    writer.add_array("tokenizer.ggml.merges", ["a b"])
+    writer.add_array("tokenizer.ggml.scores", [0.0, -1.5, 2.0, 0.0, 1.0])
+    writer.add_uint32("tokenizer.ggml.bos_token_id", 3)
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_tensor("token_embd.weight", WEIGHTS)
     quantized = gguf.quants.quantize(WEIGHTS, gguf.GGMLQuantizationType.Q8_0)
@@ -45,6 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 def test_a_whole_file_reads_as_the_reference_reader_does(whole: tuple[Path, bytes]) -> None:
     path, _ = whole
     ours, theirs = GgufFile.open(path), gguf.GGUFReader(path)
+    assert Tokenizer.from_gguf(ours).encode("ab<s>") == [2, 3]
+    assert shape.from_gguf(ours).head_dim == 8
     fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
     assert dict(ours.metadata) == fields
     for tensor in theirs.tensors:
@@ -74,14 +84,17 @@ def test_a_file_cut_anywhere_is_refused(whole: tuple[Path, bytes], tmp_path: Pat
             GgufFile.open(cut)
 
 
-@settings(max_examples=300, deadline=None)
-@given(position=st.integers(0, 400), value=st.binary(min_size=1, max_size=8))
+@settings(max_examples=400, deadline=None)
+@given(position=st.integers(0, 900), value=st.binary(min_size=1, max_size=8))
 def test_a_damaged_header_never_crashes(whole: tuple[Path, bytes], position: int, value: bytes) -> None:
     path, data = whole
     hurt = path.with_name("hurt.gguf")
     hurt.write_bytes(data[:position] + value + data[position + len(value) :])
     with contextlib.suppress(ArtifactError):
-        GgufFile.open(hurt)
+        opened = GgufFile.open(hurt)
+        with contextlib.suppress(ArtifactError):
+            shape.from_gguf(opened)
+        Tokenizer.from_gguf(opened).encode("ab")
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,9 @@ def test_scores_and_merges_say_the_same(pieces: list[str]) -> None:
 def test_a_checkpoint_without_tokenizer_json(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no tokenizer\.json"):
         Tokenizer.from_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is not JSON"):
+        Tokenizer.from_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 7}')
+    with pytest.raises(ArtifactError, match="the tokenizer definition cannot be read"):
+        Tokenizer.from_checkpoint(tmp_path)

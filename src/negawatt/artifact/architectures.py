@@ -170,13 +170,26 @@ def _unknown(where: str, name: str, known: list[str]) -> str:
     return f"{where} is of the architecture {name!r}; {', '.join(known)} can be converted"
 
 
-def interleave(weight: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Checkpoint order of query or key rows, shape ``(heads × dim, …)``, to GGUF order."""
-    rows = weight.reshape(n_heads, 2, weight.shape[0] // n_heads // 2, *weight.shape[1:])
+def interleave(weight: NDArray[Any], n_heads: int, *, where: str) -> NDArray[Any]:
+    """Checkpoint order of query or key rows, shape ``(heads × dim, …)``, to GGUF order.
+
+    Raises:
+        ArtifactError: the rows are not `n_heads` heads of an even width; `where` names the tensor.
+    """
+    rows = weight.reshape(n_heads, 2, _half(weight, n_heads, where), *weight.shape[1:])
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def deinterleave(weight: NDArray[Any], n_heads: int) -> NDArray[Any]:
+def deinterleave(weight: NDArray[Any], n_heads: int, *, where: str) -> NDArray[Any]:
     """GGUF order of query or key rows to checkpoint order; undoes `interleave`."""
-    rows = weight.reshape(n_heads, weight.shape[0] // n_heads // 2, 2, *weight.shape[1:])
+    rows = weight.reshape(n_heads, _half(weight, n_heads, where), 2, *weight.shape[1:])
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def _half(weight: NDArray[Any], n_heads: int, where: str) -> int:
+    half, rest = divmod(weight.shape[0], 2 * n_heads)
+    if rest:
+        raise ArtifactError(
+            f"{where} has {weight.shape[0]} rows, which are not {n_heads} heads of an even width"
+        )
+    return int(half)

@@ -63,7 +63,7 @@ def _weights(gguf: GgufFile, architecture: Architecture, target: Path) -> None:
         for name in names:
             weight = gguf.dequantized(name)
             if permuted := architecture.heads_permuted(name, heads, kv_heads):
-                weight = deinterleave(weight, permuted)
+                weight = deinterleave(weight, permuted, where=f"{gguf.path}: {name}")
             if architecture.has_plus_one(name):
                 weight = weight - np.float32(1)
             out.write(np.ascontiguousarray(weight, "<f4").data)

@@ -96,7 +96,7 @@ def _weight(
     """A tensor's values as GGUF holds them."""
     weight = tensor.float32() if kind == "F32" else tensor.raw()
     if permuted := architecture.heads_permuted(name, dimensions.n_heads, dimensions.n_kv_heads):
-        weight = interleave(weight, permuted)
+        weight = interleave(weight, permuted, where=f"{tensor.file}: {name}")
     if architecture.has_plus_one(name):
         weight = weight + np.float32(1)
     return np.ascontiguousarray(weight)

@@ -81,6 +81,8 @@ class Tokenizer:
             definition = vocabulary.tokenizer_json(data)
         except ArtifactError as exc:
             raise ArtifactError(f"{gguf.path}: {exc}") from exc
+        except (ValueError, TypeError, LookupError, AttributeError) as exc:
+            raise ArtifactError(f"{gguf.path}: its vocabulary is damaged ({exc})") from exc
         ids = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         return cls(
             json.dumps(definition, ensure_ascii=False),
@@ -103,12 +105,12 @@ class Tokenizer:
             raise ArtifactError(
                 f"{folder} holds no tokenizer.json, the only kind of tokenizer file read here"
             )
-        definition = path.read_text("utf-8")
+        content = read_json(path)
         config, settings, generation = (
             read_json(folder / name) if (folder / name).is_file() else {}
             for name in ("config.json", "tokenizer_config.json", "generation_config.json")
         )
-        ids = {str(t["content"]): int(t["id"]) for t in json.loads(definition).get("added_tokens", [])}
+        ids = {str(t["content"]): int(t["id"]) for t in content.get("added_tokens", [])}
 
         def named(key: str) -> int | None:
             token = settings.get(key)
@@ -121,7 +123,7 @@ class Tokenizer:
             ]
         bos = named("bos_token")
         return cls(
-            definition,
+            path.read_text("utf-8"),
             eos=eos,
             bos_id=config.get("bos_token_id") if bos is None else bos,
             pad_id=named("pad_token"),
