@@ -12,7 +12,14 @@ import numpy as np
 
 from negawatt.artifact import Artifact
 from negawatt.engine.backend import Backend, Chunk, Logits
-from negawatt.engine.llamacpp_library import FILE_TYPES, GGML_TYPES, Library, choose_variant, runtime_folder
+from negawatt.engine.llamacpp_library import (
+    FILE_TYPES,
+    GGML_TYPES,
+    Library,
+    choose_variant,
+    loaded,
+    runtime_folder,
+)
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, UnsupportedSetting
 from negawatt.home import written_beside
@@ -60,14 +67,14 @@ class LlamaCppBackend(Backend):
         target = cache / f"{weight_format}.gguf"
         if not target.exists():
             folder = runtime_folder()
-            library = Library(folder, choose_variant(folder, source))
+            library = loaded(folder, choose_variant(folder, source))
             with written_beside(target) as temporary:
                 _quantize(library, source, temporary, weight_format)
         return target
 
     def load(self, path: Path) -> None:
         folder = runtime_folder()
-        lib = self._lib = Library(folder, choose_variant(folder, path))
+        lib = self._lib = loaded(folder, choose_variant(folder, path))
         self._model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
         if not self._model:
             raise EngineError(f"llama.cpp cannot load {path}: {lib.last_message()}")

@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,12 @@ def _single(folder: Path, pattern: str) -> Path:
     if len(found) != 1:
         raise EngineError(f"expected one {pattern} in {folder}, found {len(found)}; pull the runtime again")
     return found[0]
+
+
+@cache
+def loaded(folder: Path, variant: str) -> Library:
+    """The library, loaded once in this process: llama.cpp keeps global state and our log callback."""
+    return Library(folder, variant)
 
 
 def runtime_folder() -> Path:

@@ -36,6 +36,8 @@ DEATHS = 2
 """An engine whose worker died so often is not tried again."""
 SEARCH_GROUPS = 3
 """Groups of requests that a candidate which passes the first look is measured on."""
+ENOUGH_S = 20.0
+"""A candidate is measured no longer than this, one group of requests at least."""
 
 Tick = Callable[[str], None]
 
@@ -215,7 +217,11 @@ class Study:
         groups = SEARCH_GROUPS if engine.settings.batch < 8 else 1
         if engine.settings == self.baseline:
             groups = 2
-        windows = [measure(engine, g) for g in groups_for(self.requests, engine.settings.batch, groups, 1)]
+        windows, started = [], time.monotonic()
+        for group in groups_for(self.requests, engine.settings.batch, groups, 1):
+            windows.append(measure(engine, group))
+            if time.monotonic() - started > ENOUGH_S:
+                break  # a slow candidate, or a busy machine: more windows would eat the search's time
         summary = Summary(tuple(windows))
         reference = median(w.reference_s for w in windows)
         figures = {
