@@ -39,13 +39,15 @@ def main(extras: list[str]) -> int:
     if unknown := [extra for extra in extras if extra not in known]:
         print(f"lowest: no extra {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
+    # An extra's own requirements may want newer base libraries; pip then chooses those.
+    base = [line if extras else lowest(line) for line in project["dependencies"]]
     chosen = dict.fromkeys(["quality", *extras])  # the light tests judge text
-    wanted = [*project["dependencies"], *(line for extra in chosen for line in known[extra])]
+    pins = [*base, *(lowest(line) for extra in chosen for line in known[extra])]
     with tempfile.TemporaryDirectory(prefix="negawatt-lowest-") as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
         pip = [python, "-m", "pip", "install", "--quiet"]
-        print("lowest:", " ".join(pins := [lowest(line) for line in wanted]), flush=True)
+        print("lowest:", " ".join(pins), flush=True)
         subprocess.run([*pip, *pins, *TEST_TOOLS], check=True)
         subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
         subprocess.run([python, "-m", "pip", "check"], check=True)
