@@ -13,6 +13,7 @@ from negawatt import __version__
 from negawatt.errors import NegawattError
 
 COMMANDS = {
+    "calibrate": "measure this machine at rest, once, for later measurements",
     "completion": "print the script that completes commands and options in a shell",
     "data": "list, pull or show data sets and workloads",
     "doctor": "tell what can be measured and run here, and what to do about the rest",

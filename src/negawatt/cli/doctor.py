@@ -11,6 +11,7 @@ from negawatt.cli.common import emit, examples, json_option
 from negawatt.cli.measure import sensor_option, station_with
 
 _STYLES = {"ok": "green", "dead": "red", "denied": "yellow", "absent": "dim"}
+_ORDER = {status: place for place, status in enumerate(_STYLES)}
 
 
 @click.command(
@@ -80,14 +81,15 @@ def _table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "status", "what was seen", "what to do"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        style = _STYLES.get(row["status"], "")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in sorted(rows, key=lambda row: _ORDER.get(row["status"], len(_ORDER))):
+        style = _STYLES.get(row["status"], "red")
         seen = " ".join(filter(None, (str(row.get("version") or ""), str(row.get("reason") or ""))))
-        status = f"[{style}]{row['status']}[/]" if style else str(row["status"])
-        table.add_row(escape(row["name"]), status, escape(seen), escape(row["remedy"] or ""))
+        remedy = f"\n→ {row['remedy']}" if row["remedy"] else ""
+        table.add_row(f"[{style}]{row['status']}[/]", row["name"], escape(seen + remedy))
     console.print()
     console.print(table)
     console.print()

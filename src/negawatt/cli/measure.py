@@ -30,10 +30,9 @@ def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def station_with(texts: Sequence[str]) -> Station:
     """This machine's sensors and those that the texts describe."""
     from negawatt.meter.sources import from_text
-    from negawatt.meter.station import Station, sensors
+    from negawatt.meter.station import this_station
 
-    named = [from_text(text) for text in texts]
-    return Station([*sensors(), *named])
+    return this_station([from_text(text) for text in texts])
 
 
 @click.command(

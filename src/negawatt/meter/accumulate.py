@@ -25,6 +25,7 @@ class Total:
         moved_at_s: when the counter was last seen to advance.
         gaps: steps that had to be filled in (a reset, an ambiguous wrap).
         counter: the raw counter at `at_s`.
+        power_w: mean power over the last step that was longer than the counter's refresh.
         gap: what the last of them was.
         failure: why readings after `at_s` failed; empty when the last one succeeded.
     """
@@ -36,6 +37,7 @@ class Total:
     moved_at_s: float
     gaps: int
     counter: Counter
+    power_w: float = 0.0
     gap: str = ""
     failure: str = ""
 
@@ -114,6 +116,7 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
         at_s if step_j > 0 else total.moved_at_s,
         total.gaps + (wraps > 0),
         counter,
+        step_j / elapsed_s if elapsed_s > counter.refresh_s else total.power_w,
         f"the counter was not read for {elapsed_s:.0f} s and may have wrapped unseen" if wraps else total.gap,
     )
 
@@ -135,6 +138,7 @@ def _after_reset(
         at_s,
         total.gaps + 1,
         counter,
+        power_w,
         "the counter was reset in between",
     )
 
@@ -161,7 +165,9 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
         )
     power_w = value_j / max(covered_s, counter.refresh_s)
     uncovered_s = duration_s - covered_s
-    edge_j = power_w * (abs(uncovered_s) + counter.refresh_s) + counter.resolution_j
+    # What the last refresh before either end held back was drawn at the power there.
+    edge_w = max(power_w, before.power_w, after.power_w)
+    edge_j = edge_w * (abs(uncovered_s) + counter.refresh_s) + counter.resolution_j
     value_j += power_w * uncovered_s
     low_j = after.low_j - before.low_j + power_w * uncovered_s - edge_j
     high_j = after.high_j - before.high_j + power_w * uncovered_s + edge_j
@@ -169,6 +175,6 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
     reason = ""
     if after.gaps > before.gaps:
         provenance, reason = max(provenance, Provenance.DERIVED), after.gap
-    elif after.failure:
-        provenance, reason = max(provenance, Provenance.DERIVED), after.failure
+    elif failure := after.failure or before.failure:
+        provenance, reason = max(provenance, Provenance.DERIVED), failure
     return Energy(value_j, max(0.0, min(low_j, value_j)), max(high_j, value_j), provenance, reason)

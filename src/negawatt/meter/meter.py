@@ -84,7 +84,7 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
     spent = where.spent(before, after)
     components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
     energy = Energy.total(components.values())
-    idle = _idle(where, components, cpu_s)
+    idle = _idle(where, spent, components, cpu_s, duration_s)
     boundary: Boundary = "chip"
     return Measurement(
         started_s=before.at_s,
@@ -98,14 +98,32 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
         other_cpu_s=other_s,
         steal_s=steal_s,
         boundary=boundary,
-        warnings=tuple(_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
+        warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
     )
 
 
-def _idle(where: Station, components: Mapping[str, Energy], cpu_s: float) -> Energy:
-    if list(components) == ["cpu"]:
-        return where.power.idle(cpu_s)
-    return Energy.missing("the idle power of this machine has not been calibrated")
+def _idle(
+    where: Station,
+    spent: Mapping[str, Energy],
+    components: Mapping[str, Energy],
+    cpu_s: float,
+    duration_s: float,
+) -> Energy:
+    """The part of what is charged that would have flowed anyway: the same share of idle as of all."""
+    parts = []
+    for name, energy in components.items():
+        if name not in spent:
+            parts.append(where.power.idle(cpu_s))
+            continue
+        if energy.is_missing:
+            parts.append(Energy.missing(energy.reason))
+            continue
+        if where.idle is None:
+            return Energy.missing("the idle power of this machine is unknown; negawatt calibrate --idle")
+        whole = spent[name].value_j
+        share = (energy.value_j or 0.0) / whole if whole else 0.0
+        parts.append(where.idle.energy(name, duration_s).scaled(share))
+    return Energy.total(parts)
 
 
 def _warnings(

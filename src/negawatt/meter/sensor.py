@@ -144,18 +144,27 @@ def probe(sensors: Sequence[Sensor], *, busy_s: float = 0.06) -> list[SensorStat
     """Read every sensor before and after keeping a core busy, and judge each.
 
     A counter of energy cannot stand still while CPU time passes, so one that does is ``dead``,
-    whatever it reads. All sensors are judged over one common stretch: `busy_s`, or twice the
-    slowest refresh among those whose counters refresh within a second. One that does not answer
-    within `DEADLINE_S` is ``dead`` too.
+    whatever it reads. All sensors are judged over one common stretch: `busy_s` of work and, for
+    counters that need it, rest until twice their refresh has passed. Counters that refresh more
+    slowly than once a second are taken on trust. A sensor that does not answer within
+    `DEADLINE_S` is ``dead`` too.
     """
     before = [_try(sensor) for sensor in sensors]
-    refreshes = [
-        c.refresh_s for r in before if isinstance(r, Reading) for c in r.counters.values() if c.refresh_s <= 1
-    ]
-    until = time.monotonic() + max([busy_s, *(2 * r for r in refreshes)])
-    while time.monotonic() < until:
+    readings = [outcome for outcome in before if isinstance(outcome, Reading)]
+    until_s = time.monotonic() + busy_s
+    while readings and time.monotonic() < until_s:
         sum(range(1000))
-    return [_judge(s, b, _try(s)) for s, b in zip(sensors, before, strict=True)]
+    quick = [c for r in readings for c in r.counters.values() if not _on_trust(c)]
+    rest_s = [2 * c.refresh_s - busy_s for c in quick if c.provenance is Provenance.MEASURED]
+    time.sleep(max([0.0, *rest_s]))
+    return [
+        _judge(sensor, first, _try(sensor) if isinstance(first, Reading) else first)
+        for sensor, first in zip(sensors, before, strict=True)
+    ]
+
+
+def _on_trust(counter: Counter) -> bool:
+    return counter.provenance is Provenance.MEASURED and counter.refresh_s > 1
 
 
 DEADLINE_S = 10.0
@@ -188,7 +197,7 @@ def _judge(sensor: Sensor, before: Reading | SensorError, after: Reading | Senso
                 return SensorStatus(sensor.name, "dead", str(outcome), outcome.remedy)
             return SensorStatus(sensor.name, "absent", str(outcome), outcome.remedy)
     assert isinstance(before, Reading) and isinstance(after, Reading)
-    slow = [n for n, c in after.counters.items() if c.refresh_s > 1]
+    slow = [n for n, c in after.counters.items() if _on_trust(c)]
     moving = [
         name
         for name, counter in after.counters.items()

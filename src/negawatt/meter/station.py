@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from negawatt.energy import Energy
+from negawatt.errors import NegawattError
 from negawatt.meter.accumulate import Accumulator, Total, window
 from negawatt.meter.amdsmi import AmdSmiSensor
 from negawatt.meter.battery import BatterySource
 from negawatt.meter.cputime import CpuPower, this_cpu_power
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
+from negawatt.meter.idle import IdlePower, load_idle
 from negawatt.meter.nvml import NvmlPowerSource, NvmlSensor
 from negawatt.meter.perf import PerfSensor
 from negawatt.meter.power import Integrated
@@ -71,16 +73,25 @@ class Station:
     Args:
         candidates: sensors to probe, best first; of two that count one component, the first wins.
         power: the model's watts; by default those of this machine's processor.
+        idle_power: what the machine draws at rest, where that has been measured.
     """
 
-    def __init__(self, candidates: Sequence[Sensor] | None = None, power: CpuPower | None = None) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[Sensor] | None = None,
+        power: CpuPower | None = None,
+        idle_power: IdlePower | None = None,
+    ) -> None:
         candidates = sensors() if candidates is None else candidates
         self.power = power or this_cpu_power()
+        self.idle = idle_power
         self.statuses: list[SensorStatus] = probe(candidates) if candidates else []
+        self.notes: tuple[str, ...] = ()
         self._accumulators: list[Accumulator] = []
         self._source: dict[str, int] = {}  # component -> position of the accumulator that counts it
         for sensor, status in zip(candidates, self.statuses, strict=True):
             if status.status == "ok":
+                self.notes += sensor.notes
                 for component in status.components:
                     self._source.setdefault(component, len(self._accumulators))
                 self._accumulators.append(Accumulator(sensor))
@@ -131,6 +142,19 @@ class Station:
             accumulator.update()
 
 
+def this_station(named: Sequence[Sensor] = ()) -> Station:
+    """A new station of this machine's sensors and those named, with its idle power if that is known."""
+    notes: tuple[str, ...] = ()
+    idle_power = None
+    try:
+        idle_power = load_idle()
+    except NegawattError as exc:  # what is measured must not fail because of the meter
+        notes = (str(exc),)
+    made = Station([*sensors(), *named], idle_power=idle_power)
+    made.notes += notes
+    return made
+
+
 _shared: Station | None = None
 _shared_lock = threading.Lock()
 
@@ -140,7 +164,7 @@ def station() -> Station:
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = Station()
+            _shared = this_station()
         return _shared
 
 
