@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from negawatt.engine.backend import Chunk
@@ -12,6 +12,7 @@ from negawatt.engine.lockstep import Lockstep, rows_of
 prompts = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(prompts, st.data())
 def test_rows_follow_their_sequences(sequences: list[list[int]], data: st.DataObject) -> None:
     """Whatever is released and however chunks are ordered, each row holds its own tokens and positions."""
@@ -50,6 +51,7 @@ def test_a_step_that_moves_nothing_says_so() -> None:
     assert batch.step([Chunk(1, [6])]).reordered
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5))
 def test_tokens_taken_back_leave_no_trace_in_positions(length: int, kept: int, again: int) -> None:
     kept = min(kept, length)

@@ -13,12 +13,11 @@ import pytest
 from negawatt.artifact import Artifact
 from negawatt.engine.backend import Chunk, Logits
 from negawatt.engine.settings import Settings
+from negawatt.engine.transformers import TransformersBackend
 from negawatt.errors import EngineError, UnsupportedSetting
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-from negawatt.engine.transformers import TransformersBackend
 
 PROMPTS = ("The capital of France is", "Once upon a time there was a small", "Water boils")
 TOLERANCE = 2e-3
@@ -105,11 +104,11 @@ def test_greedy_decoding_is_what_generate_writes(
     alone: TransformersBackend, checkpoint: Path, prompts: list[list[int]]
 ) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    written = model.generate(
-        torch.tensor([prompts[1]]), max_new_tokens=16, min_new_tokens=16, do_sample=False
-    )[0, len(prompts[1]) :].tolist()
+    written = model.generate(torch.tensor([prompts[1]]), max_new_tokens=8, min_new_tokens=8, do_sample=False)[
+        0, len(prompts[1]) :
+    ].tolist()
     feed, ours = prompts[1], []
-    for _ in range(16):
+    for _ in range(8):
         (rows,) = alone.forward([Chunk(0, feed)])
         feed = [int(rows[0].argmax())]
         ours += feed

@@ -8,9 +8,8 @@ SmolLM2-135M from perplexity 25.0 to 32.3; `restore_offsets` puts the true offse
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,12 @@ MODEL = "openvino_model.xml"
 KEEP = "keep"
 """Name of the input that `cut_head` adds."""
 
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""What OpenVINO GenAI reads from GGUF."""
+
 Values = NDArray[np.float32]
 
+_SOURCE = "model.gguf"  # the reader saves beside its input
 _PLAIN_TYPES = ("F32", "F16", "BF16")
 _OFFSET_TOLERANCE = 0.05
 """Largest spread, in quantization steps, of an offset within its block: the reader keeps scales in
@@ -37,39 +40,56 @@ def make_ir(gguf: Path, weight_format: str, target: Path) -> None:
     """Write the IR of `gguf` into the folder `target`, whole or not at all.
 
     ``native`` keeps quantized weights as they are; every other format starts from the weights in
-    half precision, which the reader takes and which every format here is coarser than.
+    half precision, which the reader takes and which every format here is coarser than. That start
+    is kept beside `target` under the name that format ``f16`` has.
+
+    Raises:
+        EngineError: the reader has no such architecture, or read something else than the file holds.
     """
-    plain = all(t.type in _PLAIN_TYPES for t in GgufFile.open(gguf).tensors.values())
-    with written_beside(target) as folder:
-        folder.mkdir()
-        source = folder / "model.gguf"  # the reader saves beside its input
-        if weight_format == "native" and not plain:
-            source.symlink_to(gguf.absolute())
-            _read_gguf(source)
-            _rewrite(folder, lambda model: restore_offsets(model, GgufFile.open(gguf)))
-        else:
-            _write_half(gguf, source)
-            _read_gguf(source)
-            if weight_format not in ("native", "f16"):
-                _rewrite(folder, lambda model: _compress(model, weight_format))
-        source.unlink()
+    header = GgufFile.open(gguf)
+    if header.architecture not in ARCHITECTURES:
+        raise EngineError(
+            f"openvino cannot read {gguf}: its architecture is {header.architecture!r}, and OpenVINO GenAI "
+            f"reads {', '.join(ARCHITECTURES)} from GGUF"
+        )
+    plain = all(tensor.type in _PLAIN_TYPES for tensor in header.tensors.values())
+    half = target.with_name(target.name.removesuffix(weight_format) + "f16")
+    if weight_format == "f16":
+        with written_beside(target) as folder:
+            folder.mkdir()
+            _write_half(gguf, folder / _SOURCE)
+            _read_gguf(folder)
+    elif weight_format == "native" and not plain:
+        with written_beside(target) as folder:
+            folder.mkdir()
+            (folder / _SOURCE).symlink_to(gguf.absolute())
+            _read_gguf(folder)
+            _rewrite(folder, folder, lambda model: restore_offsets(model, header))
+    else:
+        if not half.exists():
+            make_ir(gguf, "f16", half)
+        with written_beside(target) as folder:
+            folder.mkdir()
+            _rewrite(half, folder, lambda model: _compress(model, weight_format))
 
 
-def _read_gguf(source: Path) -> None:
-    """Let OpenVINO GenAI save the IR beside the file."""
+def _read_gguf(folder: Path) -> None:
+    """Let OpenVINO GenAI save the IR of the file in `folder` beside it, and remove the file."""
     genai = require("openvino_genai", extra="openvino")
-    genai.LLMPipeline(str(source), "CPU", enable_save_ov_model=True)
-    if not source.with_name(MODEL).exists():
+    genai.LLMPipeline(str(folder / _SOURCE), "CPU", enable_save_ov_model=True)
+    if not (folder / MODEL).exists():
         raise EngineError("OpenVINO GenAI read the GGUF file but saved no model; is the disk full?")
+    (folder / _SOURCE).unlink()
 
 
-def _rewrite(folder: Path, change: Any) -> None:
+def _rewrite(source: Path, target: Path, change: Callable[[Any], Any]) -> None:
+    """Read the model in the folder `source`, change it, and put it into the folder `target`."""
     openvino = require("openvino", extra="openvino")
-    model = change(openvino.Core().read_model(folder / MODEL))
-    openvino.save_model(model, folder / "changed.xml", compress_to_fp16=False)
-    del model  # the old files are mapped into memory until here
+    model = change(openvino.Core().read_model(source / MODEL))
+    openvino.save_model(model, target / "changed.xml", compress_to_fp16=False)
+    del model  # the file it was read from is mapped into memory until here
     for suffix in (".xml", ".bin"):
-        os.replace(folder / f"changed{suffix}", (folder / MODEL).with_suffix(suffix))
+        (target / f"changed{suffix}").replace((target / MODEL).with_suffix(suffix))
 
 
 def _write_half(source: Path, target: Path) -> None:
@@ -104,6 +124,8 @@ def _compress(model: Any, weight_format: str) -> Any:
     modes = nncf.CompressWeightsMode
     if weight_format == "int8":
         return nncf.compress_weights(model, mode=modes.INT8_SYM)
+    if weight_format == "native":  # of weights that are stored in full: half precision it is
+        return model
     bits, group, kind = weight_format.split("-")
     assert bits == "int4"
     mode = modes.INT4_SYM if kind == "sym" else modes.INT4_ASYM
