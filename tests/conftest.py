@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
 os.environ.setdefault("NEGAWATT_HOME", str(Path(__file__).parents[1] / ".negawatt"))
+
+# A shell that runs the tests in the background makes them ignore Ctrl-C, and all they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from negawatt.artifact import Artifact
 
