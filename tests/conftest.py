@@ -15,10 +15,10 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
 os.environ.setdefault("NEGAWATT_HOME", str(Path(__file__).parents[1] / ".negawatt"))
 
+from negawatt.artifact import Artifact
+
 # A shell that runs the tests in the background makes them ignore Ctrl-C, and all they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from negawatt.artifact import Artifact
 
 
 @pytest.fixture(scope="session")
