@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from negawatt import Energy, Provenance
 from negawatt.errors import UsageError
-from negawatt.meter import Meter, ProcessMeter, Reading, Sensor, Station
+from negawatt.meter import Counter, Meter, ProcessMeter, Reading, Sensor, Station
+from negawatt.meter.accumulate import Total
 from negawatt.meter.attribute import by_cpu_time
+from negawatt.meter.attribute import charged as attributed
 from negawatt.meter.cputime import cpu_power
 from negawatt.meter.nvml import NvmlSensor
 from negawatt.meter.rapl import RaplSensor
@@ -157,6 +159,34 @@ def test_a_gpu_is_charged_whole_beside_the_cpu_model() -> None:
     assert spent.components["gpu/0"].value_j == pytest.approx(30.0, rel=0.05)
     assert "cpu" in spent.components
     assert spent.energy.provenance is Provenance.ESTIMATED
+
+
+@pytest.mark.parametrize(("rank", "charged"), [("0", True), ("3", False), ("", True)])
+def test_of_several_ranks_on_a_host_the_first_alone_is_charged_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, rank: str, charged: bool
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    totals = {"gpu/0": Total(0.0, 5.0, 5.0, 5.0, 0.0, 0, Counter(5.0))}
+    parts = attributed({"gpu/0": Energy.measured(5.0)}, totals, POWER, cpu_s=1.0, busy_s=1.0, duration_s=1.0)
+    assert ("gpu/0" in parts) == charged
+    assert "cpu" in parts
+
+
+def test_a_counter_that_stands_still_beside_one_that_moves_is_left_out(tmp_path: Path) -> None:
+    tree = PowercapTree(tmp_path)
+    tree.add("intel-rapl:0", "package-0", 1000)
+    tree.add("intel-rapl:1", "psys", 0)
+
+    class PackageOnly(Live):
+        def read(self) -> Reading:
+            now_s = time.monotonic()
+            tree.set("intel-rapl:0", tree.get("intel-rapl:0") + round(50e6 * (now_s - self.last_s)))
+            self.last_s = now_s
+            return Reading(now_s, self.inner.read().counters)
+
+    with Meter(Station([PackageOnly(tree)], POWER)) as meter:
+        time.sleep(0.05)
+    assert set(meter.measurement.machine) == {"cpu/0"}
 
 
 def test_of_two_sensors_that_count_one_component_only_the_first_is_used(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent
 from negawatt.meter.sysfs import label, number, text
 
 ROOT = Path("/sys/class/hwmon")
-_GPUS = ("amdgpu", "i915", "xe", "nouveau")
+_GPUS = {"amdgpu": "gpu/amd-", "i915": "gpu/intel-", "xe": "gpu/intel-", "nouveau": "gpu/nouveau-"}
+"""Graphics drivers, and what their cards are called; AMD's as `negawatt.meter.amdsmi` calls them."""
 _HOSTS = ("power_meter",)
 """ACPI power meters: the whole machine, behind its power supply."""
 
@@ -33,7 +34,7 @@ class HwmonEnergySensor(Sensor):
     """Energy counters of hardware monitors.
 
     Components: ``cpu/N`` for socket N of AMD's ``amd_energy`` driver (its cores, many and contained
-    in the sockets, are left out), ``gpu/DRIVER-N`` for graphics drivers.
+    in the sockets, are left out), ``gpu/MAKER-N`` for graphics cards.
     """
 
     name = "hwmon energy"
@@ -63,15 +64,14 @@ def _component(driver: str, shown: str, taken: Mapping[str, Counter]) -> str | N
         socket = re.fullmatch(r"Esocket(\d+)", shown)
         return f"cpu/{socket[1]}" if socket else None
     if driver in _GPUS:
-        number_ = sum(name.startswith(f"gpu/{driver}-") for name in taken)
-        return f"gpu/{driver}-{number_}"
+        return f"{_GPUS[driver]}{sum(name.startswith(_GPUS[driver]) for name in taken)}"
     return None
 
 
 class HwmonPowerSource(PowerSource):
     """Power sensors of hardware monitors: graphics cards, and ACPI's meter of the whole machine.
 
-    Components: ``gpu/DRIVER-N``, ``host/acpi-N``.
+    Components: ``gpu/MAKER-N``, ``host/acpi-N``.
     """
 
     name = "hwmon power"
@@ -87,7 +87,7 @@ class HwmonPowerSource(PowerSource):
                 continue
             files = sorted(folder.glob("power1_average")) or sorted(folder.glob("power1_input"))
             for file in files:
-                prefix = f"gpu/{driver}-" if driver in _GPUS else "host/acpi-"
+                prefix = _GPUS.get(driver, "host/acpi-")
                 component = f"{prefix}{sum(name.startswith(prefix) for name in found)}"
                 interval = folder / "power1_average_interval"
                 found[component] = Power(

@@ -173,8 +173,11 @@ class ProcessTree:
         now = self._look()
         # What vanished since the last look is in its parent's waited time, or lost to it: keep it.
         vanished_s = sum(sum(times) for identity, times in self._seen.items() if identity not in now)
-        handed_on_s = sum(times[1] - self._seen[i][1] for i, times in now.items() if i in self._seen)
-        self._lost_s += max(0.0, vanished_s - handed_on_s)
+        grown_s = [times[1] - self._seen[i][1] for i, times in now.items() if i in self._seen]
+        # A parent's waited time is told in whole ticks, of user and of system time: up to one of
+        # each may be there and not show yet, and must not be taken for lost.
+        hidden_s = 2 * _TICK_S * max(1, sum(grown > 0 for grown in grown_s))
+        self._lost_s += max(0.0, vanished_s - sum(grown_s) - hidden_s)
         self._seen = now
         self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
         return self._total_s
@@ -228,9 +231,8 @@ class Children:
     def cpu_s(self) -> float:
         """CPU seconds so far."""
         exact_s = _children_s()
-        # The tree knows of processes that vanished unwaited, but of those waited for only whole ticks.
-        seen_s = self._tree.cpu_s() - time.process_time() - 2 * _TICK_S
-        return max(exact_s, seen_s)
+        # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
+        return max(exact_s, self._tree.cpu_s() - time.process_time())
 
 
 def _children_s() -> float:

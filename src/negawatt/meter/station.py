@@ -98,8 +98,11 @@ class Station:
             elif "no answer" not in status.reason:  # one that hangs holds what closing would wait for
                 sensor.close()
         self._closed = threading.Event()
-        for accumulator in self._accumulators:
-            accumulator.update()  # so that one which fails from now on is known by its components
+        self._distrusted: set[tuple[int, str]] = set()
+        for position, accumulator in enumerate(self._accumulators):
+            # Read once now: a sensor that fails from here on is known by its components.
+            seen = accumulator.update()
+            self._distrusted |= {(position, name) for name in seen if name not in self._source}
             period_s = accumulator.sensor.polled_s or WATCH_S
             threading.Thread(
                 target=self._poll,
@@ -114,8 +117,14 @@ class Station:
         for position, accumulator in enumerate(self._accumulators):
             quick = accumulator.sensor.polled_s is None
             read = (accumulator.update() if quick else accumulator.latest).items()
-            totals |= {name: total for name, total in read if self._source.get(name, position) == position}
+            totals |= {name: total for name, total in read if self._counts(position, name)}
         return totals
+
+    def _counts(self, position: int, component: str) -> bool:
+        """Whether a component is taken from this sensor: trusted, and not counted by a better one."""
+        if (position, component) in self._distrusted:
+            return False
+        return self._source.get(component, position) == position
 
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""
