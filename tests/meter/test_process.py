@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -156,23 +157,32 @@ def test_many_children_are_found() -> None:
         process.communicate()
 
 
-def test_short_children_that_are_waited_for_are_not_counted_twice(shell: subprocess.Popen[str]) -> None:
+def test_short_children_that_are_waited_for_are_not_counted_twice(
+    shell: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Against what the kernel says exactly, which only the process itself can ask."""
+    ask = (
+        "import resource\n"
+        "ended = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "exact_s = time.process_time() + ended.ru_utime + ended.ru_stime\n"
+        f"open({str(tmp_path / 'exact')!r}, 'w').write(str(exact_s))\n"
+    )
     tree = ProcessTree(shell.pid)
-    before_s = tree.cpu_s()
     tell(
         shell,
         "def burst():\n"
         "    pid = os.fork()\n"
-        "    if pid == 0: spin(0.012); time.sleep(0.02); os._exit(0)\n"
+        "    if pid == 0: spin(0.004); time.sleep(0.02); os._exit(0)\n"
         "    os.waitpid(pid, 0)\n"
-        "thread = threading.Thread(target=lambda: [burst() for _ in range(20)])\n"
+        "thread = threading.Thread(target=lambda: [burst() for _ in range(40)])\n"
         "thread.start()\n",
     )
-    for _ in range(200):
+    for _ in range(300):
         tree.cpu_s()
-        time.sleep(0.005)
-    tell(shell, "thread.join()")
-    assert tree.cpu_s() - before_s < 20 * 0.012 * 1.6
+        time.sleep(0.004)
+    tell(shell, "thread.join()\n" + ask)
+    exact_s = float((tmp_path / "exact").read_text())
+    assert tree.cpu_s() == pytest.approx(exact_s, abs=0.03)
 
 
 def test_own_tree_counts_threads_and_children() -> None:
