@@ -15,7 +15,14 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
 os.environ.setdefault("NEGAWATT_HOME", str(Path(__file__).parents[1] / ".negawatt"))
 
+from hypothesis import settings
+
+from negawatt import catalog
 from negawatt.artifact import Artifact
+from negawatt.workload import Workload
+
+settings.register_profile("shared machine", deadline=None)  # slow is no failure here; a hang still is
+settings.load_profile("shared machine")
 
 # A shell that runs the tests in the background makes them ignore Ctrl-C, and all they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,8 +30,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def model() -> Artifact:
-    """SmolLM2-135M-Instruct, pulled once into the shared home."""
+    """SmolLM2-135M-Instruct, pulled once into the shared home, with the engine that has to be pulled too."""
+    catalog.pull("llamacpp")
     return Artifact.open("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def piqa() -> Workload:
+    """Chat traffic judged on PIQA, pulled once into the shared home."""
+    catalog.pull("piqa")
+    return Workload.open("chat-piqa")
 
 
 @pytest.fixture

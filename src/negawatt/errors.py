@@ -23,6 +23,7 @@ Every message says what was expected, what came, and what to do.
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 
@@ -105,6 +106,20 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingDependency(
-            f"{module.split('.')[0]} is not installed; pip install 'negawatt[{extra}]' brings it"
-        ) from exc
+        raise _missing(module.split(".")[0], extra) from exc
+
+
+def installed_version(distribution: str, *, extra: str) -> str:
+    """Version of an optional library, without importing it.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError as exc:
+        raise _missing(distribution, extra) from exc
+
+
+def _missing(library: str, extra: str) -> MissingDependency:
+    return MissingDependency(f"{library} is not installed; pip install 'negawatt[{extra}]' brings it")

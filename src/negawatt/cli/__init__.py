@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from negawatt import __version__
-from negawatt.errors import NegawattError
+from negawatt.errors import NegawattError, SensorError
 
 COMMANDS = {
     "calibrate": "measure this machine at rest, once, for later measurements",
@@ -61,6 +61,8 @@ def main() -> NoReturn:
         if os.environ.get("NEGAWATT_TRACEBACK"):
             raise
         click.echo(f"negawatt: {exc}", err=True)
+        if isinstance(exc, SensorError) and exc.remedy:
+            click.echo(f"negawatt: {exc.remedy}", err=True)
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         click.echo("negawatt: interrupted", err=True)

@@ -71,7 +71,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     words = f", paid back after {paid:,} tokens" if paid else ""
     click.echo(
         f"The search tried {search['trials']} ways ({search['pruned']} dropped early, "
-        f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
+        f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes "
+        f"and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
     if "artifact" in result:
         click.echo(f"Ready to use: {result['artifact']}")

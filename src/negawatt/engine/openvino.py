@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +14,7 @@ from negawatt.engine import openvino_ir
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
-from negawatt.errors import EngineError, UnsupportedSetting, require
+from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
 class OpenVinoBackend(Backend):
@@ -43,8 +42,7 @@ class OpenVinoBackend(Backend):
     @classmethod
     def version(cls) -> str:
         """Version of OpenVINO, for example ``2026.4.1``."""
-        require("openvino", extra="openvino")
-        return metadata.version("openvino")
+        return installed_version("openvino", extra="openvino")
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:

@@ -17,7 +17,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
-from negawatt.errors import EngineError, UnsupportedSetting, require
+from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
 class TransformersBackend(Backend):
@@ -41,8 +41,8 @@ class TransformersBackend(Backend):
     @classmethod
     def version(cls) -> str:
         """Versions of transformers and torch, for example ``5.23.0 (torch 2.13.0+cpu)``."""
-        torch = require("torch", extra="transformers")
-        return f"{_transformers().__version__} (torch {torch.__version__})"
+        torch = installed_version("torch", extra="transformers")
+        return f"{installed_version('transformers', extra='transformers')} (torch {torch})"
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:

@@ -202,7 +202,7 @@ class Study:
             self._deaths[settings.engine] += died
             trial, spent = replace(trial, reason=str(exc), figures={"died": died}), 0.0
         trial = self._checked(trial)
-        if trial.feasible and settings != self.baseline:
+        if trial.feasible:
             trial = self._judged(trial, tick)
         lasted = {"duration_s": time.monotonic() - started, "cpu_s_spent": spent}
         return replace(trial, figures={**trial.figures, **lasted})
@@ -251,6 +251,9 @@ class Study:
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""
         limit, best = self.constraints.max_quality_drop, self.best
+        if trial.settings == self.baseline and self.items and self.judge.labelled:
+            quality = self.judge.quality(trial.settings, self.items, tick)
+            return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
             best is not None
             and best.settings != self.baseline

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
-from negawatt.engine import Engine, Settings
-from negawatt.errors import Infeasible, NegawattError, RunError, UsageError
-from negawatt.home import write_json
+from negawatt.engine import Settings
+from negawatt.errors import RunError, UsageError
 from negawatt.meter import Meter, energy_of_cpu_time, fingerprint, station
-from negawatt.profiling import REFERENCE_SETTINGS, CostModel, Profile, Summary, about
-from negawatt.profiling.profiler import Progress, baseline_ratio
-from negawatt.profiling.window import Window, groups_for, interleave, requests_of, warm_up
+from negawatt.profiling import REFERENCE_SETTINGS, Profile, about
+from negawatt.profiling.profiler import Progress
+from negawatt.profiling.window import requests_of
 from negawatt.run import Run
+from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.space import Space
 from negawatt.tuning.study import Study, difference_json
 from negawatt.tuning.trial import Trial
-from negawatt.tuning.verdict import Constraints, Verdict, pareto, verdict
+from negawatt.tuning.verdict import Constraints, pareto, verdict
 from negawatt.workload import (
     Difference,
     QualityItem,
-    Ratio,
     TrafficItem,
     Workload,
     items_needed,
@@ -43,7 +39,6 @@ SEARCH_SHARE_OF_TIME = 0.45
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
 FINALISTS = 4
-FINAL_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -175,6 +170,7 @@ class _Session:
         self.held_requests = requests_of(artifact.tokenizer, held.traffic, question.space.max_context)
         self.search_items, self.held_items = self._items(workload, searched, held)
         self.judge = Judge(artifact, workload, question.baseline, confidence)
+        self.finals = Finals(run, artifact, self.held_requests, self.tick)
 
     def _items(
         self, workload: Workload, searched: Workload, held: Workload
@@ -249,7 +245,7 @@ class _Session:
         reasons: list[str] = []
         winner: Settings | None = None
         proof: Proof | None = None
-        ranked = self._ranked(finalists) if len(finalists) > 1 else [t.settings for t in finalists]
+        ranked = self.finals.ranked([t.settings for t in finalists])
         for settings in ranked:
             proof = self._prove(settings)
             if proof is None or proof.proved:
@@ -273,33 +269,6 @@ class _Session:
         judged = [t for t in good if not self.search_items or t.figures.get("quality")]
         return sorted(judged, key=lambda t: t.cost or math.inf)[:FINALISTS]
 
-    def _ranked(self, finalists: Sequence[Trial]) -> list[Settings]:
-        """Measure the finalists again, in turn, on requests the search never saw; cheapest first."""
-        self.tick(f"measuring {len(finalists)} finalists in turn")
-        settings = [t.settings for t in finalists]
-        windows = self._interleaved(settings, 3)
-        costs = {s: Summary(tuple(w)).cpu_s_per_token for s, w in windows.items()}
-        return sorted(costs, key=lambda s: costs[s])
-
-    def _interleaved(self, settings: Sequence[Settings], rounds: int) -> dict[Settings, list[Window]]:
-        """Windows of several settings, taken in turn; a candidate that dies now is left out."""
-        with ExitStack() as stack:
-            engines: list[Engine] = []
-            for each in settings:
-                try:
-                    engine = stack.enter_context(Engine(self.artifact, each))
-                    warm_up(engine, self.held_requests[0])
-                    engines.append(engine)
-                except NegawattError as exc:
-                    self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
-            groups = [groups_for(self.held_requests, e.settings.batch, rounds, 1) for e in engines]
-            plan = [[g[number] for g in groups] for number in range(rounds)]
-            taken = interleave(
-                engines, plan, lambda n: self.tick(f"measuring in turn: {n} of {rounds * len(engines)}")
-            )
-            self._opened = {e.settings: e for e in engines}
-            return {e.settings: w for e, w in zip(engines, taken, strict=True)}
-
     def _prove(self, settings: Settings) -> Proof | None:
         """Quality on the held-out items; None where there is nothing to prove."""
         limit = self.constraints.max_quality_drop
@@ -317,58 +286,29 @@ class _Session:
         self, study: Study, winner: Settings | None, quality: Difference | None, reasons: list[str]
     ) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
-        chosen = [self.baseline] if winner is None else [self.baseline, winner]
-        self.tick("measuring the winner and the baseline in turn" if winner else "measuring the baseline")
-        windows = self._interleaved(chosen, FINAL_ROUNDS if winner else 2)
-        if winner is not None and set(windows) != set(chosen):
-            raise Infeasible("the baseline or the winner could not be loaded again; see the notes of the run")
-        ratio: Ratio | None = None
-        profiles = {s: self._profile(s, w) for s, w in windows.items()}
-        baseline, best = profiles[self.baseline], None
-        if winner is not None:
-            ratio = baseline_ratio(
-                [w.cpu_s_per_token for w in windows[self.baseline]],
-                [w.cpu_s_per_token for w in windows[winner]],
-            )
-            best = replace(profiles[winner], ratio=ratio)
-        answer = verdict(best, baseline, ratio, quality, self.constraints, reasons)
-        chosen_profile = best if answer.accepted and best is not None else baseline
-        document = self._profile_json(chosen_profile, quality)
-        for profile in (baseline, best):
-            if profile is not None:
-                self._record_final(profile, quality if profile is best else None)
+        baseline, best = self.finals.compare(self.baseline, winner)
+        answer = verdict(best, baseline, best.ratio if best else None, quality, self.constraints, reasons)
+        documents = {"baseline": self._document(baseline, None), "best": self._document(baseline, None)}
+        self._record_final(baseline, documents["baseline"])
+        if best is not None:
+            document = self._document(best, quality)
+            self._record_final(best, document)
+            if answer.accepted:
+                documents["best"] = document
         result: dict[str, Any] = {
             "run": str(self.run.path),
-            "baseline": self._profile_json(baseline, None),
-            "best": document,
+            **documents,
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
-            "waterfall": _waterfall(baseline, best if answer.accepted else None),
+            "waterfall": waterfall(baseline, best if answer.accepted else None),
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
         if answer.accepted and winner is not None:
-            result["artifact"] = str(self._keep_artifact(winner, answer))
+            result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
         return result
 
-    def _profile(self, settings: Settings, windows: Sequence[Window]) -> Profile:
-        summary = Summary(tuple(windows))
-        engine = self._opened[settings]
-        fitted = list(windows)[:-2] if len(windows) > 3 else list(windows)
-        held_back = [w.cost for w in windows if w not in fitted]
-        per_cpu_s = summary.energy.scaled(1 / summary.cpu_s)
-        model = CostModel.fit(
-            [s for w in fitted for s in w.steps],
-            batch=settings.batch, cpu_s=sum(w.cpu_s for w in fitted), energy_per_cpu_s=per_cpu_s,
-        ).tested_on(held_back)  # fmt: skip
-        return Profile(
-            self.artifact.name, settings, summary, engine.load_usage.cpu_s,
-            energy_of_cpu_time(engine.load_usage.cpu_s), engine.last_usage.peak_rss_bytes, None, model,
-            engine.version, engine.info,
-        )  # fmt: skip
-
-    def _record_final(self, profile: Profile, quality: Difference | None) -> None:
+    def _record_final(self, profile: Profile, document: dict[str, Any]) -> None:
         """The figures of the proof beside those of the search."""
-        document = self._profile_json(profile, quality)
         names = (
             "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms", "tpot_ms", "peak_rss_bytes",
             "quality", "quality_drop", "ratio_to_baseline", "warnings",
@@ -378,7 +318,8 @@ class _Session:
         trial = Trial(number, profile.settings, "complete", None, figures=figures)
         self.run.append("trial", trial.to_record("final"))
 
-    def _profile_json(self, profile: Profile, quality: Difference | None) -> dict[str, Any]:
+    def _document(self, profile: Profile, quality: Difference | None) -> dict[str, Any]:
+        """A profile as JSON, with what is known of its quality on the held-out items."""
         document = profile.to_json()
         if quality is not None:
             document["quality_drop"] = difference_json(quality)
@@ -434,50 +375,3 @@ class _Session:
         if failed and len(failed) == len(study.trials) - 1:
             return f"Every candidate failed; the first: {failed[0].settings}: {failed[0].reason}."
         return "Nothing tried was cheaper than what you have."
-
-    # -- the winning artifact --------------------------------------------------------------------
-
-    def _keep_artifact(self, settings: Settings, answer: Verdict) -> Path:
-        """The winner's weights with their settings and lineage, ready to use."""
-        source = self._opened[settings].model_path
-        target = self.run.path / "artifact"
-        if target.exists():
-            shutil.rmtree(target)
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            target.mkdir(parents=True)
-            _link_or_copy(source, target / source.name)
-        write_json(target / "settings.json", settings.to_json())
-        step = {"pass": "tune", "parameters": settings.to_json(), "verdict": answer.text}
-        if settings.engine != "openvino":  # OpenVINO's own form is no format that `Artifact` opens
-            Artifact.create(
-                target,
-                name=f"{self.artifact.name}-tuned",
-                source=self.artifact.source,
-                license=self.artifact.license,
-                lineage=(*self.artifact.lineage, step),
-                notes=self.artifact.notes,
-            )
-        return target
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A hard link costs nothing; across file systems the bytes are copied."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:
-    """Where the CPU seconds of a generated token went, before and after, by phase."""
-    if best is None:
-        return None
-    steps = []
-    for label, profile in (("baseline", baseline), ("best", best)):
-        generated = profile.summary.generated
-        for phase in ("prefill", "decode"):
-            spent = profile.summary.phase(phase, generated)["cpu_s_per_token"]
-            steps.append({"label": f"{label}: {phase}", "cpu_s_per_token": spent})
-    return steps

@@ -1,0 +1,162 @@
+"""`Finals`: the finalists measured again, in turn, on requests that the search never saw."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from negawatt.artifact import Artifact
+from negawatt.engine import Engine, Request, Settings
+from negawatt.errors import EngineError, NegawattError
+from negawatt.home import write_json, written_beside
+from negawatt.meter import energy_of_cpu_time
+from negawatt.profiling import CostModel, Profile, Summary
+from negawatt.profiling.profiler import baseline_ratio
+from negawatt.profiling.window import Window, groups_for, interleave, warm_up
+from negawatt.run import Run
+
+RANKING_ROUNDS = 3
+FINAL_ROUNDS = 6
+BASELINE_ROUNDS = 2
+"""Rounds to rank finalists, to compare the winner with the baseline, and where nothing competes."""
+
+
+class Finals:
+    """Measures in turn, and keeps the winner's weights.
+
+    Args:
+        run: where notes and the winning artifact go.
+        artifact: the model.
+        requests: traffic held out from the search.
+        tick: told what goes on.
+    """
+
+    def __init__(
+        self, run: Run, artifact: Artifact, requests: Sequence[Request], tick: Callable[[str], None]
+    ) -> None:
+        self.run, self.artifact, self.requests, self.tick = run, artifact, requests, tick
+        self._engines: dict[Settings, Engine] = {}  # closed again; kept for what they tell of themselves
+
+    def ranked(self, finalists: Sequence[Settings]) -> list[Settings]:
+        """The finalists by their cost in fresh, interleaved windows, cheapest first."""
+        if len(finalists) < 2:
+            return list(finalists)
+        windows = self._interleaved(finalists, RANKING_ROUNDS)
+        costs = {settings: Summary(tuple(w)).cpu_s_per_token for settings, w in windows.items()}
+        return sorted(costs, key=lambda settings: costs[settings])
+
+    def compare(self, baseline: Settings, winner: Settings | None) -> tuple[Profile, Profile | None]:
+        """Profiles of both from windows taken in turn; the winner's carries the ratio of the two.
+
+        Raises:
+            EngineError: one of them can no longer be loaded.
+        """
+        chosen = [baseline] if winner is None else [baseline, winner]
+        windows = self._interleaved(chosen, FINAL_ROUNDS if winner else BASELINE_ROUNDS)
+        if lost := [s for s in chosen if s not in windows]:
+            raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
+        before = self._profile(baseline, windows[baseline])
+        if winner is None:
+            return before, None
+        costs = {s: [w.cpu_s_per_token for w in windows[s]] for s in chosen}
+        ratio = baseline_ratio(costs[baseline], costs[winner])
+        return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
+
+    def _interleaved(self, settings: Sequence[Settings], rounds: int) -> dict[Settings, list[Window]]:
+        """Windows of several settings, taken in turn; one that fails now is left out, with a note."""
+        with ExitStack() as stack:
+            engines: list[Engine] = []
+            for each in settings:
+                self.tick(f"loading {each}")
+                try:
+                    engine = stack.enter_context(Engine(self.artifact, each))
+                    warm_up(engine, self.requests[0])
+                    engines.append(engine)
+                except NegawattError as exc:
+                    self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
+            groups = [groups_for(self.requests, e.settings.batch, rounds, 1) for e in engines]
+            plan = [[g[number] for g in groups] for number in range(rounds)]
+            total = rounds * len(engines)
+            taken = interleave(engines, plan, lambda n: self.tick(f"measuring in turn: {n} of {total}"))
+            self._engines |= {e.settings: e for e in engines}
+            return {e.settings: w for e, w in zip(engines, taken, strict=True)}
+
+    def _profile(self, settings: Settings, windows: Sequence[Window]) -> Profile:
+        """A profile whose cost model is fitted on all windows but the last two, and tested on those."""
+        summary, engine = Summary(tuple(windows)), self._engines[settings]
+        cut = len(windows) - 2 if len(windows) > 3 else len(windows)
+        fitted, held_back = windows[:cut], windows[cut:]
+        model = CostModel.fit(
+            [step for w in fitted for step in w.steps],
+            batch=settings.batch,
+            cpu_s=sum(w.cpu_s for w in fitted),
+            energy_per_cpu_s=summary.energy.scaled(1 / summary.cpu_s),
+        ).tested_on([w.cost for w in held_back])
+        return Profile(
+            artifact=self.artifact.name,
+            settings=settings,
+            summary=summary,
+            load_cpu_s=engine.load_usage.cpu_s,
+            load_energy=energy_of_cpu_time(engine.load_usage.cpu_s),
+            peak_rss_bytes=engine.last_usage.peak_rss_bytes,
+            cost_model=model,
+            version=engine.version,
+            info=engine.info,
+        )
+
+    def keep_artifact(self, settings: Settings, verdict: str) -> Path:
+        """The winner's weights with settings, hashes and lineage, as an artifact that opens.
+
+        Weights in an engine's own form lie in a folder of that engine's name, beside the model.
+        """
+        prepared, target = self._engines[settings].model_path, self.run.path / "artifact"
+        with written_beside(target) as folder:
+            folder.mkdir()
+            if prepared.suffix == ".gguf":
+                _link_or_copy(prepared, folder / prepared.name)
+                settings = settings.replace(weight_format="native")  # it is in the file now
+            else:
+                source = self.artifact.path
+                members = sorted(source.iterdir()) if source.is_dir() else [source]
+                for file in members:
+                    if file.is_file() and file.name != "negawatt.json":
+                        _link_or_copy(file, folder / file.name)
+                if not prepared.is_relative_to(source):
+                    shutil.copytree(prepared, folder / settings.engine, copy_function=_link_or_copy)
+            write_json(folder / "settings.json", settings.to_json())
+            step = {"pass": "tune", "parameters": settings.to_json(), "verdict": verdict}
+            Artifact.create(
+                folder,
+                name=f"{self.artifact.name}-tuned",
+                source=self.artifact.source,
+                license=self.artifact.license,
+                lineage=(*self.artifact.lineage, step),
+                notes=self.artifact.notes,
+            )
+        return target
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A hard link costs nothing; across file systems the bytes are copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:
+    """Where the CPU seconds of a generated token went, before and after, by phase."""
+    if best is None:
+        return None
+    steps = []
+    for label, profile in (("baseline", baseline), ("best", best)):
+        generated = profile.summary.generated
+        for phase in ("prefill", "decode"):
+            spent = profile.summary.phase(phase, generated)["cpu_s_per_token"]
+            steps.append({"label": f"{label}: {phase}", "cpu_s_per_token": spent})
+    return steps
