@@ -10,16 +10,11 @@ from typing import Any
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import Engine, Request, Settings
-from negawatt.errors import NegawattError, UsageError
+from negawatt.errors import UsageError
 from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.cost_model import CostModel
-from negawatt.profiling.quality import (
-    Quality,
-    agreement,
-    judged,
-    reference_answers,
-    scoring_settings,
-)
+from negawatt.profiling.quality import Quality
+from negawatt.profiling.scores import Items, Scores
 from negawatt.profiling.window import Summary, groups_for, interleave, measure, requests_of, warm_up
 from negawatt.workload import Ratio, Workload, ratio_interval
 
@@ -162,9 +157,8 @@ def profile(
         raise UsageError(f"workload {workload.name} has no traffic to count joules on")
     requests = requests_of(artifact.tokenizer, workload.traffic, settings.max_context)
     measured = _measured(artifact, settings, baseline, requests, rounds, requests_per_round, progress)
-    items = workload.quality if quality_items is None else workload.subset(max(1, quality_items)).quality
     if quality_items != 0:
-        quality = judge_artifact(artifact, settings, replace(workload, quality=items), progress)
+        quality = judge_artifact(artifact, settings, workload, quality_items, progress)
         measured = replace(measured, quality=quality)
     return measured
 
@@ -235,33 +229,20 @@ def other_lengths(requests: Sequence[Request], batch: int, max_context: int) -> 
 
 
 def judge_artifact(
-    artifact: Artifact, settings: Settings, workload: Workload, progress: Progress
+    artifact: Artifact, settings: Settings, workload: Workload, n: int | None, progress: Progress
 ) -> Quality | None:
-    """Quality of an artifact under settings on a workload's quality set.
+    """Quality on the first `n` items (all if None) of a workload's quality set.
 
-    Without a quality set it is the agreement (top-1 match) with the reference on the traffic.
+    Without a quality set it is the agreement (top-1 match) with the reference on the traffic, and
+    None where there is no reference to agree with, or the settings are the reference's own.
     """
-    items = workload.quality
+    items: Items = workload.quality
     if not items:
-        return _judge_without_labels(artifact, settings, workload, progress)
-    progress(0, len(items), "judging quality")
-    with Engine(artifact, scoring_settings(settings)) as engine:
-        return judged(
-            engine, items, workload.metrics, lambda done: progress(done, len(items), "judging quality")
-        )
-
-
-def _judge_without_labels(
-    artifact: Artifact, settings: Settings, workload: Workload, progress: Progress
-) -> Quality | None:
-    items = workload.traffic[:AGREEMENT_ITEMS]
-    progress(0, 2, "writing reference answers")
-    try:
-        with Engine(artifact, REFERENCE_SETTINGS) as reference:
-            answers = reference_answers(reference, items)
-    except NegawattError as exc:
-        progress(2, 2, f"no reference to agree with: {exc}")
-        return None
-    progress(1, 2, "comparing with the reference")
-    with Engine(artifact, settings.replace(batch=1, speculation="none")) as engine:
-        return agreement(engine, answers)["top1_match"]
+        if settings.weight_format == REFERENCE_SETTINGS.weight_format:
+            return None
+        items = workload.traffic[:AGREEMENT_ITEMS]
+    elif n is not None:
+        items = workload.subset(n).quality
+    reference = REFERENCE_SETTINGS.replace(max_context=settings.max_context)
+    with Scores(artifact, workload, reference) as scores:
+        return scores.quality(settings, items, lambda text: progress(0, None, text))

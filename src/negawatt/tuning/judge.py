@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine, Settings
-from negawatt.engine.backends import backend
-from negawatt.home import home, write_json
-from negawatt.profiling.quality import (
-    ITEMS_PER_CALL,
-    Quality,
-    ReferenceAnswers,
-    agreement,
-    judged,
-    reference_answers,
-    scoring_settings,
-)
+from negawatt.engine import Settings
+from negawatt.profiling.quality import Quality
+from negawatt.profiling.scores import Items, Scores, Tick
 from negawatt.workload import (
     Difference,
     QualityItem,
@@ -35,9 +23,6 @@ from negawatt.workload import (
 
 LOOKS = 4
 """How often the proof may look at its data; each look's error is a quarter of the allowed one."""
-
-Items = Sequence[QualityItem | TrafficItem]
-Tick = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,57 +41,25 @@ class Proof:
 
 
 class Judge:
-    """Scores candidates and the baseline on the same items; no item is ever answered twice.
+    """Compares candidates with the baseline on the same items.
 
-    Scores are kept under ``NEGAWATT_HOME/cache`` by model, workload and everything that changes the
-    arithmetic (engine and its version, weight format, KV-cache precision), so that a killed search,
-    or the next one, does not pay for them again. Without a quality set, a score is the top-1
-    agreement with what the baseline wrote to the traffic, and the baseline's own score is 1.
+    Without a quality set the baseline's own score of every request is 1: it agrees with itself.
 
     Args:
         artifact, workload: what is judged, and on what.
         baseline: settings to compare with.
-        confidence: of the one-sided bound on the drop.
+        confidence: of the one-sided bound.
     """
 
     def __init__(self, artifact: Artifact, workload: Workload, baseline: Settings, confidence: float) -> None:
         self.artifact, self.workload, self.baseline = artifact, workload, baseline
         self.confidence = confidence
-        self.labelled = bool(workload.quality)
-        self._engines: dict[str, Engine] = {}
-        self._scores: dict[str, dict[str, tuple[float, float]]] = {}
-        self._reference: dict[tuple[str, ...], ReferenceAnswers] = {}
-
-    def close(self) -> None:
-        """End the engines that are open for scoring."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines = {}
-
-    def quality(self, settings: Settings, items: Items, tick: Tick = lambda text: None) -> Quality:
-        """Scores of the items, answering those not answered before."""
-        key = self._key(settings)
-        known = self._known(key)
-        missing = [item for item in items if item.id not in known]
-        for start in range(0, len(missing), ITEMS_PER_CALL):
-            done = len(items) - len(missing) + start
-            tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
-            fresh = self._answer(settings, missing[start : start + ITEMS_PER_CALL])
-            known |= {i: (fresh.scores[i], fresh.weights.get(i, 1.0)) for i in fresh.scores}
-            write_json(self._file(key), known)
-        name = (self.workload.metric or "mixed") if self.labelled else "top1_match"
-        return Quality(name, {i.id: known[i.id][0] for i in items}, {i.id: known[i.id][1] for i in items})
-
-    def known(self, settings: Settings, items: Items) -> Quality | None:
-        """Scores of those of the items that were answered already; None without any."""
-        known = self._known(self._key(settings))
-        answered = [item for item in items if item.id in known]
-        return self.quality(settings, answered) if answered else None
+        self.scores = Scores(artifact, workload, baseline)
 
     def compare(self, settings: Settings, items: Items, tick: Tick, confidence: float) -> Difference:
         """The paired difference of a candidate to the baseline; higher is made better."""
-        theirs = self.quality(self.baseline, items, tick) if self.labelled else None
-        ours = self.quality(settings, items, tick)
+        theirs = self.scores.quality(self.baseline, items, tick) if self.scores.labelled else None
+        ours = self.scores.quality(settings, items, tick)
         signs = [self._sign(item) for item in items]
         candidate = [s * ours.scores[i.id] for s, i in zip(signs, items, strict=True)]
         if theirs is None:
@@ -200,62 +153,14 @@ class Judge:
             "n": found.n,
         }
 
-    # -- answering -------------------------------------------------------------------------------
-
     def _is_proportion(self) -> bool:
         name = self.workload.metric
-        return self.labelled and name is not None and metric(name).is_proportion
+        return self.scores.labelled and name is not None and metric(name).is_proportion
 
     def _sign(self, item: QualityItem | TrafficItem) -> float:
         if isinstance(item, TrafficItem):
             return 1.0
         return 1.0 if metric(self.workload.metrics[item.kind]).higher_is_better else -1.0
-
-    def _answer(self, settings: Settings, items: Items) -> Quality:
-        if self.labelled:
-            engine = self._open(scoring_settings(settings))
-            return judged(engine, [i for i in items if not isinstance(i, TrafficItem)], self.workload.metrics)
-        ids = tuple(item.id for item in items)
-        if ids not in self._reference:
-            reference = self._open(self.baseline.replace(batch=1, speculation="none"))
-            self._reference[ids] = reference_answers(reference, items)
-        engine = self._open(settings.replace(batch=1, speculation="none"))
-        return agreement(engine, self._reference[ids])["top1_match"]
-
-    def _open(self, settings: Settings) -> Engine:
-        name = str(settings)
-        if name not in self._engines:
-            kept = {
-                str(scoring_settings(self.baseline)),
-                str(self.baseline.replace(batch=1, speculation="none")),
-            }
-            for other in [n for n in self._engines if n not in kept]:
-                self._engines.pop(other).close()  # one candidate at a time, beside the baseline
-            self._engines[name] = Engine(self.artifact, settings).open()
-        return self._engines[name]
-
-    # -- remembering -----------------------------------------------------------------------------
-
-    def _key(self, settings: Settings) -> str:
-        parts = [
-            self.workload.hash, settings.engine, settings.weight_format, settings.kv_cache,
-            str(settings.flash_attention), settings.device, _version(settings.engine),
-        ]  # fmt: skip
-        if not self.labelled:
-            parts.append(str(self.baseline))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-    def _file(self, key: str) -> Path:
-        return home() / "cache" / self.artifact.sha256[:16] / "quality" / f"{key}.json"
-
-    def _known(self, key: str) -> dict[str, tuple[float, float]]:
-        if key not in self._scores:
-            try:
-                stored = json.loads(self._file(key).read_text("utf-8"))
-                self._scores[key] = {str(i): (float(s), float(w)) for i, (s, w) in stored.items()}
-            except (OSError, ValueError, TypeError, AttributeError):
-                self._scores[key] = {}  # never judged, or the cache is damaged: answer again
-        return self._scores[key]
 
 
 def _looks(n: int, fewest: int) -> list[int]:
@@ -263,7 +168,3 @@ def _looks(n: int, fewest: int) -> list[int]:
     first = max(min(fewest, n), n // 8, 1)
     counts = sorted({min(n, round(first * (n / first) ** (k / (LOOKS - 1)))) for k in range(LOOKS)})
     return [c for c in counts if c == n or c * 1.15 < n]
-
-
-def _version(engine: str) -> str:
-    return backend(engine).version()

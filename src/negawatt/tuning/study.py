@@ -251,8 +251,8 @@ class Study:
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""
         limit, best = self.constraints.max_quality_drop, self.best
-        if trial.settings == self.baseline and self.items and self.judge.labelled:
-            quality = self.judge.quality(trial.settings, self.items, tick)
+        if trial.settings == self.baseline and self.items and self.judge.scores.labelled:
+            quality = self.judge.scores.quality(trial.settings, self.items, tick)
             return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
             best is not None
@@ -261,7 +261,7 @@ class Study:
         )
         if not self.items or rival:
             return trial
-        quality = self.judge.quality(trial.settings, self.items, tick)
+        quality = self.judge.scores.quality(trial.settings, self.items, tick)
         allowed = math.inf if limit is None else limit
         difference, reason = self.judge.screen(trial.settings, self.items, allowed, self.held_out, tick)
         figures = {

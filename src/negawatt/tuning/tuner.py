@@ -33,6 +33,7 @@ from negawatt.workload import (
     items_needed,
     minimal_detectable_drop,
 )
+from negawatt.workload.split import draw_order
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -181,8 +182,8 @@ class _Session:
         n = min(SEARCH_ITEMS, len(workload.quality) // 3)
         if n < 1:
             raise UsageError(f"a quality set of {len(workload.quality)} items is too small; give at least 3")
-        first, rest = workload.split(n / len(workload.quality), self.question.seed)
-        return first.quality, rest.subset(len(rest.quality), self.question.seed).quality
+        drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
+        return drawn[:n], drawn[n:]
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class _Session:
                 study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 result = self._decide(study)
             finally:
-                self.judge.close()
+                self.judge.scores.close()
         measurement = meter.measurement
         cpu_s = measurement.cpu_s + self.earlier_cpu_s
         energy = measurement.energy
@@ -323,7 +324,7 @@ class _Session:
         document = profile.to_json()
         if quality is not None:
             document["quality_drop"] = difference_json(quality)
-        known = self.judge.known(profile.settings, self.held_items)
+        known = self.judge.scores.known(profile.settings, self.held_items)
         if known is not None:
             document["quality"] = self.judge.summary(known)
         return document

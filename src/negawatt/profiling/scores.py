@@ -1,0 +1,134 @@
+"""`Scores`: quality scores of ways of running a model, answered once and kept.
+
+Scores are kept under ``NEGAWATT_HOME/cache`` by model, workload and everything that changes the
+arithmetic (engine and its version, weight format, KV-cache precision), so that a killed search, the
+next search, or a profile before it, does not pay for an item twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from negawatt.artifact import Artifact
+from negawatt.engine import Engine, Settings
+from negawatt.engine.backends import backend
+from negawatt.home import home, write_json
+from negawatt.profiling.quality import (
+    ITEMS_PER_CALL,
+    Quality,
+    ReferenceAnswers,
+    agreement,
+    judged,
+    reference_answers,
+    scoring_settings,
+)
+from negawatt.workload import QualityItem, TrafficItem, Workload
+
+Items = Sequence[QualityItem | TrafficItem]
+Tick = Callable[[str], None]
+
+
+class Scores:
+    """Scores of items under any settings; a context manager that ends the engines it opened.
+
+    With a quality set, an item's score is its metric's. Without one, the items are requests of the
+    traffic, and a score is the top-1 agreement with what `reference` wrote to it.
+
+    Args:
+        artifact, workload: what answers, and what is asked.
+        reference: settings that answers are compared with where there are no labels.
+    """
+
+    def __init__(self, artifact: Artifact, workload: Workload, reference: Settings) -> None:
+        self.artifact, self.workload, self.reference = artifact, workload, reference
+        self.labelled = bool(workload.quality)
+        self._engines: dict[Settings, Engine] = {}
+        self._scores: dict[str, dict[str, tuple[float, float]]] = {}
+        self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
+
+    def __enter__(self) -> Scores:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engines that are open."""
+        while self._engines:
+            self._engines.popitem()[1].close()
+
+    def quality(self, settings: Settings, items: Items, tick: Tick = lambda text: None) -> Quality:
+        """Scores of the items, answering those not answered before; kept after every few items."""
+        key = self._key(settings)
+        known = self._known(key)
+        missing = [item for item in items if item.id not in known]
+        for start in range(0, len(missing), ITEMS_PER_CALL):
+            done = len(items) - len(missing) + start
+            tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
+            fresh = self._answer(settings, missing[start : start + ITEMS_PER_CALL])
+            known |= {i: (fresh.scores[i], fresh.weights.get(i, 1.0)) for i in fresh.scores}
+            write_json(self._file(key), known)
+        return self._of(known, items)
+
+    def known(self, settings: Settings, items: Items) -> Quality | None:
+        """Scores of those of the items that were answered already; None without any."""
+        known = self._known(self._key(settings))
+        answered = [item for item in items if item.id in known]
+        return self._of(known, answered) if answered else None
+
+    def _of(self, known: dict[str, tuple[float, float]], items: Items) -> Quality:
+        name = (self.workload.metric or "mixed") if self.labelled else "top1_match"
+        return Quality(name, {i.id: known[i.id][0] for i in items}, {i.id: known[i.id][1] for i in items})
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def _answer(self, settings: Settings, items: Items) -> Quality:
+        if self.labelled:
+            questions = [item for item in items if not isinstance(item, TrafficItem)]
+            return judged(self._open(scoring_settings(settings)), questions, self.workload.metrics)
+        ids = tuple(item.id for item in items)
+        if ids not in self._written:
+            self._written[ids] = reference_answers(self._open(_alone(self.reference)), items)
+        return agreement(self._open(_alone(settings)), self._written[ids])["top1_match"]
+
+    def _open(self, settings: Settings) -> Engine:
+        if settings not in self._engines:
+            kept = {scoring_settings(self.reference), _alone(self.reference)}
+            for other in [s for s in self._engines if s not in kept]:
+                self._engines.pop(other).close()  # one candidate at a time, beside the reference
+            self._engines[settings] = Engine(self.artifact, settings).open()
+        return self._engines[settings]
+
+    # -- remembering -----------------------------------------------------------------------------
+
+    def _key(self, settings: Settings) -> str:
+        parts = [
+            self.workload.hash, settings.engine, settings.weight_format, settings.kv_cache,
+            str(settings.flash_attention), settings.device, backend(settings.engine).version(),
+        ]  # fmt: skip
+        if not self.labelled:
+            parts.append(str(self.reference))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+    def _file(self, key: str) -> Path:
+        return home() / "cache" / self.artifact.sha256[:16] / "quality" / f"{key}.json"
+
+    def _known(self, key: str) -> dict[str, tuple[float, float]]:
+        if key not in self._scores:
+            try:
+                stored = json.loads(self._file(key).read_text("utf-8"))
+                self._scores[key] = {str(i): (float(s), float(w)) for i, (s, w) in stored.items()}
+            except (OSError, ValueError, TypeError, AttributeError):
+                self._scores[key] = {}  # never judged, or the cache is damaged: answer again
+        return self._scores[key]
+
+
+def _alone(settings: Settings) -> Settings:
+    """Distributions along one text at a time."""
+    return settings.replace(batch=1, speculation="none")
