@@ -113,9 +113,14 @@ class Judge:
 
     @staticmethod
     def _futile(difference: Difference, limit: float, n: int) -> bool:
-        """Whether all items are expected to leave the bound above the limit, at the drop seen so far."""
+        """Whether all items would leave the bound above the limit, even at a hopeful reading of this look.
+
+        Hopeful: the true drop lies half-way from what was seen to the best end of its interval. Giving
+        up too early never proves anything wrong, but wastes what was spent.
+        """
         spread = difference.upper_one_sided - difference.drop
-        expected = max(0.0, difference.drop) + spread * math.sqrt(difference.n / n)
+        hopeful = max(0.0, (difference.drop - difference.high) / 2)
+        expected = hopeful + spread * math.sqrt(difference.n / n)
         return expected > limit and difference.n < n
 
     def screen(

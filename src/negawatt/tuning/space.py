@@ -47,6 +47,8 @@ class Space:
             UsageError: an engine is unknown, or none can run here.
         """
         names = list(only) if only else sorted(BACKENDS)
+        for name in names:
+            backend(name)
         usable = [e["name"] for e in engines(names) if e["status"] == "ok"]
         if not usable:
             raise UsageError(f"none of the engines {', '.join(names)} can run here; see: negawatt doctor")

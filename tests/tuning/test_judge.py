@@ -1,0 +1,88 @@
+"""The proof of quality on candidates whose true drop is known: it errs as rarely as it says, and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from negawatt.engine import Settings
+from negawatt.profiling.quality import Quality
+from negawatt.tuning.judge import Judge, _looks
+from negawatt.workload import ChooseItem, Workload
+
+BASELINE, CANDIDATE = Settings(engine="transformers"), Settings(engine="llamacpp")
+ITEMS = tuple(ChooseItem(f"i{n}", "context", ("a", "b"), 0) for n in range(1200))
+WORKLOAD = Workload("w", "", "", "", (), ITEMS, {"choose": "accuracy"})
+
+
+class KnownScores:
+    """A double of `Scores` whose answers are drawn with known probabilities instead of asked of a model."""
+
+    labelled = True
+
+    def __init__(self, drop: float, discordance: float, rng: np.random.Generator) -> None:
+        lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
+        before = rng.random(len(ITEMS)) < 0.62
+        after = before.copy()
+        after[before & (rng.random(len(ITEMS)) < lost / 0.62)] = False
+        after[~before & (rng.random(len(ITEMS)) < gained / 0.38)] = True
+        self.answers = {BASELINE: before, CANDIDATE: after}
+        self.asked = 0
+
+    def quality(self, settings: Settings, items: object, tick: Callable[[str], None]) -> Quality:
+        n = len(list(items))  # type: ignore[call-overload]
+        self.asked = max(self.asked, n)
+        answers = self.answers[settings]
+        return Quality("accuracy", {f"i{k}": float(answers[k]) for k in range(n)})
+
+
+def proof(
+    drop: float, discordance: float, seed: int, limit: float = 0.02, time_left: float = 1.0
+) -> tuple[bool, int, str]:
+    judge = Judge.__new__(Judge)
+    scores = KnownScores(drop, discordance, np.random.default_rng(seed))
+    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None)
+    found = judge.prove(
+        CANDIDATE, ITEMS, limit, fewest=0, tick=lambda text: None, time_left=lambda: time_left
+    )
+    return found.proved, scores.asked, found.reason
+
+
+def test_a_candidate_at_the_limit_passes_in_at_most_one_in_twenty() -> None:
+    """Four looks, each at a quarter of the error: 400 candidates whose true drop is the limit itself."""
+    passed = sum(proof(0.02, 0.06, seed)[0] for seed in range(400))
+    assert passed <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_a_candidate_that_answers_the_same_is_proved_early() -> None:
+    proved, asked, _ = proof(0.0, 0.0, 1)
+    assert proved
+    assert asked < len(ITEMS) / 2
+
+
+def test_a_bad_candidate_is_given_up_early_with_the_reason() -> None:
+    proved, asked, reason = proof(0.15, 0.2, 1)
+    assert not proved
+    assert asked < len(ITEMS) / 2
+    assert "drops by more than 2.00%" in reason or "cannot be proved" in reason
+
+
+def test_good_candidates_that_change_little_are_mostly_proved() -> None:
+    assert sum(proof(0.0, 0.02, seed)[0] for seed in range(60)) > 50
+
+
+def test_the_end_of_the_time_ends_the_proof() -> None:
+    proved, _, reason = proof(0.0, 0.05, 3, limit=0.015, time_left=0.0)
+    assert not proved
+    assert "time was over" in reason or "cannot be proved" in reason
+
+
+@pytest.mark.parametrize(("n", "fewest"), [(1, 0), (5, 0), (100, 1000), (1404, 1000), (1404, 0), (60, 59)])
+def test_looks_grow_to_all_items_and_start_with_enough(n: int, fewest: int) -> None:
+    looks = _looks(n, fewest)
+    assert looks == sorted(set(looks))
+    assert looks[-1] == n
+    assert looks[0] >= min(fewest, n)
+    assert len(looks) <= 4
