@@ -14,6 +14,7 @@ from negawatt.errors import NegawattError, SensorError
 
 COMMANDS = {
     "calibrate": "measure this machine at rest, once, for later measurements",
+    "carbon": "turn a measurement into carbon, water and cost",
     "completion": "print the script that completes commands and options in a shell",
     "data": "list, pull or show data sets and workloads",
     "doctor": "tell what can be measured and run here, and what to do about the rest",

@@ -30,6 +30,7 @@ class OpenVinoBackend(Backend):
     weight_formats: ClassVar[tuple[str, ...]] = (
         "native", "f16", "int8", "int4-g64-sym", "int4-g64-asym", "int4-g32-sym", "int4-g32-asym",
     )  # fmt: skip
+    starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "u8", "f16", "bf16")
     has_speculation: ClassVar[bool] = True
 

@@ -82,7 +82,10 @@ class Quality:
 def scoring_settings(settings: Settings) -> Settings:
     """The settings that quality is judged under: same arithmetic, arranged for many short texts."""
     return settings.replace(
-        batch=SCORING_BATCH, speculation="none", max_context=min(SCORING_CONTEXT, settings.max_context)
+        batch=SCORING_BATCH,
+        threads=None,
+        speculation="none",
+        max_context=min(SCORING_CONTEXT, settings.max_context),
     )
 
 

@@ -17,10 +17,11 @@ from negawatt.workload import (
     Workload,
     aggregate,
     metric,
-    minimal_detectable_drop,
     paired_difference,
 )
 
+SCREEN_FIRST = 40
+"""Items of the first look of a screening; the rest are asked only of those that pass it."""
 LOOKS = 4
 """How often the proof may look at its data; each look's error is a quarter of the allowed one."""
 
@@ -128,20 +129,17 @@ class Judge:
     ) -> tuple[Difference, str]:
         """A first look on the search's own items; the reason to drop the candidate, or "".
 
-        It is dropped when its drop is shown to exceed the limit, or when it changes so many answers
-        that the held-out items could not prove the limit even if it were as good as the baseline.
+        It is dropped when its drop is shown to exceed the limit, or when a hopeful reading of what was
+        seen leaves no prospect of proving the limit on the held-out items.
         """
-        difference = self.compare(settings, items, tick, self.confidence)
-        if -difference.high > limit:
-            return difference, f"quality drops: {difference.text}"
-        # A low estimate of the share of changed answers: dropping a good candidate costs more than a look.
-        share = max(0.0, difference.changed - 1.5 * math.sqrt(difference.changed)) / difference.n
-        if share > 0 and self._is_proportion():
-            smallest = minimal_detectable_drop(held_out, share, confidence=self.confidence, power=0.5)
-            if smallest > limit:
+        for count in dict.fromkeys((min(SCREEN_FIRST, len(items)), len(items))):
+            difference = self.compare(settings, items[:count], tick, self.confidence)
+            if -difference.high > limit:
+                return difference, f"quality drops: {difference.text}"
+            if self._futile(difference, limit, max(held_out, count + 1)):
                 return difference, (
-                    f"changes {difference.changed} of {difference.n} answers: {held_out:,} held-out items "
-                    f"could not prove a drop of at most {limit:.2%}"
+                    f"{difference.text}: {held_out:,} held-out items are not expected to prove a drop of "
+                    f"at most {limit:.2%}"
                 )
         return difference, ""
 
@@ -157,10 +155,6 @@ class Judge:
             "high": found.high,
             "n": found.n,
         }
-
-    def _is_proportion(self) -> bool:
-        name = self.workload.metric
-        return self.scores.labelled and name is not None and metric(name).is_proportion
 
     def _sign(self, item: QualityItem | TrafficItem) -> float:
         if isinstance(item, TrafficItem):

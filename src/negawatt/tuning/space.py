@@ -126,17 +126,25 @@ class Space:
             else:
                 pending += [(*prefix, choice) for choice in reversed(offered[0])]
 
-    def starts(self) -> list[Settings]:
-        """Where the search begins: each engine as it comes, on one thread and on all cores."""
-        found = []
-        for name, threads in itertools.product(self.engines, self.threads):
-            first = {"engine": name, "threads": threads, "batch": self.batches[len(self.batches) // 2]}
+    def starts(self, without: str | None = None) -> list[Settings]:
+        """Where the search begins: on the fewest threads, each engine with one format of each kind.
 
-            def choose(dimension: str, choices: Sequence[Any], first: Mapping[str, Any] = first) -> Any:
-                return first.get(dimension, choices[0])
+        Args:
+            without: an engine that is known already, because the baseline runs on it.
+        """
+        batch = self.batches[len(self.batches) // 2]
+        rows = []
+        for name in self.engines:
+            if name == without and len(self.engines) > 1:
+                continue
+            formats = [f for f in backend(name).starting_formats if f in self.formats(name)]
+            rows.append([self._start(name, f, batch) for f in formats or self.formats(name)[:1]])
+        turns = itertools.zip_longest(*rows)  # every engine once, then every engine again
+        return [settings for turn in turns for settings in turn if settings is not None]
 
-            found.append(self.pick(choose))
-        return found
+    def _start(self, engine: str, weight_format: str, batch: int) -> Settings:
+        wanted = {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch}
+        return self.pick(lambda name, choices: wanted.get(name, choices[0]))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -92,7 +92,7 @@ class Study:
         if not any(t.settings == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_settings(self.baseline, tick, screen=False), None)
-        for settings in self.space.starts():
+        for settings in self.space.starts(without=self.baseline.engine):
             if settings not in self._tried:
                 self._study.enqueue_trial(self.space.parameters(settings))
         while time_left() > 0 and self._since_improvement() < PATIENCE:
@@ -261,12 +261,12 @@ class Study:
         )
         if not self.items or rival:
             return trial
-        quality = self.judge.scores.quality(trial.settings, self.items, tick)
         allowed = math.inf if limit is None else limit
         difference, reason = self.judge.screen(trial.settings, self.items, allowed, self.held_out, tick)
+        quality = self.judge.scores.known(trial.settings, self.items)
         figures = {
             **trial.figures,
-            "quality": self.judge.summary(quality),
+            "quality": self.judge.summary(quality) if quality else None,
             "quality_drop": difference_json(difference),
         }
         violations = ("quality drop",) if reason else ()
