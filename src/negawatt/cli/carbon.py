@@ -158,7 +158,7 @@ def _ledger(work: Work, options: dict[str, Any]) -> Ledger:
 
     factors: dict[Any, Factor] = {}
     if (host := options["host_factor"]) is not None:
-        factors["host"] = Factor.estimated(host, host, host, "1", "as stated")
+        factors["host"] = Factor.estimated(host, host, host, "1", f"host factor {host:g} as stated")
     if (efficiency := options["psu_efficiency"]) is not None:
         supply = 1 / efficiency
         factors["wall"] = Factor.estimated(
