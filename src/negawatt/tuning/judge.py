@@ -113,14 +113,14 @@ class Judge:
         raise AssertionError("the last look always decides")
 
     @staticmethod
-    def _futile(difference: Difference, limit: float, n: int) -> bool:
+    def _futile(difference: Difference, limit: float, n: int, hope: float = 0.5) -> bool:
         """Whether all items would leave the bound above the limit, even at a hopeful reading of this look.
 
-        Hopeful: the true drop lies half-way from what was seen to the best end of its interval. Giving
-        up too early never proves anything wrong, but wastes what was spent.
+        Hopeful: the true drop lies `hope` of the way from what was seen to the best end of its interval.
+        Giving up too early never proves anything wrong, but may lose a good candidate.
         """
         spread = difference.upper_one_sided - difference.drop
-        hopeful = max(0.0, (difference.drop - difference.high) / 2)
+        hopeful = max(0.0, difference.drop - hope * (difference.drop + difference.high))
         expected = hopeful + spread * math.sqrt(difference.n / n)
         return expected > limit and difference.n < n
 
@@ -136,7 +136,7 @@ class Judge:
             difference = self.compare(settings, items[:count], tick, self.confidence)
             if -difference.high > limit:
                 return difference, f"quality drops: {difference.text}"
-            if self._futile(difference, limit, max(held_out, count + 1)):
+            if self._futile(difference, limit, max(held_out, count + 1), hope=1.0):
                 return difference, (
                     f"{difference.text}: {held_out:,} held-out items are not expected to prove a drop of "
                     f"at most {limit:.2%}"

@@ -34,7 +34,7 @@ PATIENCE = 14
 """The search ends after so many trials in a row without an improvement of 1 %."""
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
-SEARCH_GROUPS = 3
+SEARCH_GROUPS = 2
 """Groups of requests that a candidate which passes the first look is measured on."""
 ENOUGH_S = 20.0
 """A candidate is measured no longer than this, one group of requests at least."""
@@ -263,10 +263,10 @@ class Study:
             return trial
         allowed = math.inf if limit is None else limit
         difference, reason = self.judge.screen(trial.settings, self.items, allowed, self.held_out, tick)
-        quality = self.judge.scores.known(trial.settings, self.items)
+        known = self.judge.scores.known(trial.settings, self.items)
         figures = {
             **trial.figures,
-            "quality": self.judge.summary(quality) if quality else None,
+            "quality": self.judge.summary(known) if known else None,
             "quality_drop": difference_json(difference),
         }
         violations = ("quality drop",) if reason else ()

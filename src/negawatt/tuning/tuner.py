@@ -35,7 +35,7 @@ from negawatt.workload import (
 )
 from negawatt.workload.split import draw_order
 
-SEARCH_SHARE_OF_TIME = 0.45
+SEARCH_SHARE_OF_TIME = 0.5
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
