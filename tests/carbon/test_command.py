@@ -58,6 +58,24 @@ def test_what_is_not_given_is_not_filled_in(spent: Path) -> None:
     assert "Sweden, 2023" in text
 
 
+def test_market_based_stands_beside_location_based(spent: Path) -> None:
+    said = document(spent, "--intensity", "FR", "--contract", "50%=0", "--contract", "25%=100")
+    assert said["location_based"]["value"] == pytest.approx(56.0)
+    assert said["market_based"]["value"] == pytest.approx(25 + 14)
+
+
+def test_missing_energy_stays_missing(tmp_path: Path) -> None:
+    file = tmp_path / "denied.json"
+    nothing = {"value_j": None, "low_j": None, "high_j": None, "provenance": "missing", "reason": "denied"}
+    file.write_text(json.dumps({"energy": nothing, "boundary": "chip", "duration_s": 3600.0}))
+    said = document(file, "--intensity", "FR", "--price", "EUR:0.3", "--wue", 2)
+    assert said["ledger"]["boundary"] is None
+    for name in ("location_based", "cost", "site_water"):
+        assert said[name]["value"] is None
+        assert "denied" in said[name]["reason"]
+    assert "not known: denied" in run(file, "--intensity", "FR").stdout
+
+
 def test_by_the_hour(spent: Path, tmp_path: Path) -> None:
     grid = tmp_path / "grid.csv"
     grid.write_text("start,g_per_kwh\n2026-03-01T12:00Z,100\n2026-03-01T13:00Z,300\n")
@@ -76,6 +94,8 @@ def test_by_the_hour(spent: Path, tmp_path: Path) -> None:
         (["--intensity", "csv:grid.csv"], "--start"),
         (["--intensity", "Atlantis"], "Atlantis"),
         (["--tokens", 5], "--intensity"),
+        (["--contract", "50%=0"], "--intensity"),
+        (["--intensity", "DE", "--contract", "80%=0", "--contract", "40%=0"], "at most 1"),
         (["--band", "22:00-06:00=0.1"], "--price"),
         (["--marginal", "PJM", "--start", "2026-03-01T12:30Z"], "WATTTIME_USER"),
     ],
@@ -97,6 +117,7 @@ def test_calls_that_cannot_be_meant(
         (["--price", "0.3"], "EUR:0.30"),
         (["--price", "EUR:0.3", "--band", "25:00-06:00=1"], "22:00-06:00"),
         (["--pue", 0.5], "0.5"),
+        (["--contract", "120%=0"], "60%=0"),
     ],
 )
 def test_values_of_the_wrong_kind(spent: Path, words: list[object], says: str) -> None:

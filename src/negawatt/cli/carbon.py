@@ -6,11 +6,12 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
-from negawatt.carbon import BOUNDARIES, Amount, Band, Factor, Ledger, Tariff
+from negawatt.carbon import BOUNDARIES, GRAMS, Amount, Band, Contract, Factor, Ledger, Tariff
 from negawatt.cli.common import emit, examples, json_option
 from negawatt.energy import Energy
 from negawatt.errors import UsageError
@@ -58,6 +59,15 @@ def hours(text: str) -> Band:
     return Band(float(match[3]), time.fromisoformat(match[1]), time.fromisoformat(match[2]))
 
 
+def contract(text: str) -> Contract:
+    """A share of the energy and what the contract for it says a kWh emitted."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%=(\d+(?:\.\d+)?)", text)
+    if match is None or float(match[1]) > 100:
+        raise click.BadParameter(f"expected a share and grams a kWh such as 60%=0, not {text!r}")
+    rate = Factor.exact(float(match[2]), f"{GRAMS}/kWh", f"contract for {match[1]} %")
+    return Contract(float(match[1]) / 100, rate, f"contract {text}")
+
+
 _RATIO = click.FloatRange(1, 100)
 _RATE = click.FloatRange(0, 1000)
 
@@ -68,6 +78,7 @@ _RATE = click.FloatRange(0, 1000)
         "negawatt carbon spent.json --intensity csv:grid.csv --start 2026-03-01T14:00+01:00",
         "negawatt carbon spent.json --host-factor 1.3 --psu-efficiency 0.9 --pue 1.2 --wue 1.8 --ewif 3.1",
         "negawatt carbon spent.json --intensity FR --embodied-kg 300 --tokens 5000 --json",
+        "negawatt carbon spent.json --intensity DE --contract 60%=0",
         "negawatt carbon spent.json --price EUR:0.30 --band 22:00-06:00=0.18 --time-zone Europe/Berlin "
         "--start 2026-03-01T21:00+01:00",
     )
@@ -78,6 +89,15 @@ _RATE = click.FloatRange(0, 1000)
     metavar="SOURCE",
     help="Average intensity: a country for its yearly figure; or csv:FILE, british, electricity-maps:ZONE, "
     "which need --start. The last two ask a service over the network.",
+)
+@click.option(
+    "--contract",
+    "contracts",
+    type=contract,
+    metavar="SHARE%=GRAMS",
+    multiple=True,
+    help="A certificate or contract and its grams a kWh, such as 60%=0: adds the market-based figure, with "
+    "--intensity for the rest; repeatable.",
 )
 @click.option("--marginal", metavar="REGION", help="Also ask WattTime for the marginal sensitivity.")
 @click.option("--start", type=moment, metavar="TIME", help="When the work began, with a time zone.")
@@ -112,9 +132,9 @@ _RATE = click.FloatRange(0, 1000)
     help="Hours with another price; repeatable.",
 )
 @click.option("--time-zone", default="UTC", show_default=True, help="Of the bands.")
-@click.argument("measurement", type=click.File("r", encoding="utf-8"))
+@click.argument("measurement", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def command(
-    measurement: IO[str], as_json: bool, start: datetime | None, tariff: Tariff | None, **options: Any
+    measurement: Path, as_json: bool, start: datetime | None, tariff: Tariff | None, **options: Any
 ) -> None:
     """Turn MEASUREMENT, written by `negawatt measure --output`, into carbon, water and cost.
 
@@ -139,17 +159,17 @@ def command(
         click.echo(f"{name.replace('_', ' ')}: {amount}" + (f" [{amount.reason}]" if amount.reason else ""))
 
 
-def _read(file: IO[str]) -> Work:
+def _read(file: Path) -> Work:
     try:
-        document = json.load(file)
+        document = json.loads(file.read_text("utf-8"))
         energy = Energy.from_json(document["energy"])
         boundary, duration_s = str(document["boundary"]), float(document["duration_s"])
-    except (ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise UsageError(
-            f"{file.name} is no measurement: expected what negawatt measure --output writes ({exc})"
+            f"{file} is no measurement: expected what negawatt measure --output writes ({exc})"
         ) from exc
     if boundary not in BOUNDARIES:
-        raise UsageError(f"{file.name}: expected one of {', '.join(BOUNDARIES)}, not {boundary!r}")
+        raise UsageError(f"{file}: expected one of {', '.join(BOUNDARIES)}, not {boundary!r}")
     return Work(energy, boundary, duration_s)
 
 
@@ -187,7 +207,7 @@ def _ledger(work: Work, options: dict[str, Any]) -> Ledger:
 def _emissions(
     work: Work, ledger: Ledger, start: datetime | None, end: datetime | None, options: dict[str, Any]
 ) -> dict[str, Amount]:
-    from negawatt.carbon import GRAMS, YEAR_S, embodied, location_based, marginal, sci_for_ai
+    from negawatt.carbon import YEAR_S, embodied, location_based, marginal, market_based, sci_for_ai
     from negawatt.carbon.sources import intensity_from_text
 
     amounts: dict[str, Amount] = {}
@@ -202,12 +222,14 @@ def _emissions(
     if options["intensity"] is not None:
         intensity = intensity_from_text(options["intensity"], start, end)
         amounts["location_based"] = location_based(ledger.total, intensity)
+        if options["contracts"]:
+            amounts["market_based"] = market_based(ledger.total, options["contracts"], intensity)
         if (tokens := options["tokens"]) is not None:
             amounts["sci_for_ai"] = sci_for_ai(
                 "consumer", ledger.total, intensity, making, tokens, "token"
             ).rate
-    elif options["tokens"] is not None:
-        raise UsageError("--tokens asks for SCI for AI, which needs --intensity")
+    elif options["tokens"] is not None or options["contracts"]:
+        raise UsageError("--tokens and --contract need the grid's average too: --intensity")
     if options["marginal"] is not None:
         sensitivity = intensity_from_text(f"watttime:{options['marginal']}", start, end)
         amounts["marginal_sensitivity"] = marginal(ledger.total, sensitivity)
