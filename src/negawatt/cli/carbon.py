@@ -244,9 +244,12 @@ def _water(ledger: Ledger, options: dict[str, Any]) -> dict[str, Amount]:
     inner = [
         line.total for line in ledger.lines if "facility" not in line.covers and not line.total.is_missing
     ]
-    it = (
-        inner[-1] if inner else Energy.missing("the energy of the machines is not told apart from the site's")
-    )
+    if inner:
+        it = inner[-1]
+    elif ledger.boundary is None:
+        it = ledger.total  # missing, with its reason
+    else:
+        it = Energy.missing("the energy of the machines is not told apart from the site's")
     if (wue := options["wue"]) is not None:
         rate = Factor.estimated(wue, wue, wue, f"{LITRES}/kWh", f"WUE {wue:g} as stated")
         amounts["site_water"] = site_water(it, rate)
