@@ -19,6 +19,8 @@ from negawatt.workload import TrafficItem
 
 NEIGHBOUR_SHARE = 0.10
 """Other processes using more than this share of one core during a window are reported."""
+STEAL_SHARE = 0.02
+"""A host that withholds more than this share of the time is reported."""
 DRIFT = 1.15
 """A reference load whose cost varies by more than this factor is reported."""
 
@@ -226,13 +228,18 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """What disturbed the measurement, in sentences."""
-        found = [*dict.fromkeys(x for w in self.windows for x in w.measurement.warnings)]
+        measured = {x for w in self.windows for x in w.measurement.warnings}
+        said = ("meanwhile", "withheld")  # the meter says this of each window; here it is summed up
+        found = sorted(x for x in measured if not any(word in x for word in said))
         noisy = [w.neighbour_share for w in self.windows if w.neighbour_share > NEIGHBOUR_SHARE]
         if noisy:
             found.append(
                 f"other processes used up to {max(noisy):.0%} of a core in {len(noisy)} of "
                 f"{len(self.windows)} windows"
             )
+        stolen = sum(w.measurement.steal_s for w in self.windows)
+        if stolen > STEAL_SHARE * sum(w.measurement.duration_s for w in self.windows):
+            found.append(f"the host withheld {stolen:.1f} CPU-seconds from this virtual machine")
         references = [w.reference_s for w in self.windows]
         if max(references) > DRIFT * min(references):
             found.append(

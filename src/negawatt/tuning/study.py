@@ -32,6 +32,8 @@ QUALITY_WITHIN = 1.15
 """Quality is judged only for candidates that cost at most this times the best one."""
 PATIENCE = 14
 """The search ends after so many trials in a row without an improvement of 1 %."""
+HOPELESS = 3.0
+"""An engine whose best trial costs more than this times the best of all is not tried again."""
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
 SEARCH_GROUPS = 2
@@ -118,15 +120,26 @@ class Study:
         for _ in range(20):
             trial = self._study.ask()
             settings = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
-            known = self._tried.get(settings)
-            if known is None and self._deaths[settings.engine] < DEATHS:
+            known = self._tried.get(settings) or self._reason_to_skip(settings.engine)
+            if known is None:
                 return trial, settings
-            if known is not None and known.cost is not None:
+            if known.cost is not None:
                 self._study.tell(trial, self._objective(known))
             else:
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        rest = [s for s in self.space.grid() if s not in self._tried and self._deaths[s.engine] < DEATHS]
+        rest = [s for s in self.space.grid() if s not in self._tried and not self._reason_to_skip(s.engine)]
         return (None, self._random.choice(rest)) if rest else None
+
+    def _reason_to_skip(self, engine: str) -> Trial | None:
+        """The trial that speaks against trying an engine again: its second death, or its hopeless best."""
+        own = [t for t in self.trials if t.settings.engine == engine]
+        if self._deaths[engine] >= DEATHS:
+            return own[-1]
+        best = min((t for t in own if t.cost is not None), key=_cost, default=None)
+        overall = self.best
+        if best is None or overall is None or _cost(best) < HOPELESS * _cost(overall):
+            return None
+        return best
 
     @property
     def _tried(self) -> dict[Settings, Trial]:
