@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +96,8 @@ class Judge:
         """
         counts = _looks(len(items), fewest)
         confidence = 1 - (1 - self.confidence) / len(counts)
-        for count in counts:
+        started = time.monotonic()
+        for count, after in zip(counts, [*counts[1:], None], strict=True):
             difference = self.compare(settings, items[:count], tick, confidence)
             if difference.drop_is_proved_below(limit):
                 return Proof(True, difference)
@@ -108,8 +110,14 @@ class Judge:
                     f"with {len(items):,} items a drop of at most {limit:.2%} cannot be proved "
                     f"(after {count:,} the bound was {difference.upper_one_sided:.2%})",
                 )
-            if time_left() <= 0:
-                return Proof(False, difference, f"the time was over after {count:,} items")
+            pace_s = (time.monotonic() - started) / count
+            if after is not None and pace_s * (after - count) > time_left():
+                return Proof(
+                    False,
+                    difference,
+                    f"there was no time for more than {count:,} items, which prove a drop of at most "
+                    f"{difference.upper_one_sided:.2%}",
+                )
         raise AssertionError("the last look always decides")
 
     @staticmethod

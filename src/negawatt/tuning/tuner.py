@@ -35,11 +35,13 @@ from negawatt.workload import (
 )
 from negawatt.workload.split import draw_order
 
-SEARCH_SHARE_OF_TIME = 0.5
+SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
 FINALISTS = 4
+FINALS_S = 45.0
+"""Kept free of the time for measuring the winner and the baseline in turn."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,12 @@ class _Session:
             difference = self.judge.compare(settings, few, self.tick, self.judge.confidence)
             return Proof(True, difference)
         return self.judge.prove(
-            settings, self.held_items, limit, fewest=self.fewest_items, tick=self.tick, time_left=self.left_s
+            settings,
+            self.held_items,
+            limit,
+            fewest=self.fewest_items,
+            tick=self.tick,
+            time_left=lambda: self.left_s() - FINALS_S,
         )
 
     def _compared(
