@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from negawatt.engine import Settings
-from negawatt.testing.engine_contract import EngineContract
+from negawatt.testing import EngineContract
 
 
 class TestTransformers(EngineContract):

@@ -1,1 +1,23 @@
-"""Part of Negawatt."""
+"""Contract suites that ship with the package, and honest doubles that keep them.
+
+Subclass a suite in your own tests and supply its fixture; pytest is needed only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {"EngineContract": "engine_contract", "SensorContract": "sensor_contract"}
+
+__all__ = ["EngineContract", "SensorContract"]
+
+if TYPE_CHECKING:
+    from negawatt.testing.engine_contract import EngineContract
+    from negawatt.testing.sensor_contract import SensorContract
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"negawatt.testing.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'negawatt.testing' has no attribute {name!r}")
