@@ -171,7 +171,7 @@ class Judge:
 
 
 def _looks(n: int, fewest: int) -> list[int]:
-    """Growing numbers of items to look at, from `fewest` (or an eighth) to all."""
-    first = max(min(fewest, n), n // 8, 1)
+    """Growing numbers of items to look at, from `fewest` (or an eighth, or 50) to all."""
+    first = min(n, max(fewest, n // 8, 50))
     counts = sorted({min(n, round(first * (n / first) ** (k / (LOOKS - 1)))) for k in range(LOOKS)})
     return [c for c in counts if c == n or c * 1.15 < n]

@@ -40,7 +40,7 @@ SEARCH_SHARE_OF_TIME = 0.45
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
 FINALISTS = 4
-FINALS_S = 45.0
+FINALS_SHARE_OF_TIME = 0.12
 """Kept free of the time for measuring the winner and the baseline in turn."""
 
 
@@ -287,7 +287,7 @@ class _Session:
             limit,
             fewest=self.fewest_items,
             tick=self.tick,
-            time_left=lambda: self.left_s() - FINALS_S,
+            time_left=lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
         )
 
     def _compared(
