@@ -96,6 +96,10 @@ class Worker:
 
 
 def _peak_rss_bytes() -> int:
+    """Most memory this process held since it began; ``getrusage`` would count its parent's too."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
