@@ -71,7 +71,7 @@ class Settings:
     def __str__(self) -> str:
         """Short form for tables: only what differs from the engine's defaults."""
         parts = [self.engine, self.weight_format]
-        parts.append(f"{self.threads or 'default'} threads")
+        parts.append("1 thread" if self.threads == 1 else f"{self.threads or 'default'} threads")
         parts.append(f"batch {self.batch}")
         if self.kv_cache != "default":
             parts.append(f"kv {self.kv_cache}")
