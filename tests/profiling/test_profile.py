@@ -83,7 +83,7 @@ def test_the_reference_load_costs_a_little_and_repeats() -> None:
 def test_groups_cover_the_lengths_and_fill_the_batch() -> None:
     requests = [Request([0] * n, n) for n in range(1, 41)]
     groups = groups_for(requests, 4, 3, 1)
-    assert [len(g) for g in groups] == [4, 4, 4]
+    assert [len(g) for g in groups] == [8, 8, 8]
     lengths = sorted(len(r.tokens) for g in groups for r in g)
     assert lengths[0] <= 3
     assert lengths[-1] >= 38

@@ -162,9 +162,15 @@ class Decoder:
     def generate(
         self, requests: Sequence[Request], on_token: TokenCallback | None = None
     ) -> list[Completion]:
-        """Answer all requests, at most ``settings.batch`` at once, in order of arrival."""
+        """Answer all requests, at most ``settings.batch`` at once, in order of arrival.
+
+        An engine that pads a batch to its longest prompt gets prompts of similar length together.
+        """
         start = time.perf_counter()
-        waiting = deque(enumerate(requests))
+        arrived = list(enumerate(requests))
+        if not self.backend.ragged and self.backend.settings.batch > 1:
+            arrived.sort(key=lambda pair: len(pair[1].tokens))
+        waiting = deque(arrived)
         live: dict[int, _Sequence] = {}
         done: list[Completion] = [Completion() for _ in requests]
         try:

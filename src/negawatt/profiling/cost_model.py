@@ -119,7 +119,12 @@ class CostModel:
         return (prefill + decode + context) * self.overhead
 
     def group_cpu_s(self, inputs: Sequence[int], outputs: Sequence[int]) -> float:
-        """CPU seconds of requests started together; the longest keeps the engine calling to its end."""
+        """CPU seconds of requests handed over together.
+
+        Where they fit into one batch, the longest keeps the engine calling to its end.
+        """
+        if len(inputs) > self.batch:  # slots are filled again: the batch stays full to the end
+            return sum(self.request_cpu_s(i, o) for i, o in zip(inputs, outputs, strict=True))
         shared = self.prefill_call_s + max(0, max(outputs) - 1) / self.yielded_per_call * self.decode_call_s
         alone = replace(self, prefill_call_s=0.0, decode_call_s=0.0)
         own = sum(alone.request_cpu_s(i, o) for i, o in zip(inputs, outputs, strict=True))

@@ -92,9 +92,10 @@ def spread(requests: Sequence[Request], n: int) -> list[Request]:
 def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: int) -> list[list[Request]]:
     """For each round a group of requests, together spread over the lengths of the traffic.
 
-    A group has `per_round` requests or, for batches, as many as fill the batch.
+    A group has `per_round` requests or, for batches, enough to fill the batch twice: slots are filled
+    again, or prompts of similar length put together, as under load.
     """
-    size = max(per_round, batch)
+    size = per_round if batch == 1 else max(per_round, 2 * batch)
     chosen = spread(requests, rounds * size)
     return [chosen[number::rounds] for number in range(rounds)]
 
