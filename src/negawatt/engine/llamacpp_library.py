@@ -27,8 +27,8 @@ from negawatt import catalog
 from negawatt.errors import EngineError, MissingDependency
 from negawatt.home import home, write_json
 
-GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "iq4_nl": 25, "bf16": 32}
+GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "iq4_nl": 25, "bf16": 32}
 """Numbers of ``enum ggml_type`` and ``enum llama_ftype``."""
 
 
@@ -121,15 +121,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_context_default_params": (ContextParams, []),
     "llama_model_quantize_default_params": (QuantizeParams, []),
     "llama_model_load_from_file": (_POINTER, [C.c_char_p, ModelParams]),
-    "llama_model_free": (None, [_POINTER]),
     "llama_init_from_model": (_POINTER, [_POINTER, ContextParams]),
-    "llama_free": (None, [_POINTER]),
     "llama_model_get_vocab": (_POINTER, [_POINTER]),
     "llama_vocab_n_tokens": (_INT, [_POINTER]),
     "llama_tokenize": (_INT, [_POINTER, C.c_char_p, _INT, C.POINTER(_INT), _INT, C.c_bool, C.c_bool]),
-    "llama_n_ctx_seq": (C.c_uint32, [_POINTER]),
     "llama_batch_init": (Batch, [_INT, _INT, _INT]),
-    "llama_batch_free": (None, [Batch]),
     "llama_decode": (_INT, [_POINTER, Batch]),
     "llama_get_logits_ith": (C.POINTER(C.c_float), [_POINTER, _INT]),
     "llama_get_memory": (_POINTER, [_POINTER]),

@@ -59,15 +59,6 @@ class Quality:
         weights = [self.weights.get(i, 1.0) for i in self.scores]
         return aggregate(self.metric, list(self.scores.values()), weights=weights)
 
-    def __or__(self, other: Quality) -> Quality:
-        """Both sets of items."""
-        return Quality(
-            self.metric,
-            {**self.scores, **other.scores},
-            {**self.weights, **other.weights},
-            self.cpu_s + other.cpu_s,
-        )
-
     def to_json(self) -> dict[str, Any]:
         found = self.interval
         return {
