@@ -114,3 +114,27 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
         study.space = Space(("transformers",), (1,), (1,), 512, {})
         study.search(lambda: 1.0, lambda text: None)
     assert {t.settings for t in study.trials} == {BASELINE, *study.space.grid()}
+
+
+def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> None:
+    """What held-out items speak against is not the best any more, nor is anything of its arithmetic tried."""
+    with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
+        study = Landscape(run, 0)
+        study.search(lambda: 1.0, lambda text: None)
+        assert study.best is not None
+        loser = study.best.settings
+        tried = len(study.trials)
+        study.refute(loser, "it forgot too much", {})
+        assert study.best is not None
+        assert study.best.settings.arithmetic != loser.arithmetic
+        study.search(lambda: 1.0, lambda text: None)
+        later = study.trials[tried:]
+        assert later
+        assert all(t.settings.arithmetic != loser.arithmetic for t in later)
+        best = study.best.settings
+    with Run.open(tmp_path / "run") as run:
+        run.lock()
+        resumed = Landscape(run, 0)
+        resumed._take_over()
+        assert resumed.best is not None
+        assert resumed.best.settings == best

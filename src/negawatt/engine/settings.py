@@ -53,6 +53,14 @@ class Settings:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def arithmetic(self) -> tuple[str, ...]:
+        """What the numbers of the answers depend on: settings that agree in it have the same quality.
+
+        Threads, batch and speculation are not among it: they change the order of additions at most.
+        """
+        return (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

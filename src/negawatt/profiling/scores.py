@@ -108,10 +108,7 @@ class Scores:
     # -- remembering -----------------------------------------------------------------------------
 
     def _key(self, settings: Settings) -> str:
-        parts = [
-            self.workload.hash, settings.engine, settings.weight_format, settings.kv_cache,
-            str(settings.flash_attention), settings.device, backend(settings.engine).version(),
-        ]  # fmt: skip
+        parts = [self.workload.hash, *settings.arithmetic, backend(settings.engine).version()]
         if not self.labelled:
             parts.append(str(self.reference))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

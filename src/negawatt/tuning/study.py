@@ -8,7 +8,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -40,6 +40,9 @@ SEARCH_GROUPS = 2
 """Groups of requests that a candidate which passes the first look is measured on."""
 ENOUGH_S = 20.0
 """A candidate is measured no longer than this, one group of requests at least."""
+
+QUALITY = "quality drop"
+"""Name of the constraint on quality among a trial's violations."""
 
 Tick = Callable[[str], None]
 
@@ -75,6 +78,8 @@ class Study:
         self.baseline, self.requests, self.items, self.held_out = baseline, requests, items, held_out
         self.trials: list[Trial] = []
         self._deaths: Counter[str] = Counter()
+        self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
+        self._fresh_from = 0  # trials before this one do not count against the search's patience
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
         self._optuna = _quiet_optuna()
         sampler = self._optuna.samplers.TPESampler(
@@ -107,33 +112,43 @@ class Study:
 
     def _take_over(self) -> None:
         """Trials of an earlier, interrupted session."""
+        if self.trials:
+            return  # it goes on after a refutation
         for record in self.run.records("trial"):
+            trial = Trial.from_record(record)
             if record.get("stage") == "search":
-                trial = Trial.from_record(record)
                 self.trials.append(trial)
                 if trial.figures.get("died"):
                     self._deaths[trial.settings.engine] += 1
                 self._tell(trial, None)
+            elif record.get("stage") == "proof":
+                self._strike(trial.settings, trial.reason)
 
     def _propose(self) -> tuple[Any, Settings] | None:
         """The sampler's next point that is new; at random among the untried where it repeats itself."""
         for _ in range(20):
             trial = self._study.ask()
             settings = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
-            known = self._tried.get(settings) or self._reason_to_skip(settings.engine)
+            known = self._tried.get(settings) or self._reason_to_skip(settings)
             if known is None:
                 return trial, settings
             if known.cost is not None:
                 self._study.tell(trial, self._objective(known))
             else:
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        rest = [s for s in self.space.grid() if s not in self._tried and not self._reason_to_skip(s.engine)]
+        rest = [s for s in self.space.grid() if s not in self._tried and not self._reason_to_skip(s)]
         return (None, self._random.choice(rest)) if rest else None
 
-    def _reason_to_skip(self, engine: str) -> Trial | None:
-        """The trial that speaks against trying an engine again: its second death, or its hopeless best."""
-        own = [t for t in self.trials if t.settings.engine == engine]
-        if self._deaths[engine] >= DEATHS:
+    def _reason_to_skip(self, settings: Settings) -> Trial | None:
+        """The trial that speaks against trying settings.
+
+        Their arithmetic lost too much quality already, or their engine has died twice or is hopeless.
+        """
+        if settings.arithmetic in self._refuted:
+            same = (t for t in self.trials if t.settings.arithmetic == settings.arithmetic)
+            return min(same, key=lambda t: math.inf if t.cost is None else t.cost)
+        own = [t for t in self.trials if t.settings.engine == settings.engine]
+        if self._deaths[settings.engine] >= DEATHS:
             return own[-1]
         best = min((t for t in own if t.cost is not None), key=_cost, default=None)
         overall = self.best
@@ -148,7 +163,40 @@ class Study:
     def _keep(self, trial: Trial, optuna_trial: Any) -> None:
         self.trials.append(trial)
         self.run.append("trial", trial.to_record("search"))
+        if QUALITY in trial.violations:
+            self._strike(trial.settings, trial.reason)
         self._tell(trial, optuna_trial)
+
+    def refute(self, settings: Settings, reason: str, figures: Mapping[str, Any]) -> None:
+        """Take note that held-out items speak against the quality of `settings`, whatever runs it.
+
+        The search can then go on: what was second best so far becomes what is to be beaten.
+
+        Args:
+            settings: of a trial.
+            reason: why its quality will not do.
+            figures: what was seen, for the record.
+        """
+        self._strike(settings, reason)
+        struck = replace(self._tried[settings], figures=figures)
+        self.run.append("trial", struck.to_record("proof"))
+        self._fresh_from = len(self.trials)
+
+    def drop(self, settings: Settings, reason: str) -> None:
+        """Count a trial as failed after all."""
+        self.trials = [
+            replace(t, state="failed", cost=None, reason=reason) if t.settings == settings else t
+            for t in self.trials
+        ]
+
+    def _strike(self, settings: Settings, reason: str) -> None:
+        """Every trial of the same arithmetic breaks the limit on quality."""
+        self._refuted[settings.arithmetic] = reason
+        for i, trial in enumerate(self.trials):
+            same = trial.settings.arithmetic == settings.arithmetic
+            if same and trial.settings != self.baseline and QUALITY not in trial.violations:
+                violations = (*trial.violations, QUALITY)
+                self.trials[i] = replace(trial, violations=violations, reason=trial.reason or reason)
 
     def _tell(self, trial: Trial, optuna_trial: Any) -> None:
         """Let the sampler learn. A point that it did not ask for itself is added as if it had."""
@@ -180,7 +228,7 @@ class Study:
 
     def _since_improvement(self) -> int:
         best, since = math.inf, 0
-        for trial in self.trials:
+        for trial in self.trials[self._fresh_from :]:
             if trial.feasible and _cost(trial) < 0.99 * best:
                 best, since = _cost(trial), 0
             else:
@@ -282,7 +330,7 @@ class Study:
             "quality": self.judge.summary(known) if known else None,
             "quality_drop": difference_json(difference),
         }
-        violations = ("quality drop",) if reason else ()
+        violations = (QUALITY,) if reason else ()
         return replace(trial, reason=reason, violations=violations, figures=figures)
 
 

@@ -22,7 +22,7 @@ from negawatt.run import Run
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.space import Space
-from negawatt.tuning.study import Study, difference_json
+from negawatt.tuning.study import QUALITY, Study, difference_json
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, pareto, verdict
 from negawatt.workload import (
@@ -39,7 +39,11 @@ SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
+AGAIN_SHARE_OF_TIME = 0.4
+"""Of the time left when no finalist's quality could be proved: for searching on without their like."""
 FINALISTS = 4
+FINALIST_WITHIN = 1.25
+"""Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 FINALS_SHARE_OF_TIME = 0.12
 """Kept free of the time for measuring the winner and the baseline in turn."""
 
@@ -243,21 +247,29 @@ class _Session:
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
-        self._numbers = {t.settings: t.number for t in study.trials}
-        finalists = self._finalists(study)
         reasons: list[str] = []
         winner: Settings | None = None
         proof: Proof | None = None
-        ranked = self.finals.ranked([t.settings for t in finalists])
-        for settings in ranked:
-            proof = self._prove(settings)
-            if proof is None or proof.proved:
-                winner = settings
-                break
-            reasons.append(f"{settings}: {proof.reason}.")
-            self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
-        if not finalists:
+        while winner is None and (finalists := self._finalists(study)):
+            ranked = self.finals.ranked([t.settings for t in finalists])
+            for lost in [t for t in finalists if t.settings not in ranked]:
+                study.drop(lost.settings, "it ran during the search but not any more; see the notes")
+            for settings in ranked:
+                if any(t.settings == settings and not t.feasible for t in study.trials):
+                    continue  # one of the same arithmetic has just failed its proof
+                proof = self._prove(settings)
+                if proof is None or proof.proved:
+                    winner = settings
+                    break
+                reasons.append(f"{settings}: {proof.reason}.")
+                self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
+                study.refute(settings, proof.reason, {"quality_drop": difference_json(proof.difference)})
+            if winner is None:
+                pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
+                study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
+        if winner is None and not reasons:
             reasons.append(self._why_nothing(study))
+        self._numbers = {t.settings: t.number for t in study.trials}
         quality = proof.difference if proof is not None else None
         return self._compared(study, winner, quality, reasons)
 
@@ -269,8 +281,9 @@ class _Session:
         good = [
             t for t in study.trials if t.feasible and t.settings != self.baseline and (t.cost or 0) < limit
         ]
-        judged = [t for t in good if not self.search_items or t.figures.get("quality")]
-        return sorted(judged, key=lambda t: t.cost or math.inf)[:FINALISTS]
+        best = min((t.cost or math.inf for t in good), default=math.inf)
+        near = [t for t in good if (t.cost or math.inf) <= FINALIST_WITHIN * best]
+        return sorted(near, key=lambda t: t.cost or math.inf)[:FINALISTS]
 
     def _prove(self, settings: Settings) -> Proof | None:
         """Quality on the held-out items; None where there is nothing to prove."""
@@ -375,7 +388,7 @@ class _Session:
                 for name, (found, limit) in closest.items()
             )
             return f"No candidate kept the constraints. {told}."
-        dropped = [t for t in study.trials if "quality drop" in t.violations]
+        dropped = [t for t in study.trials if QUALITY in t.violations and "quality_drop" in t.figures]
         if dropped:
             best = min(dropped, key=lambda t: t.figures["quality_drop"]["drop"])
             return f"No cheaper candidate kept the quality. The closest was {best.settings}: {best.reason}."
