@@ -1,7 +1,7 @@
 """Negawatt's winner against the peers' defaults: CPU seconds per generated token, in interleaved rounds.
 
-    python benchmarks/against_peers.py RUN              batch 1, interactive chat
-    python benchmarks/against_peers.py RUN --batch 32   every runtime at this batch, stock at batch 1
+    python benchmarks/against_peers.py RUN                 batch 1, interactive chat
+    python benchmarks/against_peers.py RUN --batch 8,32    peers at each of these batches, stock at batch 1
 
 RUN is a finished ``negawatt tune`` run; its winner is what is compared. Each peer lives in an
 environment of its own under ``--environments``. All runtimes are loaded at once and take turns, the
@@ -126,7 +126,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", default="1", help="of the peers; several are separated by commas")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--environments", type=Path, default=Path(".negawatt/peers"))
     parser.add_argument("--json", type=Path, help="write all samples here")
@@ -136,18 +136,20 @@ def main() -> None:
     assert run.result is not None, "the run is not finished"
     artifact = Artifact.open(run.manifest["artifact"]["name"])
     winner = Settings.from_json(run.result["best"]["settings"])
-    gguf, checkpoint, b = str(artifact.gguf()), str(artifact.checkpoint()), options.batch
+    gguf, checkpoint = str(artifact.gguf()), str(artifact.checkpoint())
     python = {name: environment(options.environments.absolute(), name) for name in PACKAGES}
-    plain = Settings(engine="llamacpp", max_context=1024, batch=b)
-    runtimes: list[Any] = [
-        Peer("transformers fp32", python["transformers"], "stock_transformers.py", checkpoint, batch=1),
-        Peer("OpenVINO GenAI", python["openvino-genai"], "openvino_genai_default.py", gguf, batch=b),
-        Peer(
-            "llama.cpp wheel (xllamacpp)", python["xllamacpp"], "xllamacpp_default.py", gguf, str(b), batch=b
-        ),
-        Ours("llama.cpp, best build, defaults", artifact, plain),
-        Ours(f"Negawatt: {winner}", artifact, winner),
-    ]
+    stock = Peer("transformers fp32", python["transformers"], "stock_transformers.py", checkpoint, batch=1)
+    runtimes: list[Any] = [stock]
+    for b in map(int, options.batch.split(",")):
+        at = f", batch {b}" if b > 1 else ""
+        genai, wheel = python["openvino-genai"], python["xllamacpp"]
+        plain = Settings(engine="llamacpp", max_context=1024, batch=b)
+        runtimes += [
+            Peer(f"OpenVINO GenAI{at}", genai, "openvino_genai_default.py", gguf, batch=b),
+            Peer(f"llama.cpp wheel (xllamacpp){at}", wheel, "xllamacpp_default.py", gguf, str(b), batch=b),
+            Ours(f"llama.cpp, best build, defaults{at}", artifact, plain),
+        ]
+    runtimes.append(Ours(f"Negawatt: {winner}", artifact, winner))
     prompts = chat_prompts(artifact)
     samples: dict[str, list[float]] = {r.name: [] for r in runtimes}
     references = []
