@@ -117,6 +117,22 @@ def test_only_data_files_are_fetched(hub: tuple[str, list[str]], tmp_path: Path)
     assert again.stdout == done.stdout, "what was fetched opens without a network"
 
 
+def test_the_pull_command_takes_models_of_the_hub_too(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    script = "from negawatt.cli import main; main()"
+    settings = {"HF_ENDPOINT": hub[0], "HF_HUB_OFFLINE": "0", "NEGAWATT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "models", "pull", "hf:org/tiny", "--json"],
+        env=os.environ | settings | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    (fetched,) = json.loads(done.stdout)
+    assert fetched["name"] == "hf:org/tiny"
+    assert (Path(fetched["path"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
 def test_what_the_hub_does_not_have(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     done = open_it("hf:org/absent", hub[0], tmp_path)
     assert done.stdout.startswith("DownloadError cannot fetch org/absent from the hub: ")

