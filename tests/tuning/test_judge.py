@@ -69,6 +69,32 @@ def test_a_bad_candidate_is_given_up_early_with_the_reason() -> None:
     assert "drops by more than 2.00%" in reason or "cannot be proved" in reason
 
 
+def test_a_screening_of_few_items_keeps_what_may_yet_be_proved() -> None:
+    """Forty answers that did not change leave a wide bound; it shrinks as the items grow."""
+    judge = Judge.__new__(Judge)
+    scores = KnownScores(0.0, 0.0, np.random.default_rng(0))
+    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None)
+    _, reason = judge.screen(CANDIDATE, ITEMS[:96], 0.01, 1104, lambda text: None)
+    assert reason == ""
+
+
+@pytest.mark.parametrize("discordance", [0.005, 0.01, 0.015])
+def test_screening_loses_few_that_the_proof_would_accept(discordance: float) -> None:
+    lost = could = 0
+    for seed in range(60):
+        judge = Judge.__new__(Judge)
+        scores = KnownScores(0.0, discordance, np.random.default_rng(seed))
+        judge.__dict__.update(
+            workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None
+        )
+        accepted, _, _ = proof(0.0, discordance, seed, limit=0.01)
+        could += accepted
+        _, reason = judge.screen(CANDIDATE, ITEMS[:96], 0.01, 1104, lambda text: None)
+        lost += accepted and bool(reason)
+    assert could > 20
+    assert lost <= 0.1 * could
+
+
 def test_good_candidates_that_change_little_are_mostly_proved() -> None:
     assert sum(proof(0.0, 0.02, seed)[0] for seed in range(60)) > 50
 

@@ -19,7 +19,9 @@ from negawatt.workload import (
     aggregate,
     metric,
     paired_difference,
+    wilson,
 )
+from negawatt.workload.intervals import normal_quantile
 
 SCREEN_FIRST = 40
 """Items of the first look of a screening; the rest are asked only of those that pass it."""
@@ -124,12 +126,21 @@ class Judge:
     def _futile(difference: Difference, limit: float, n: int, hope: float = 0.5) -> bool:
         """Whether all items would leave the bound above the limit, even at a hopeful reading of this look.
 
-        Hopeful: the true drop lies `hope` of the way from what was seen to the best end of its interval.
-        Giving up too early never proves anything wrong, but may lose a good candidate.
+        Hopeful: the true drop, and the true share of changed answers, lie `hope` of the way from what was
+        seen to the best end of their intervals. Giving up too early never proves anything wrong, but may
+        lose a good candidate.
         """
-        spread = difference.upper_one_sided - difference.drop
-        hopeful = max(0.0, difference.drop - hope * (difference.drop + difference.high))
-        expected = hopeful + spread * math.sqrt(difference.n / n)
+        drop = max(0.0, difference.drop - hope * (difference.drop + difference.high))
+        rate = difference.changed / difference.n
+        best_rate = rate - hope * (rate - wilson(difference.changed, difference.n).low)
+        z = normal_quantile(difference.confidence)
+
+        def spread(rate: float, n: int) -> float:
+            """Of a bound on n items, up to a factor: few changes are bounded as a count, many as a mean."""
+            return z * math.sqrt(rate / n) + z * z / n
+
+        seen = difference.upper_one_sided - difference.drop
+        expected = drop + seen * spread(best_rate, n) / spread(rate, difference.n)
         return expected > limit and difference.n < n
 
     def screen(
