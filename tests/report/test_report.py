@@ -231,6 +231,16 @@ def test_nothing_beats_the_frontier(
     assert [q for _, q in costs] == sorted((q for _, q in costs), reverse=True), "quality must rise with cost"
 
 
+def test_the_frontier_passes_through_what_is_recommended(tune_run: Path) -> None:
+    """The search judges on few items, the final on many: the run's own frontier may lack its winner."""
+    file = tune_run / "result.json"
+    result = json.loads(file.read_text())
+    result["frontier"] = [f for f in result["frontier"] if f["settings"] != result["best"]["settings"]]
+    file.write_text(json.dumps(result))
+    facts = Facts.read(tune_run)
+    assert "best" in [p.kind for p in frontier(facts, points(facts))]
+
+
 def test_a_gain_in_quality_is_no_drop() -> None:
     """Differences are recorded as candidate − baseline; a drop counts the other way."""
     drop = Drop.read({"mean": -0.02, "low": -0.03, "high": -0.01, "drop": 0.02, "upper_one_sided": 0.028})

@@ -162,13 +162,14 @@ def _lines(costs: Costs) -> list[str]:
 def frontier(facts: Facts, found: Sequence[Point]) -> list[Point]:
     """The points that nothing beats in both cost and quality, cheapest first.
 
-    Of the run's own frontier where it has one, else of what was measured best. A configuration that
-    reached the final counts with its final figures only.
+    Of the run's own frontier where it has one, with what is run today and what is recommended; else of
+    what was measured best. A configuration that reached the final counts with its final figures only.
     """
     placed = [p for p in found if p.x and p.y and p.kind != "pruned"]
     finals = [p for p in placed if p.kind != "trial"]
     placed = [p for p in placed if p.kind != "trial" or not any(same(p.settings, f.settings) for f in finals)]
-    pool = [p for p in placed if any(same(p.settings, s) for s in facts.frontier)] or placed
+    own = [p for p in placed if any(same(p.settings, s) for s in facts.frontier)]
+    pool = [p for p in placed if p in own or p.kind in ("baseline", "best")] if own else placed
     sign = -1.0 if lower_is_better(facts) and not against_today(facts) else 1.0
     kept: list[Point] = []
     best = float("-inf")

@@ -350,9 +350,16 @@ class _Session:
         return document
 
     def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """Trials with a judged quality that no other beats in both cost and quality."""
+        """Trials with a judged quality that no other beats in both cost and quality.
+
+        Quality is the paired difference to the baseline: trials are judged on different numbers of items.
+        """
+
+        def drop(trial: Trial) -> float:
+            return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
+
         judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
-        best = pareto(judged, lambda t: (t.cost or math.inf, -float(t.figures["quality"]["value"])))
+        best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
         return [
             {"artifact": self.artifact.name, "settings": t.settings.to_json(), "trial": t.number, **t.figures}
             for t in best
