@@ -85,6 +85,7 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
     components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
+    asleep_s = after.asleep_s - before.asleep_s
     boundary: Boundary = "chip"
     return Measurement(
         started_s=before.at_s,
@@ -98,7 +99,7 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
         other_cpu_s=other_s,
         steal_s=steal_s,
         boundary=boundary,
-        warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
+        warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s, asleep_s)),
     )
 
 
@@ -127,9 +128,16 @@ def _idle(
 
 
 def _warnings(
-    spent: Mapping[str, Energy], cpu_s: float, other_s: float, steal_s: float, duration_s: float
+    spent: Mapping[str, Energy],
+    cpu_s: float,
+    other_s: float,
+    steal_s: float,
+    duration_s: float,
+    asleep_s: float,
 ) -> list[str]:
     found = [f"{name}: {energy.reason}" for name, energy in spent.items() if energy.is_missing]
+    if asleep_s > 1.0:  # the two clocks are read one after the other
+        found.append(f"the machine was suspended for {asleep_s:.0f} s, which are not in the window")
     tick_s = 0.05  # the machine's times advance in ticks; less than a few of them says nothing
     if other_s > max(tick_s, 0.1 * max(cpu_s, duration_s)):
         found.append(f"other processes used {other_s:.2f} CPU-seconds meanwhile")

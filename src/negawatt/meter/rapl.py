@@ -7,13 +7,15 @@ Follows Documentation/power/powercap/powercap.rst of the kernel: every zone fold
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent
-from negawatt.meter.sysfs import number
+from negawatt.errors import SensorError
+from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent, SensorDenied
+from negawatt.meter.sysfs import number, text
 
 ROOT = Path("/sys/class/powercap")
 REFRESH_S = 0.001
@@ -33,6 +35,8 @@ class RaplSensor(Sensor):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
+        self._names: list[str] = []
+        self._found: list[_Zone] = []
 
     def read(self) -> Reading:
         zones = self._zones()
@@ -47,17 +51,30 @@ class RaplSensor(Sensor):
         return Reading((start + time.monotonic()) / 2, counters)
 
     def _zones(self) -> list[_Zone]:
-        """Zones now present (found anew on every read, so that hot-plugging is seen)."""
+        """Zones now present: listed on every read, so that hot-plugging is seen, and opened when new."""
+        try:
+            listed = [name for name in os.listdir(self.root) if "-rapl:" in name]
+        except OSError:
+            listed = []
+        if listed != self._names:
+            self._found = self._open(sorted(listed, key=lambda name: name.split(":")))
+            self._names = listed
+        return self._found
+
+    def _open(self, listed: list[str]) -> list[_Zone]:
         zones: list[_Zone] = []
         names: dict[str, str] = {}  # zone id to component, parents first
-        for folder in sorted(self.root.glob("*-rapl:*"), key=lambda p: p.name.split(":")):
+        for folder in (self.root / name for name in listed):
             try:
-                label = (folder / "name").read_text().strip()
-            except OSError:
+                label = text(folder / "name")
+            except SensorDenied:
+                raise
+            except SensorError:
                 continue  # unplugged between listing and reading
             component, part_of = _component(label, folder.name, names)
             names[folder.name] = component
-            zones.append(_Zone(folder, component, part_of))
+            range_j = number(folder / "max_energy_range_uj") * 1e-6
+            zones.append(_Zone(folder / "energy_uj", component, part_of, range_j))
         return zones
 
 
@@ -77,14 +94,15 @@ def _component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Zone:
-    folder: Path
+    file: Path
     component: str
     part_of: str | None
+    range_j: float
 
     def read(self) -> Counter:
         return Counter(
-            energy_j=number(self.folder / "energy_uj") * 1e-6,
-            range_j=number(self.folder / "max_energy_range_uj") * 1e-6,
+            energy_j=number(self.file) * 1e-6,
+            range_j=self.range_j,
             resolution_j=RESOLUTION_J,
             refresh_s=REFRESH_S,
             boundary="host" if self.component == "host/psys" else "chip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from negawatt.errors import SensorError
@@ -16,7 +17,11 @@ def text(path: Path) -> str:
         SensorError: it cannot be read.
     """
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 65536).decode().strip()
+        finally:
+            os.close(fd)
     except PermissionError as exc:
         raise SensorDenied(
             f"permission denied on {path}",
