@@ -1,43 +1,30 @@
-"""CodeCarbon's task windows, opened and closed by lines of standard input.
+"""CodeCarbon's task windows, tracking the machine, which is its default."""
 
-``start`` and ``stop`` each answer one line of JSON; ``stop`` with the kWh that the window is given.
-Runs in CodeCarbon's own environment, so it imports nothing of Negawatt.
-"""
-
-import json
-import os
-import sys
-import time
+from meter_windows import serve
 
 
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print what they like
-    begun = time.perf_counter()
+def get_ready():
     from codecarbon import OfflineEmissionsTracker
 
-    imported = time.perf_counter()
     tracker = OfflineEmissionsTracker(country_iso_code="DEU", save_to_file=False, log_level="error")
-    tracker.start_task("first")
-    tracker.stop_task("first")
-    ready = time.perf_counter()
-    print(json.dumps({"import_s": imported - begun, "start_s": ready - imported}), file=answers, flush=True)
     number = 0
-    for line in sys.stdin:
-        if line.strip() == "start":
-            number += 1
-            tracker.start_task(f"task {number}")
-            answer = {}
-        else:
-            data = tracker.stop_task(f"task {number}")
-            answer = {
-                "energy_j": data.energy_consumed * 3.6e6,
-                "cpu_j": data.cpu_energy * 3.6e6,
-                "ram_j": data.ram_energy * 3.6e6,
-                "gpu_j": data.gpu_energy * 3.6e6,
-                "duration_s": data.duration,
-            }
-        print(json.dumps(answer), file=answers, flush=True)
+
+    def start():
+        nonlocal number
+        number += 1
+        tracker.start_task(f"task {number}")
+
+    def stop():
+        data = tracker.stop_task(f"task {number}")
+        kwh = {
+            "energy_j": data.energy_consumed,
+            "cpu_j": data.cpu_energy,
+            "ram_j": data.ram_energy,
+            "gpu_j": data.gpu_energy,
+        }
+        return {"duration_s": data.duration, **{name: 3.6e6 * value for name, value in kwh.items()}}
+
+    return start, stop
 
 
-main()
+serve(get_ready)

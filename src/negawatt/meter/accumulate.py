@@ -7,6 +7,7 @@ step between two readings is judged once, here, so that windows above are plain 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,10 +51,12 @@ class Accumulator:
         self.sensor = sensor
         self._totals: dict[str, Total] = {}
         self._suspects: dict[str, tuple[float, Counter]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
 
     def update(self) -> Mapping[str, Total]:
         """Read the sensor and return the totals; a failed read leaves them and is noted in each."""
+        if self._pid != os.getpid():  # forked: whoever held the lock is not in this process
+            self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
             reading = attempt(self.sensor)
             if isinstance(reading, SensorError):

@@ -170,6 +170,8 @@ def this_station(named: Sequence[Sensor] = ()) -> Station:
     except NegawattError as exc:  # what is measured must not fail because of the meter
         notes = (str(exc),)
     made = Station([*sensors(), *named], idle_power=idle_power)
+    asked_for = made.statuses[len(made.statuses) - len(named) :]
+    made.notes += tuple(f"{s.name} is not used: {s.reason}" for s in asked_for if s.status != "ok")
     made.notes += notes
     return made
 
