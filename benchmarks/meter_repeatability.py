@@ -31,10 +31,10 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 
 from environments import environment
+from meter_windows import PACKAGES, Peer
 from negawatt.meter import Meter
 from negawatt.profiling import reference_load
 
-PEERS = Path(__file__).parent / "peers"
 SLICES = 60
 LAYERS, WIDTH = 8, 1024
 
@@ -101,41 +101,6 @@ REFERENCES = {"decode": "streaming", "prefill": "multiplying"}
 """For each kind of work a fixed load whose mix of memory traffic and arithmetic is like its own."""
 
 
-class CodeCarbon:
-    """CodeCarbon's process: it watches the machine while the window is open."""
-
-    def __init__(self, python: Path) -> None:
-        self.process = subprocess.Popen(
-            [python, PEERS / "meter_codecarbon.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
-
-    def start(self) -> None:
-        self._say("start")
-
-    def stop(self) -> float:
-        return float(self._say("stop")["energy_j"])
-
-    def _say(self, word: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(word, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 @contextmanager
 def neighbour(busy: bool) -> Iterator[None]:
     """Another process that keeps a core busy with arithmetic and memory traffic of its own."""
@@ -153,7 +118,7 @@ def neighbour(busy: bool) -> Iterator[None]:
         os.kill(pid, signal.SIGKILL)
 
 
-def sample(loads: dict[str, Callable[[], Any]], peer: CodeCarbon | None) -> dict[str, Any]:
+def sample(loads: dict[str, Callable[[], Any]], peer: Peer | None) -> dict[str, Any]:
     """A fixed number of slices of every load in turn, and once more of the references at the end."""
     spent: dict[str, list[float]] = {name: [] for name in loads}
     waited: dict[str, list[float]] = {name: [] for name in loads}
@@ -168,11 +133,11 @@ def sample(loads: dict[str, Callable[[], Any]], peer: CodeCarbon | None) -> dict
         spent[name].append(value)
 
     if peer is not None:
-        peer.start()
+        peer.ask("start")
     for _ in range(SLICES):
         for name in loads:
             slice_of(name)
-    whole_j = peer.stop() if peer is not None else None
+    whole_j = peer.ask("stop")["energy_j"] if peer is not None else None
     for name in REFERENCES.values():
         slice_of(name)
     return {"unix_s": time.time(), "joules": spent, "wall_s": waited, "codecarbon_j": whole_j}
@@ -241,8 +206,8 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.minutes > 0:
-        python = environment(options.environments.absolute(), "codecarbon", ["codecarbon==3.3.2"])
-        peer = CodeCarbon(python)
+        python = environment(options.environments.absolute(), "codecarbon", PACKAGES["codecarbon"])
+        peer = Peer(python, "meter_codecarbon.py")
         loads = {
             "streaming": Streaming(),
             "decode": Decoding(),

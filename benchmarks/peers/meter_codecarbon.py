@@ -1,6 +1,6 @@
 """CodeCarbon's task windows, tracking the machine, which is its default."""
 
-from meter_windows import serve
+from meter_serve import serve
 
 
 def get_ready():

@@ -1,6 +1,6 @@
 """Zeus's windows, on whatever it finds."""
 
-from meter_windows import serve
+from meter_serve import serve
 
 
 def get_ready():
