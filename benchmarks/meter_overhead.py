@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from environments import environment
@@ -82,25 +82,32 @@ def laid_out_machine() -> Iterator[Station]:
             mover.wait()
 
 
-def share_at_10_hz(station: Station, seconds: float) -> float:
-    """CPU seconds a second of this process while it closes ten windows a second; its children not."""
-    meter = Meter(station)
+def share_at_10_hz(station: Station | None, seconds: float) -> float:
+    """CPU seconds a second of this process, its joules asked for ten times a second, children left out.
+
+    Without a station the loop alone, which wakes as often and measures nothing.
+    """
+    meter = Meter(station) if station is not None else nullcontext()
     begun_s, cpu_s = time.monotonic(), time.process_time()
     number = 0
     while time.monotonic() < begun_s + seconds:
         with meter:
             number += 1
             time.sleep(max(0.0, begun_s + number / 10 - time.monotonic()))
+        if isinstance(meter, Meter):
+            _ = meter.measurement
     return (time.process_time() - cpu_s) / (time.monotonic() - begun_s)
 
 
-def median_window_s(station: Station, count: int) -> float:
-    """Seconds from entering to having left an empty window."""
+def median_window_s(station: Station, count: int, *, figures: bool = False) -> float:
+    """Seconds from entering to having left an empty window; with `figures`, to having its joules."""
     meter, took = Meter(station), []
     for _ in range(count):
         begun = time.perf_counter()
         with meter:
             pass
+        if figures:
+            _ = meter.measurement
         took.append(time.perf_counter() - begun)
     return sorted(took)[count // 2]
 
@@ -145,8 +152,12 @@ def main() -> None:
     options = parser.parse_args()
 
     here = this_station()
-    rows: list[tuple[str, float, str]] = [("window, this machine's sensors", median_window_s(here, 2000), "")]
-    shares = [("this machine's sensors", share_at_10_hz(here, options.seconds))]
+    rows: list[tuple[str, float, str]] = [
+        ("window, this machine's sensors", median_window_s(here, 2000), ""),
+        ("the same, and its joules asked for", median_window_s(here, 2000, figures=True), ""),
+    ]
+    shares = [("the loop alone", share_at_10_hz(None, options.seconds))]
+    shares.append(("this machine's sensors", share_at_10_hz(here, options.seconds)))
     with laid_out_machine() as full:
         seen = [s.name for s in full.statuses if s.status == "ok"]
         shares.append((f"files of {', '.join(seen)}", share_at_10_hz(full, options.seconds)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -50,21 +51,18 @@ class Window:
         self._start = (self._station.snapshot(), self._tree.cpu_s())
 
     def stop(self) -> Measurement:
+        return self.close()()
+
+    def close(self) -> Callable[[], Measurement]:
+        """End the window; what is returned works out its figures, when they are asked for."""
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
         left = self._ledger.finish() if self._ledger else []
         cpu_s = self._tree.cpu_s()
         after = self._station.snapshot()
         (before, cpu_before_s), self._start = self._start, None
-        result = _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
-        if self._ledger:
-            refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
-            result = replace(
-                result, stages=self._ledger.stages(result.components, refresh_s, result.duration_s)
-            )
-        for name in left:
-            result = result.with_warning(f"stage {name} was still open at the end of the window")
-        return result
+        spent_s = max(0.0, cpu_s - cpu_before_s)
+        return partial(_figures, self._station, before, after, spent_s, self._ledger, left)
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -74,6 +72,19 @@ class Window:
             before, cpu_s = self._start
             self._ledger = Ledger(self._tree.cpu_s, self._station.totals, before.at_s, cpu_s, before.totals)
         return self._ledger
+
+
+def _figures(
+    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, ledger: Ledger | None, left: list[str]
+) -> Measurement:
+    """The measurement of a window, with its stages; those in `left` were still open at its end."""
+    result = _measurement(where, before, after, cpu_s)
+    if ledger:
+        refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
+        result = replace(result, stages=ledger.stages(result.components, refresh_s, result.duration_s))
+    for name in left:
+        result = result.with_warning(f"stage {name} was still open at the end of the window")
+    return result
 
 
 def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
@@ -166,11 +177,12 @@ class Meter:
 
     def __init__(self, station: Station | None = None) -> None:
         self._window = Window(OwnTree(), station)
+        self._figures: Callable[[], Measurement] | None = None
         self._measurement: Measurement | None = None
         self._outer: list[Token[_Place | None]] = []
 
     def __enter__(self) -> Meter:
-        self._measurement = None
+        self._figures = self._measurement = None
         self._window.start()
         self._outer.append(_place.set(_Place(self, None)))
         return self
@@ -178,7 +190,7 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._measurement = self._window.stop()
+        self._figures = self._window.close()
         _place.reset(self._outer.pop())
 
     @contextmanager
@@ -209,8 +221,10 @@ class Meter:
         Raises:
             UsageError: the block has not been left yet.
         """
-        if self._measurement is None:
+        if self._figures is None:
             raise UsageError("the measurement is there once the block of the meter has been left")
+        if self._measurement is None:
+            self._measurement = self._figures()
         return self._measurement
 
 
