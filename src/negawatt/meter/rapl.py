@@ -7,15 +7,15 @@ Follows Documentation/power/powercap/powercap.rst of the kernel: every zone fold
 
 from __future__ import annotations
 
-import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from negawatt.errors import SensorError
 from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent, SensorDenied
-from negawatt.meter.sysfs import number, text
+from negawatt.meter.sysfs import Layout, number, text
 
 ROOT = Path("/sys/class/powercap")
 REFRESH_S = 0.001
@@ -35,8 +35,7 @@ class RaplSensor(Sensor):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._names: list[str] = []
-        self._found: list[_Zone] = []
+        self._zones = Layout(root, self._open)
 
     def read(self) -> Reading:
         zones = self._zones()
@@ -50,21 +49,11 @@ class RaplSensor(Sensor):
         counters = {zone.component: zone.read() for zone in zones}
         return Reading((start + time.monotonic()) / 2, counters)
 
-    def _zones(self) -> list[_Zone]:
-        """Zones now present: listed on every read, so that hot-plugging is seen, and opened when new."""
-        try:
-            listed = [name for name in os.listdir(self.root) if "-rapl:" in name]
-        except OSError:
-            listed = []
-        if listed != self._names:
-            self._found = self._open(sorted(listed, key=lambda name: name.split(":")))
-            self._names = listed
-        return self._found
-
-    def _open(self, listed: list[str]) -> list[_Zone]:
+    def _open(self, listed: Sequence[str]) -> list[_Zone]:
         zones: list[_Zone] = []
         names: dict[str, str] = {}  # zone id to component, parents first
-        for folder in (self.root / name for name in listed):
+        for zone in sorted((n for n in listed if "-rapl:" in n), key=lambda name: name.split(":")):
+            folder = self.root / zone
             try:
                 label = text(folder / "name")
             except SensorDenied:
