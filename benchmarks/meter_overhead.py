@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from environments import environment
-from meter_windows import PACKAGES, PEERS, Peer
+from meter_windows import PACKAGES, PEERS, Peer, detached
 from negawatt.meter import Integrated, Meter, Station
 from negawatt.meter.battery import BatterySource
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
@@ -47,12 +47,15 @@ for _n, _rail in enumerate(("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), 1):
 
 MOVER = """
 import pathlib, sys, time
-files = [p for p in pathlib.Path(sys.argv[1]).rglob("*") if p.name in ("energy_uj",) or "energy" in p.name
-         and p.name.endswith("_input")]
+files = [p for p in pathlib.Path(sys.argv[1]).rglob("*energy*") if p.name.endswith(("_uj", "_input"))]
+files = [p for p in files if "range" not in p.name]
+joules = 5
 while True:
-    time.sleep(0.01)
+    time.sleep(0.02)
+    joules += 1
     for file in files:
-        file.write_text(str(int(file.read_text() or 0) + 500_000))
+        with file.open("r+") as opened:  # in place: a file cut short for a moment would be a torn read
+            opened.write(f"{joules * 1_000_000:015}")
 """
 
 
@@ -65,8 +68,7 @@ def laid_out_machine() -> Iterator[Station]:
         for name, content in FILES.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(f"{content}\n")
-        mover = subprocess.Popen([sys.executable, "-c", MOVER, folder])
-        try:
+        with detached(sys.executable, "-c", MOVER, folder):
             time.sleep(0.5)
             yield Station(
                 [
@@ -77,9 +79,6 @@ def laid_out_machine() -> Iterator[Station]:
                     Integrated(BatterySource(root / "power_supply")),
                 ]
             )
-        finally:
-            mover.kill()
-            mover.wait()
 
 
 def share_at_10_hz(station: Station | None, seconds: float) -> float:

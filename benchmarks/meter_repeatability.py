@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 
 from environments import environment
-from meter_windows import PACKAGES, Peer
+from meter_windows import PACKAGES, Peer, detached
 from negawatt.meter import Meter
 from negawatt.profiling import reference_load
 
@@ -108,14 +106,9 @@ def neighbour(busy: bool) -> Iterator[None]:
         yield
         return
     code = "import numpy as np\nx = np.ones(8_000_000, np.float32)\nwhile True: x.sum(); sum(range(20_000))"
-    # Left behind by a shell, so that it is no child of this process and not charged to it.
-    shell = ["sh", "-c", '"$0" -c "$1" >/dev/null 2>&1 & echo $!', sys.executable, code]
-    pid = int(subprocess.run(shell, stdout=subprocess.PIPE, check=True).stdout)
-    try:
+    with detached(sys.executable, "-c", code):
         time.sleep(0.5)
         yield
-    finally:
-        os.kill(pid, signal.SIGKILL)
 
 
 def sample(loads: dict[str, Callable[[], Any]], peer: Peer | None) -> dict[str, Any]:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
 PACKAGES = {"codecarbon": ["codecarbon==3.3.2"], "zeus": ["zeus==0.16.0"], "perun": ["perun==1.0.0"]}
+
+
+@contextmanager
+def detached(*command: str) -> Iterator[None]:
+    """A process that is no child of this one, so that it is not charged to it; killed at the end."""
+    shell = ["sh", "-c", '"$@" >/dev/null 2>&1 & echo $!', "sh", *command]
+    pid = int(subprocess.run(shell, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 class Peer:
