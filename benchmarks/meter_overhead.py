@@ -2,8 +2,8 @@
 
     python benchmarks/meter_overhead.py
 
-The CPU share is that of a process that does nothing but close a window ten times a second: with the
-sensors of this machine, and with files laid out as two RAPL packages, AMD's energy counters, a graphics
+The CPU share is that of a process that does nothing but read everything ten times a second: the
+sources of this machine, and files laid out as two RAPL packages, AMD's energy counters, a graphics
 card, a Jetson's rails and a battery, which another process keeps moving, all read at 10 Hz or more.
 Each peer runs in an environment of its own under ``--environments``.
 """
@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from environments import environment
@@ -24,6 +24,7 @@ from meter_windows import PACKAGES, PEERS, Peer, detached
 from negawatt.meter import Integrated, Meter, Station
 from negawatt.meter.battery import BatterySource
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
+from negawatt.meter.process import OwnTree
 from negawatt.meter.rapl import RaplSensor
 from negawatt.meter.station import this_station
 from negawatt.testing.powercap import PowercapTree
@@ -81,21 +82,32 @@ def laid_out_machine() -> Iterator[Station]:
             )
 
 
-def share_at_10_hz(station: Station | None, seconds: float) -> float:
-    """CPU seconds a second of this process, its joules asked for ten times a second, children left out.
-
-    Without a station the loop alone, which wakes as often and measures nothing.
-    """
-    meter = Meter(station) if station is not None else nullcontext()
+def share_at_10_hz(act: Callable[[], object], seconds: float) -> float:
+    """CPU seconds a second of this process while it does something ten times a second, children left out."""
     begun_s, cpu_s = time.monotonic(), time.process_time()
     number = 0
     while time.monotonic() < begun_s + seconds:
-        with meter:
-            number += 1
-            time.sleep(max(0.0, begun_s + number / 10 - time.monotonic()))
-        if isinstance(meter, Meter):
-            _ = meter.measurement
+        act()
+        number += 1
+        time.sleep(max(0.0, begun_s + number / 10 - time.monotonic()))
     return (time.process_time() - cpu_s) / (time.monotonic() - begun_s)
+
+
+def reading(station: Station) -> Callable[[], object]:
+    """Read every source and this process tree's CPU time, as both ends of a window do."""
+    tree = OwnTree()
+    return lambda: (station.snapshot(), tree.cpu_s())
+
+
+def window(station: Station) -> Callable[[], object]:
+    """A window, and its joules asked for."""
+
+    def act() -> None:
+        with Meter(station) as meter:
+            pass
+        _ = meter.measurement
+
+    return act
 
 
 def median_window_s(station: Station, count: int, *, figures: bool = False) -> float:
@@ -155,11 +167,14 @@ def main() -> None:
         ("window, this machine's sensors", median_window_s(here, 2000), ""),
         ("the same, and its joules asked for", median_window_s(here, 2000, figures=True), ""),
     ]
-    shares = [("the loop alone", share_at_10_hz(None, options.seconds))]
-    shares.append(("this machine's sensors", share_at_10_hz(here, options.seconds)))
+    shares = [
+        ("the loop alone", share_at_10_hz(lambda: None, options.seconds)),
+        ("this machine's sources read", share_at_10_hz(reading(here), options.seconds)),
+        ("a window with its joules, this machine's sources", share_at_10_hz(window(here), options.seconds)),
+    ]
     with laid_out_machine() as full:
         seen = [s.name for s in full.statuses if s.status == "ok"]
-        shares.append((f"files of {', '.join(seen)}", share_at_10_hz(full, options.seconds)))
+        shares.append((f"files of {', '.join(seen)} read", share_at_10_hz(reading(full), options.seconds)))
         rows.append(("window, the same files", median_window_s(full, 2000), ""))
         full.close()
     peers = {name: peer(options.environments, name) for name in ("codecarbon", "zeus")}
