@@ -43,13 +43,13 @@ class HwmonEnergySensor(Sensor):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._counters = Layout(root, self._find)
+        self._counters = Layout(self._find)
 
     def read(self) -> Reading:
         start = time.monotonic()
         counters = {
             component: Counter(energy_j=number(file) * 1e-6, resolution_j=1.5e-5, refresh_s=refresh_s)
-            for component, file, refresh_s in self._counters()
+            for component, file, refresh_s in self._counters(self.root)
         }
         if not counters:
             raise SensorAbsent(f"no energy counters under {self.root}")
@@ -86,7 +86,7 @@ class HwmonPowerSource(PowerSource):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._meters = Layout(root, self._find)
+        self._meters = Layout(self._find)
 
     def read_power(self) -> Mapping[str, Power]:
         found = {
@@ -97,7 +97,7 @@ class HwmonPowerSource(PowerSource):
                 boundary="host" if component.startswith("host/") else "chip",
                 limit_w=5000.0,
             )
-            for component, file, interval in self._meters()
+            for component, file, interval in self._meters(self.root)
         }
         if not found:
             raise SensorAbsent(f"no power sensors of graphics cards or of the machine under {self.root}")
@@ -130,10 +130,12 @@ class JetsonPowerSource(PowerSource):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._rails = Layout(root, self._find)
+        self._rails = Layout(self._find)
 
     def read_power(self) -> Mapping[str, Power]:
-        rails = {rail: number(volts) * number(amperes) * 1e-6 for rail, volts, amperes in self._rails()}
+        rails = {
+            rail: number(volts) * number(amperes) * 1e-6 for rail, volts, amperes in self._rails(self.root)
+        }
         if not rails:
             raise SensorAbsent(f"no labelled INA monitors under {self.root}; a Jetson has them")
         whole = next((rail for rail in rails if rail.upper() in ("VDD_IN", "POM_5V_IN")), None)

@@ -35,10 +35,10 @@ class RaplSensor(Sensor):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._zones = Layout(root, self._open)
+        self._zones = Layout(self._open)
 
     def read(self) -> Reading:
-        zones = self._zones()
+        zones = self._zones(self.root)
         if not zones:
             raise SensorAbsent(
                 f"no RAPL zones under {self.root}",

@@ -19,24 +19,23 @@ class Layout(Generic[Found]):
     Listing the folder on every read costs a few µs, walking it again some hundred.
 
     Args:
-        root: the folder; it need not exist.
-        find: finds what to read among the names in it.
+        find: finds what to read among the names in the folder.
     """
 
-    def __init__(self, root: Path, find: Callable[[Sequence[str]], list[Found]]) -> None:
-        self.root, self._find = root, find
-        self._names: list[str] | None = None
+    def __init__(self, find: Callable[[Sequence[str]], list[Found]]) -> None:
+        self._find = find
+        self._seen: tuple[Path, list[str]] | None = None
         self._found: list[Found] = []
 
-    def __call__(self) -> list[Found]:
-        """What `find` found among the names that are there now."""
+    def __call__(self, root: Path) -> list[Found]:
+        """What `find` found among the names that are in `root` now; it need not exist."""
         try:
-            names = os.listdir(self.root)
+            names = os.listdir(root)
         except OSError:
             names = []
-        if names != self._names:
+        if (root, names) != self._seen:
             self._found = self._find(names)
-            self._names = names
+            self._seen = (root, names)
         return self._found
 
 
