@@ -17,10 +17,10 @@ import os
 import statistics
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
+from environments import environment
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Request, Settings
 from negawatt.profiling import reference_load
@@ -34,19 +34,6 @@ PACKAGES = {
     "openvino-genai": ["openvino-genai==2026.4.1.0"],
     "xllamacpp": ["xllamacpp==2026.10.11549"],
 }
-
-
-def environment(folder: Path, name: str) -> Path:
-    """The Python of a peer's environment, made on first use."""
-    python = folder / name / "bin" / "python"
-    done = folder / name / "done"
-    if not done.exists():
-        print(f"making the environment of {name} …", file=sys.stderr)
-        venv.create(folder / name, with_pip=True, clear=True)
-        for package in PACKAGES[name]:
-            subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
-        done.touch()
-    return python
 
 
 class Peer:
@@ -137,7 +124,10 @@ def main() -> None:
     artifact = Artifact.open(run.manifest["artifact"]["name"])
     winner = Settings.from_json(run.result["best"]["settings"])
     gguf, checkpoint = str(artifact.gguf()), str(artifact.checkpoint())
-    python = {name: environment(options.environments.absolute(), name) for name in PACKAGES}
+    python = {
+        name: environment(options.environments.absolute(), name, packages)
+        for name, packages in PACKAGES.items()
+    }
     stock = Peer("transformers fp32", python["transformers"], "stock_transformers.py", checkpoint, batch=1)
     runtimes: list[Any] = [stock]
     for b in map(int, options.batch.split(",")):

@@ -85,8 +85,11 @@ class Energy:
     @classmethod
     def total(cls, parts: Iterable[Energy]) -> Energy:
         """Sum of any number of energies; of none, `Energy.zero()`."""
-        result = cls.zero()
-        for part in parts:
+        left = iter(parts)
+        result = next(left, None)
+        if result is None:
+            return cls.zero()
+        for part in left:
             result = result + part
         return result
 
@@ -197,6 +200,10 @@ def _ordered(value: float, low: float, high: float, provenance: Provenance, reas
 
 
 def _join(left: str, right: str) -> str:
+    if not right or left == right:
+        return left
+    if not left:
+        return right
     parts = [*filter(None, left.split("; "))]
     parts += [p for p in right.split("; ") if p and p not in parts]
     return "; ".join(sorted(parts))

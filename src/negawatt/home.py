@@ -55,6 +55,17 @@ def written_beside(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, data: Any) -> None:
-    """Write one JSON document, whole or not at all."""
+    """Write one JSON document, whole or not at all; into a device or pipe, as far as it goes.
+
+    Raises:
+        NegawattError: the disk is full or the place cannot be written.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if target.exists() and not target.is_file() and not target.is_dir():
+        try:
+            target.write_text(text, "utf-8")  # nothing can be put in the place of /dev/stdout
+        except OSError as exc:
+            raise NegawattError(f"cannot write {target}: {exc.strerror or exc}") from exc
+        return
     with written_beside(target) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")

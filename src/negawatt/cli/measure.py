@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from negawatt.cli.common import emit, examples, json_option
 from negawatt.energy import Provenance
+from negawatt.errors import NegawattError
 
 if TYPE_CHECKING:
     from negawatt.meter import Measurement, Station
@@ -56,23 +60,54 @@ def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], o
 
     Its input, output and exit code pass through (128 + N when signal N ends it); the summary goes
     to standard error. With --json the document is all there is on standard output: COMMAND's own
-    output then goes to standard error. Use --output to keep it where it is.
+    output then goes to standard error. Use --output to keep it where it is. Once COMMAND has run
+    its exit code stands, whatever becomes of the figures.
     """
-    from negawatt.home import write_json
+    from negawatt.home import written_beside
     from negawatt.meter.command import measure_command
 
+    if output is not None and (output.is_file() or not output.exists()):
+        trial = output.with_name(f".{output.name}.trial")  # better told now than after hours
+        with written_beside(trial) as temporary:
+            temporary.touch()
+        trial.unlink()
     code, measurement = measure_command(command, output_to_stderr=as_json, station=station_with(sensors))
     document = {**measurement.to_json(), "exit_code": code, "command": list(command)}
-    if output is not None:
-        write_json(output, document)
-    if as_json:
-        emit(document)
-    else:
-        _summarise(measurement)
+    _tell(document, "" if as_json else _summary(measurement), output)
     return code
 
 
-def _summarise(measurement: Measurement) -> None:
+def _tell(document: dict[str, Any], summary: str, output: Path | None) -> None:
+    """Print and write the figures; a full disk or a reader that left is told and fails nothing."""
+    from negawatt.home import write_json
+
+    lost = ""
+    try:
+        if output is not None:
+            write_json(output, document)
+    except NegawattError as exc:
+        lost = f"negawatt: {exc}"
+    with _surviving(sys.stdout):
+        if not summary:
+            emit(document)
+    with _surviving(sys.stderr):
+        for text in filter(None, (summary, lost)):
+            click.echo(text, err=True)
+
+
+@contextmanager
+def _surviving(stream: TextIO) -> Iterator[None]:
+    """Let go of what a stream cannot take, so that Python does not fail over it at its end either."""
+    try:
+        yield
+        stream.flush()
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if stream is sys.stdout and not isinstance(exc, BrokenPipeError):
+            click.echo(f"negawatt: standard output takes no more: {exc.strerror}", err=True)
+
+
+def _summary(measurement: Measurement) -> str:
     seconds = f"{measurement.duration_s:.2f} s, {measurement.cpu_s:.2f} CPU-seconds"
     lines = [f"{measurement.energy} in {seconds}"]
     if measurement.energy.provenance is Provenance.ESTIMATED:
@@ -82,4 +117,4 @@ def _summarise(measurement: Measurement) -> None:
     outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}
     lines += [f"{name}, the whole machine meanwhile: {energy}" for name, energy in outer.items()]
     lines += measurement.warnings
-    click.echo("negawatt: " + "\n  ".join(lines), err=True)
+    return "negawatt: " + "\n  ".join(lines)

@@ -6,13 +6,15 @@ step between two readings is judged once, here, so that windows above are plain 
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from negawatt.energy import Energy, Provenance
 from negawatt.errors import SensorError
-from negawatt.meter.sensor import Counter, Sensor
+from negawatt.meter.sensor import Counter, Sensor, attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,9 @@ class Total:
         at_s: monotonic time of the last good reading that is in it.
         value_j, low_j, high_j: joules, and the ends of what they may be.
         moved_at_s: when the counter was last seen to advance.
-        gaps: steps that had to be filled in (a reset, an ambiguous wrap).
+        gaps: steps that had to be filled in (a reset, an ambiguous wrap, a standstill).
         counter: the raw counter at `at_s`.
-        power_w: mean power over the last step that was longer than the counter's refresh.
+        power_w: mean power over the last step that moved and was longer than the counter's refresh.
         gap: what the last of them was.
         failure: why readings after `at_s` failed; empty when the last one succeeded.
     """
@@ -49,15 +51,17 @@ class Accumulator:
         self.sensor = sensor
         self._totals: dict[str, Total] = {}
         self._suspects: dict[str, tuple[float, Counter]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
 
     def update(self) -> Mapping[str, Total]:
         """Read the sensor and return the totals; a failed read leaves them and is noted in each."""
+        if self._pid != os.getpid():  # forked: whoever held the lock is not in this process
+            self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
-            try:
-                reading = self.sensor.read()
-            except SensorError as exc:
-                self._totals = {n: replace(t, failure=str(exc)) for n, t in self._totals.items()}
+            reading = attempt(self.sensor)
+            if isinstance(reading, SensorError):
+                failure = str(reading) or type(reading).__name__
+                self._totals = {n: replace(t, failure=failure) for n, t in self._totals.items()}
                 return dict(self._totals)
             for name, counter in reading.counters.items():
                 self._totals[name] = self._step(name, reading.at_s, counter)
@@ -108,17 +112,36 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
     if counter.range_j is not None:
         spare_j = counter.limit_w * elapsed_s - step_j
         wraps = max(0, spare_j // counter.range_j) * counter.range_j
+    gap = f"the counter was not read for {elapsed_s:.0f} s and may have wrapped unseen" if wraps else ""
+    lost_j = 0.0
+    if step_j > 0 and (stood_s := _stood_s(total, counter)):
+        # It moves again: either it had caught up by then, or what flowed meanwhile is not in it.
+        lost_j = total.power_w * stood_s
+        gap = f"the counter stood still for {stood_s:.3g} s and may have lost what flowed"
     return Total(
         at_s,
         total.value_j + step_j,
         total.low_j + step_j * low - doubt_j,
-        total.high_j + step_j * high + doubt_j + wraps,
+        total.high_j + step_j * high + doubt_j + wraps + lost_j,
         at_s if step_j > 0 else total.moved_at_s,
-        total.gaps + (wraps > 0),
+        total.gaps + bool(gap),
         counter,
-        step_j / elapsed_s if elapsed_s > counter.refresh_s else total.power_w,
-        f"the counter was not read for {elapsed_s:.0f} s and may have wrapped unseen" if wraps else total.gap,
+        step_j / elapsed_s if step_j > 0 and elapsed_s > counter.refresh_s else total.power_w,
+        gap or total.gap,
     )
+
+
+def _stood_s(total: Total, counter: Counter, begun_s: float = -math.inf) -> float:
+    """For how long a measured counter had not moved when it was last read; 0 if that is nothing odd.
+
+    Energy cannot stand still: a counter that does for ten refreshes, a second, and ten times as long
+    as one step of its resolution takes, has stopped. Power that is sampled may well be zero.
+    """
+    if counter.provenance is not Provenance.MEASURED or total.power_w <= 0:
+        return 0.0
+    stood_s = total.at_s - max(total.moved_at_s, begun_s)
+    usual_s = max(0.1, counter.refresh_s, counter.resolution_j / total.power_w)
+    return stood_s if stood_s > 10 * usual_s else 0.0
 
 
 def _after_reset(
@@ -163,6 +186,8 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
         return Energy.missing(
             f"the window of {duration_s:.3g} s is short for a counter refreshed every {counter.refresh_s:g} s"
         )
+    stood_s = _stood_s(after, counter, before.at_s)
+    covered_s -= stood_s  # a counter that froze tells nothing of the time since
     power_w = value_j / max(covered_s, counter.refresh_s)
     uncovered_s = duration_s - covered_s
     # What the last refresh before either end held back was drawn at the power there.
@@ -175,6 +200,9 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
     reason = ""
     if after.gaps > before.gaps:
         provenance, reason = max(provenance, Provenance.DERIVED), after.gap
+    elif stood_s:
+        provenance = max(provenance, Provenance.DERIVED)
+        reason = f"the counter did not move for the last {stood_s:.3g} s"
     elif failure := after.failure or before.failure:
         provenance, reason = max(provenance, Provenance.DERIVED), failure
     return Energy(value_j, max(0.0, min(low_j, value_j)), max(high_j, value_j), provenance, reason)

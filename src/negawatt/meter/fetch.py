@@ -35,6 +35,8 @@ class Server:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
+        if parts.username is not None or parts.password is not None:
+            raise UsageError(f"the address of {parts.hostname} holds a user or password; give them apart")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"expected an address such as http://192.168.1.5, not {self.url!r}")
 
@@ -80,7 +82,7 @@ class Server:
             raise SensorError(f"{self.url}: the answer is longer than {_MOST_BYTES >> 20} MiB")
         try:
             return json.loads(body)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise SensorError(f"{self.url}: expected JSON and got {body[:40]!r}") from exc
 
     def _headers(self) -> dict[str, str]:
@@ -115,6 +117,6 @@ def field(document: Any, *path: str | int, source: str) -> float:
             here = here[key]
         except (KeyError, IndexError, TypeError) as exc:
             raise SensorError(f"{source}: the answer has no {'.'.join(map(str, path))}") from exc
-    if isinstance(here, bool) or not isinstance(here, int | float) or not abs(here) < float("inf"):
-        raise SensorError(f"{source}: {'.'.join(map(str, path))} should be a number and is {here!r}")
+    if isinstance(here, bool) or not isinstance(here, int | float) or not abs(here) < 1e300:
+        raise SensorError(f"{source}: {'.'.join(map(str, path))} should be a number and is {here!r:.60}")
     return float(here)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -50,21 +51,18 @@ class Window:
         self._start = (self._station.snapshot(), self._tree.cpu_s())
 
     def stop(self) -> Measurement:
+        return self.close()()
+
+    def close(self) -> Callable[[], Measurement]:
+        """End the window; what is returned works out its figures, when they are asked for."""
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
         left = self._ledger.finish() if self._ledger else []
         cpu_s = self._tree.cpu_s()
         after = self._station.snapshot()
         (before, cpu_before_s), self._start = self._start, None
-        result = _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
-        if self._ledger:
-            refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
-            result = replace(
-                result, stages=self._ledger.stages(result.components, refresh_s, result.duration_s)
-            )
-        for name in left:
-            result = result.with_warning(f"stage {name} was still open at the end of the window")
-        return result
+        spent_s = max(0.0, cpu_s - cpu_before_s)
+        return partial(_figures, self._station, before, after, spent_s, self._ledger, left)
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -76,6 +74,19 @@ class Window:
         return self._ledger
 
 
+def _figures(
+    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, ledger: Ledger | None, left: list[str]
+) -> Measurement:
+    """The measurement of a window, with its stages; those in `left` were still open at its end."""
+    result = _measurement(where, before, after, cpu_s)
+    if ledger:
+        refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
+        result = replace(result, stages=ledger.stages(result.components, refresh_s, result.duration_s))
+    for name in left:
+        result = result.with_warning(f"stage {name} was still open at the end of the window")
+    return result
+
+
 def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
     duration_s = after.at_s - before.at_s
     busy_s = after.time.busy_s - before.time.busy_s
@@ -85,6 +96,7 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
     components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
+    asleep_s = after.asleep_s - before.asleep_s
     boundary: Boundary = "chip"
     return Measurement(
         started_s=before.at_s,
@@ -98,7 +110,7 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
         other_cpu_s=other_s,
         steal_s=steal_s,
         boundary=boundary,
-        warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
+        warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s, asleep_s)),
     )
 
 
@@ -127,9 +139,16 @@ def _idle(
 
 
 def _warnings(
-    spent: Mapping[str, Energy], cpu_s: float, other_s: float, steal_s: float, duration_s: float
+    spent: Mapping[str, Energy],
+    cpu_s: float,
+    other_s: float,
+    steal_s: float,
+    duration_s: float,
+    asleep_s: float,
 ) -> list[str]:
     found = [f"{name}: {energy.reason}" for name, energy in spent.items() if energy.is_missing]
+    if asleep_s > 1.0:  # the two clocks are read one after the other
+        found.append(f"the machine was suspended for {asleep_s:.0f} s, which are not in the window")
     tick_s = 0.05  # the machine's times advance in ticks; less than a few of them says nothing
     if other_s > max(tick_s, 0.1 * max(cpu_s, duration_s)):
         found.append(f"other processes used {other_s:.2f} CPU-seconds meanwhile")
@@ -158,11 +177,12 @@ class Meter:
 
     def __init__(self, station: Station | None = None) -> None:
         self._window = Window(OwnTree(), station)
+        self._figures: Callable[[], Measurement] | None = None
         self._measurement: Measurement | None = None
         self._outer: list[Token[_Place | None]] = []
 
     def __enter__(self) -> Meter:
-        self._measurement = None
+        self._figures = self._measurement = None
         self._window.start()
         self._outer.append(_place.set(_Place(self, None)))
         return self
@@ -170,7 +190,7 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._measurement = self._window.stop()
+        self._figures = self._window.close()
         _place.reset(self._outer.pop())
 
     @contextmanager
@@ -201,8 +221,10 @@ class Meter:
         Raises:
             UsageError: the block has not been left yet.
         """
-        if self._measurement is None:
+        if self._figures is None:
             raise UsageError("the measurement is there once the block of the meter has been left")
+        if self._measurement is None:
+            self._measurement = self._figures()
         return self._measurement
 
 

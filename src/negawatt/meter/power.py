@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from negawatt.energy import Provenance
+from negawatt.errors import SensorError
 from negawatt.meter.sensor import Boundary, Counter, Reading, Sensor
 
 
@@ -63,6 +65,9 @@ class Integrated(Sensor):
         begun_s = time.monotonic()
         powers = self.source.read_power()
         at_s = (begun_s + time.monotonic()) / 2
+        for name, power in powers.items():
+            if not math.isfinite(power.power_w):  # one such step would spoil the sum for good
+                raise SensorError(f"{self.name} says {power.power_w} W of {name}")
         return Reading(at_s, {name: self._add(name, at_s, power) for name, power in powers.items()})
 
     def close(self) -> None:

@@ -44,6 +44,13 @@ def machine_time() -> MachineTime:
     return MachineTime((user + nice + system + irq + softirq) * _TICK_S, steal * _TICK_S)
 
 
+def asleep_s() -> float:
+    """Seconds that this machine was suspended since it started; monotonic time stands still meanwhile."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
+
 def own_cpu_s(pid: int) -> float:
     """CPU seconds of one process, all its threads, running or ended.
 

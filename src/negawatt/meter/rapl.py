@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent
-from negawatt.meter.sysfs import number
+from negawatt.errors import SensorError
+from negawatt.meter.sensor import Counter, Reading, Sensor, SensorAbsent, SensorDenied
+from negawatt.meter.sysfs import Layout, number, text
 
 ROOT = Path("/sys/class/powercap")
 REFRESH_S = 0.001
@@ -33,9 +35,10 @@ class RaplSensor(Sensor):
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
+        self._zones = Layout(self._open)
 
     def read(self) -> Reading:
-        zones = self._zones()
+        zones = self._zones(self.root)
         if not zones:
             raise SensorAbsent(
                 f"no RAPL zones under {self.root}",
@@ -46,18 +49,21 @@ class RaplSensor(Sensor):
         counters = {zone.component: zone.read() for zone in zones}
         return Reading((start + time.monotonic()) / 2, counters)
 
-    def _zones(self) -> list[_Zone]:
-        """Zones now present (found anew on every read, so that hot-plugging is seen)."""
+    def _open(self, listed: Sequence[str]) -> list[_Zone]:
         zones: list[_Zone] = []
         names: dict[str, str] = {}  # zone id to component, parents first
-        for folder in sorted(self.root.glob("*-rapl:*"), key=lambda p: p.name.split(":")):
+        for zone in sorted((n for n in listed if "-rapl:" in n), key=lambda name: name.split(":")):
+            folder = self.root / zone
             try:
-                label = (folder / "name").read_text().strip()
-            except OSError:
+                label = text(folder / "name")
+            except SensorDenied:
+                raise
+            except SensorError:
                 continue  # unplugged between listing and reading
             component, part_of = _component(label, folder.name, names)
             names[folder.name] = component
-            zones.append(_Zone(folder, component, part_of))
+            range_j = number(folder / "max_energy_range_uj") * 1e-6
+            zones.append(_Zone(folder / "energy_uj", component, part_of, range_j))
         return zones
 
 
@@ -77,14 +83,15 @@ def _component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Zone:
-    folder: Path
+    file: Path
     component: str
     part_of: str | None
+    range_j: float
 
     def read(self) -> Counter:
         return Counter(
-            energy_j=number(self.folder / "energy_uj") * 1e-6,
-            range_j=number(self.folder / "max_energy_range_uj") * 1e-6,
+            energy_j=number(self.file) * 1e-6,
+            range_j=self.range_j,
             resolution_j=RESOLUTION_J,
             refresh_s=REFRESH_S,
             boundary="host" if self.component == "host/psys" else "chip",

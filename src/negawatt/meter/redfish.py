@@ -53,6 +53,10 @@ class RedfishSource(PowerSource):
             raise SensorError(f"{self.server.url}: this is not how Redfish lists its chassis") from exc
         for path in members:
             chassis = self.server.get(str(path))
+            if not isinstance(chassis, dict):
+                raise SensorError(
+                    f"{self.server.url}: {str(path)[:40]} is not how Redfish tells of a chassis"
+                )
             component = f"host/{chassis.get('Id', str(path).rsplit('/', 1)[-1])}"
             inside[component] = _container(chassis)
             if place := self._meter(chassis):
@@ -70,9 +74,10 @@ class RedfishSource(PowerSource):
             ("Power", ("PowerControl", 0, "PowerConsumedWatts")),
         )
         for resource, keys in choices:
-            if resource not in chassis:
+            link = chassis.get(resource)
+            if not isinstance(link, dict) or "@odata.id" not in link:
                 continue
-            path = str(chassis[resource]["@odata.id"])
+            path = str(link["@odata.id"])
             try:
                 field(self.server.get(path), *keys, source=self.server.url)
             except SensorError:

@@ -6,6 +6,7 @@ is done once, above it, for every sensor alike.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -167,6 +168,25 @@ def _on_trust(counter: Counter) -> bool:
     return counter.provenance is Provenance.MEASURED and counter.refresh_s > 1
 
 
+def attempt(sensor: Sensor) -> Reading | SensorError:
+    """Read a sensor; whatever goes wrong becomes a `SensorError`, which is returned.
+
+    What is being measured must not fail because of a sensor, be it one that breaks its contract.
+    """
+    try:
+        reading = sensor.read()
+        counters = reading.counters.items()
+        if wrong := [name for name, counter in counters if not math.isfinite(counter.energy_j)]:
+            return SensorError(f"{sensor.name} says {reading.counters[wrong[0]].energy_j} J of {wrong[0]}")
+    except SensorError as exc:
+        return exc
+    except Exception as exc:  # noqa: BLE001  (a bug in a sensor is a failed read, told as one)
+        error = SensorError(f"{sensor.name} failed with {type(exc).__name__}: {exc}")
+        error.__cause__ = exc
+        return error
+    return reading
+
+
 DEADLINE_S = 10.0
 """A sensor that takes longer to answer is not waited for."""
 
@@ -175,13 +195,9 @@ def _try(sensor: Sensor) -> Reading | SensorError:
     """Read in a thread of its own, so that a sensor that hangs does not take the caller with it."""
     answers: queue.Queue[Reading | SensorError] = queue.Queue()
 
-    def read() -> None:
-        try:
-            answers.put(sensor.read())
-        except SensorError as exc:
-            answers.put(exc)
-
-    threading.Thread(target=read, name=f"negawatt-probe-{sensor.name}", daemon=True).start()
+    threading.Thread(
+        target=lambda: answers.put(attempt(sensor)), name=f"negawatt-probe-{sensor.name}", daemon=True
+    ).start()
     try:
         return answers.get(timeout=DEADLINE_S)
     except queue.Empty:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -35,7 +36,8 @@ def from_text(text: str) -> Sensor:
     """
     kind, separator, rest = text.partition(":")
     if kind not in _KINDS or not separator or not rest:
-        raise UsageError(f"expected KIND:WHERE with a kind of {', '.join(_KINDS)}, not {text!r}")
+        shown = re.sub(r"//[^/]*@", "//…@", text)  # a password has no place in a message
+        raise UsageError(f"expected KIND:WHERE with a kind of {', '.join(_KINDS)}, not {shown!r}")
     return _KINDS[kind](rest)
 
 
@@ -47,7 +49,7 @@ def _server(url: str) -> Server:
     try:
         port = f":{parts.port}" if parts.port else ""
     except ValueError as exc:
-        raise UsageError(f"the port in {url!r} is not a number up to 65535") from exc
+        raise UsageError(f"the port of {place} is not a number up to 65535") from exc
     return Server(f"{parts.scheme}://{place}{port}{parts.path}", parts.username or "", parts.password or "")
 
 
@@ -64,7 +66,8 @@ def _prometheus(rest: str) -> Sensor:
     unknown = options.keys() - {"query", "unit"}
     if "query" not in options or unknown or options.get("unit", "W") not in ("W", "J"):
         raise UsageError(
-            f"expected prometheus:http://HOST:PORT?query=QUERY&unit=W (or J), not prometheus:{rest}"
+            "expected prometheus:http://HOST:PORT?query=QUERY&unit=W (or J), "
+            f"not query={options.get('query')}&unit={options.get('unit')}"
         )
     if options.get("unit") == "J":
         return PrometheusEnergySensor(_server(rest), options["query"])

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from negawatt.energy import Energy
@@ -19,13 +20,14 @@ from negawatt.meter.accumulate import Accumulator, Total, window
 from negawatt.meter.amdsmi import AmdSmiSensor
 from negawatt.meter.battery import BatterySource
 from negawatt.meter.cputime import CpuPower, this_cpu_power
+from negawatt.meter.deadline import Timely
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
 from negawatt.meter.idle import IdlePower, load_idle
 from negawatt.meter.nvml import NvmlPowerSource, NvmlSensor
 from negawatt.meter.perf import PerfSensor
 from negawatt.meter.power import Integrated
 from negawatt.meter.powermetrics import PowermetricsSource
-from negawatt.meter.process import MachineTime, machine_time
+from negawatt.meter.process import MachineTime, asleep_s, machine_time
 from negawatt.meter.rapl import RaplSensor
 from negawatt.meter.sensor import Sensor, SensorStatus, probe
 
@@ -57,18 +59,20 @@ class Snapshot:
         at_s: monotonic time.
         totals: by component.
         time: of the machine's processors.
+        asleep_s: seconds that the machine was suspended since it started.
     """
 
     at_s: float
     totals: Mapping[str, Total]
     time: MachineTime
+    asleep_s: float = 0.0
 
 
 class Station:
     """Trusted sensors, read together.
 
-    Sensors that are quick are read on the spot; those that are slow or must be sampled are polled
-    by a thread each, so that neither a snapshot nor another sensor ever waits for one that hangs.
+    Sensors that are quick are read on the spot, with a deadline; those that are slow or must be
+    sampled are polled by a thread each, so that no snapshot waits long for one that hangs.
 
     Args:
         candidates: sensors to probe, best first; of two that count one component, the first wins.
@@ -94,9 +98,9 @@ class Station:
                 self.notes += sensor.notes
                 for component in status.components:
                     self._source.setdefault(component, len(self._accumulators))
-                self._accumulators.append(Accumulator(sensor))
+                self._accumulators.append(Accumulator(Timely(sensor) if sensor.polled_s is None else sensor))
             elif "no answer" not in status.reason:  # one that hangs holds what closing would wait for
-                sensor.close()
+                _close(sensor)
         self._closed = threading.Event()
         self._distrusted: set[tuple[int, str]] = set()
         for position, accumulator in enumerate(self._accumulators):
@@ -129,7 +133,7 @@ class Station:
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""
         totals = self.totals()
-        return Snapshot(time.monotonic(), totals, machine_time())
+        return Snapshot(time.monotonic(), totals, machine_time(), asleep_s())
 
     def spent(self, before: Snapshot, after: Snapshot) -> dict[str, Energy]:
         """Joules of every component of the machine between two snapshots."""
@@ -144,11 +148,17 @@ class Station:
         """Stop the threads and free what the sensors hold open."""
         self._closed.set()
         for accumulator in self._accumulators:
-            accumulator.sensor.close()
+            _close(accumulator.sensor)
 
     def _poll(self, accumulator: Accumulator, period_s: float) -> None:
         while not self._closed.wait(period_s):
             accumulator.update()
+
+
+def _close(sensor: Sensor) -> None:
+    """Close a sensor; one that is lost may not even do that, and no one can mend it from here."""
+    with suppress(Exception):
+        sensor.close()
 
 
 def this_station(named: Sequence[Sensor] = ()) -> Station:
@@ -160,6 +170,8 @@ def this_station(named: Sequence[Sensor] = ()) -> Station:
     except NegawattError as exc:  # what is measured must not fail because of the meter
         notes = (str(exc),)
     made = Station([*sensors(), *named], idle_power=idle_power)
+    asked_for = made.statuses[len(made.statuses) - len(named) :]
+    made.notes += tuple(f"{s.name} is not used: {s.reason}" for s in asked_for if s.status != "ok")
     made.notes += notes
     return made
 

@@ -21,13 +21,18 @@ class JsonDevice:
     Attributes:
         power_w: watts that the device reports; set it to let power change.
         trouble: None, or how to misbehave: ``hang``, ``drip`` (a byte now and then), ``garbage``,
-            ``redirect``, ``denied``, ``error`` or ``empty`` (a JSON object with nothing in it).
+            ``redirect``, ``denied``, ``error``, ``empty`` (a JSON object with nothing in it) or
+            ``babble`` (the body in `babble`, whatever is asked).
+        elsewhere: where ``redirect`` points.
+        asked: headers of every request so far.
         url: where it listens.
     """
 
     def __init__(self, power_w: float = 40.0) -> None:
         self.power_w = power_w
         self.trouble: str | None = None
+        self.elsewhere, self.babble = "http://elsewhere.invalid/", b""
+        self.asked: list[dict[str, str]] = []
         self._over = threading.Event()
         device = self
 
@@ -62,6 +67,7 @@ class JsonDevice:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(dict(request.headers))
         match self.trouble:
             case "hang":
                 self._over.wait(30)
@@ -75,12 +81,14 @@ class JsonDevice:
                 self._send(request, 200, b"<html>It works!</html>")
             case "redirect":
                 request.send_response(302)
-                request.send_header("Location", "http://elsewhere.invalid/")
+                request.send_header("Location", self.elsewhere)
                 request.end_headers()
             case "denied":
                 self._send(request, 401, b"{}")
             case "error":
                 self._send(request, 500, b"{}")
+            case "babble":
+                self._send(request, 200, self.babble)
             case "empty":
                 self._send(request, 200, b"{}")
             case _:
@@ -135,6 +143,15 @@ class TasmotaDouble(JsonDevice):
                 }
             }
         }
+
+
+class PrometheusDouble(JsonDevice):
+    """A server that answers the query ``watts`` as Prometheus does; for its faults, not its language."""
+
+    def paths(self) -> Mapping[str, Answer]:
+        sample = {"metric": {}, "value": [1.0, f"{self.power_w}"]}
+        answer = {"status": "success", "data": {"resultType": "vector", "result": [sample]}}
+        return {"/api/v1/query?query=watts": lambda: answer}
 
 
 class RedfishDouble(JsonDevice):
