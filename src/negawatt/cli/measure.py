@@ -77,6 +77,8 @@ def _summarise(measurement: Measurement) -> None:
     lines = [f"{measurement.energy} in {seconds}"]
     if measurement.energy.provenance is Provenance.ESTIMATED:
         lines.append("estimated from CPU time: no counter here can be trusted (negawatt doctor tells why)")
+        if measurement.boundary != "chip":
+            lines.append(f"by the calibrated power curve, which gives joules of the {measurement.boundary}")
     elif len(measurement.components) > 1:
         lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
     outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}

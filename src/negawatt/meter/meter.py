@@ -12,7 +12,7 @@ from typing import Protocol
 from negawatt.energy import Energy
 from negawatt.errors import UsageError
 from negawatt.meter.attribute import charged
-from negawatt.meter.cputime import this_cpu_power
+from negawatt.meter.calibrated import power_here
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
 from negawatt.meter.sensor import Boundary
@@ -85,7 +85,8 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
     components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
-    boundary: Boundary = "chip"
+    # Where the model stands in for the processors' counters, its curve may hold more than the chips.
+    boundary: Boundary = where.power.boundary if "cpu" in components else "chip"
     return Measurement(
         started_s=before.at_s,
         duration_s=duration_s,
@@ -264,12 +265,12 @@ class ProcessMeter:
 def energy_of_cpu_time(cpu_s: float) -> Energy:
     """Joules that `cpu_s` CPU-seconds cost on this machine's processor, by the CPU-time model.
 
-    Proportional to `cpu_s`, estimated, with a band over all models that apply; see
-    `negawatt.meter.cputime`.
+    Proportional to `cpu_s`, estimated, with a band over all models that apply, or by the machine's
+    own power curve if it has been calibrated; see `negawatt.meter.cputime`.
 
     Raises:
         UsageError: `cpu_s` is negative or not a number.
     """
     if not 0 <= cpu_s < float("inf"):
         raise UsageError(f"CPU time is a number of seconds from 0 up, not {cpu_s}")
-    return this_cpu_power().energy(cpu_s)
+    return power_here()[0].energy(cpu_s)

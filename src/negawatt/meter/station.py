@@ -18,6 +18,7 @@ from negawatt.errors import NegawattError
 from negawatt.meter.accumulate import Accumulator, Total, window
 from negawatt.meter.amdsmi import AmdSmiSensor
 from negawatt.meter.battery import BatterySource
+from negawatt.meter.calibrated import power_here
 from negawatt.meter.cputime import CpuPower, this_cpu_power
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
 from negawatt.meter.idle import IdlePower, load_idle
@@ -126,6 +127,11 @@ class Station:
             return False
         return self._source.get(component, position) == position
 
+    def sensor(self, component: str) -> Sensor | None:
+        """The sensor that a component is taken from, or None where none counts it."""
+        position = self._source.get(component)
+        return None if position is None else self._accumulators[position].sensor
+
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""
         totals = self.totals()
@@ -152,15 +158,16 @@ class Station:
 
 
 def this_station(named: Sequence[Sensor] = ()) -> Station:
-    """A new station of this machine's sensors and those named, with its idle power if that is known."""
+    """A new station of this machine's sensors and those named, with its idle power and curve if known."""
     notes: tuple[str, ...] = ()
     idle_power = None
     try:
         idle_power = load_idle()
     except NegawattError as exc:  # what is measured must not fail because of the meter
         notes = (str(exc),)
-    made = Station([*sensors(), *named], idle_power=idle_power)
-    made.notes += notes
+    power, why = power_here()
+    made = Station([*sensors(), *named], power, idle_power)
+    made.notes += (*notes, *filter(None, (why,)))
     return made
 
 
