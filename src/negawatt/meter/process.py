@@ -12,6 +12,10 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+
+from negawatt.meter.footprint import FootprintTotal
+from negawatt.meter.machine import Share
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -182,6 +186,14 @@ class ProcessTree:
         self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
         return self._total_s
 
+    def footprint(self) -> FootprintTotal:
+        """Counts the tree's memory and drive bytes from now on."""
+        return FootprintTotal(self._pids, self._pids, lambda: _share(self.pid))
+
+    def _pids(self) -> list[int]:
+        self.cpu_s()
+        return [pid for pid, _ in self._seen]
+
     def _look(self) -> dict[_Identity, _Times]:
         """Own and waited CPU seconds of every live process of the tree."""
         now: dict[_Identity, _Times] = {}
@@ -217,6 +229,10 @@ class OwnTree:
         """CPU seconds so far."""
         return time.process_time() + _children_s()
 
+    def footprint(self) -> FootprintTotal:
+        """Counts the tree's memory and drive bytes from now on."""
+        return FootprintTotal(_own_pids, _own_pids, lambda: _share(os.getpid()))
+
 
 class Children:
     """CPU time of this process's children alone, those included that nobody waits for if seen."""
@@ -224,15 +240,30 @@ class Children:
     def __init__(self) -> None:
         self._tree = ProcessTree(os.getpid())
 
-    def look(self) -> None:
-        """Note which processes run now and what they have used."""
-        self._tree.cpu_s()
-
     def cpu_s(self) -> float:
         """CPU seconds so far."""
         exact_s = _children_s()
         # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
         return max(exact_s, self._tree.cpu_s() - time.process_time())
+
+    def footprint(self) -> FootprintTotal:
+        """Counts the children's memory from now on, and drive bytes, of which this process moves none."""
+        return FootprintTotal(lambda: _own_pids()[1:], _own_pids, lambda: _share(os.getpid()))
+
+
+def _own_pids() -> list[int]:
+    """This process and its descendants."""
+    pid = os.getpid()
+    return [pid, *descendants(pid)] if _has_children() else [pid]
+
+
+@lru_cache(maxsize=64)
+def _share(pid: int) -> Share:
+    """What a process may use, read once; of one that has ended meanwhile, what this one may."""
+    try:
+        return Share.of(pid)
+    except OSError:
+        return Share.of()
 
 
 def _children_s() -> float:
