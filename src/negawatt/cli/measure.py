@@ -23,7 +23,7 @@ def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="KIND:WHERE",
         help="Also read this one: shelly:URL, tasmota:URL, redfish:URL, nut:UPS@HOST, "
-        "prometheus:URL?query=QUERY, csv:FILE. May be given more than once.",
+        "prometheus:URL?query=QUERY, csv:FILE, papi:powercap, papi:nvml. May be given more than once.",
     )(function)
 
 

@@ -55,13 +55,13 @@ class RaplSensor(Sensor):
                 label = (folder / "name").read_text().strip()
             except OSError:
                 continue  # unplugged between listing and reading
-            component, part_of = _component(label, folder.name, names)
+            component, part_of = zone_component(label, folder.name, names)
             names[folder.name] = component
             zones.append(_Zone(folder, component, part_of))
         return zones
 
 
-def _component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, str | None]:
+def zone_component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, str | None]:
     """The component a zone measures, and the one that contains it."""
     if label == "psys":
         return "host/psys", None
