@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from negawatt.cli.calibrate import command
 from negawatt.errors import NegawattError, SensorError, UsageError
 from negawatt.meter import Counter, Meter, Reading, Sensor, SensorAbsent, Station, energy_of_cpu_time
-from negawatt.meter.calibrate import _plan, measure_curve
+from negawatt.meter.calibrate import measure_curve, steps_plan
 from negawatt.meter.calibrated import curve_power, load_curve, power_here, save_curve
 from negawatt.meter.cputime import this_cpu_power
 from negawatt.meter.curve import LoadStep, PowerCurve
@@ -63,7 +63,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(threads: int = 64, **machine: object) -> PowerCurve:
     """A curve of a machine that draws 100 W at rest and 300 W at full load."""
-    steps = tuple(LoadStep(w, u, u, 100 + 200 * u + (5 if w == "copy" else 0) * u) for w, u in _plan())
+    steps = tuple(LoadStep(w, u, u, 100 + 200 * u + (5 if w == "copy" else 0) * u) for w, u in steps_plan())
     facts = {**fingerprint(), **machine}
     return PowerCurve(facts, threads, "2026-01-01", ("cpu/0",), "chip", ("cpu",), steps)
 

@@ -1,83 +1,35 @@
 """The power curve on synthetic machines whose true curve is known: is the truth inside the intervals?
 
-A machine draws power at rest, more with load along a random shape, differently for different kinds
-of work; its meter is noisy and drifts. It is calibrated by load steps as the command would do it,
-and then asked about loads and kinds of work that the calibration never saw.
+Each is calibrated by load steps as the command would do it, and then asked about loads and kinds of
+work that the calibration never saw.
 """
 
 import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.errors import NegawattError
-from negawatt.meter.calibrate import _plan
+from negawatt.meter.calibrate import steps_plan
 from negawatt.meter.calibrated import curve_power
 from negawatt.meter.curve import LoadStep, PowerCurve
 from negawatt.meter.machine import fingerprint
-
-SHAPES: dict[str, Callable[[float, float, float], float]] = {  # share of dynamic power at load u
-    "line": lambda u, a, b: u,
-    "concave": lambda u, a, b: u ** (0.4 + 0.6 * a),
-    "convex": lambda u, a, b: u ** (1 + 0.5 * a),
-    # beyond the knee a hardware thread shares its core
-    "knee": lambda u, a, b: (min(u, 0.5) + a * max(0.0, u - 0.5)) / (0.5 + 0.5 * a),
-    # the first busy core wakes the package
-    "wake": lambda u, a, b: 0.3 * a * min(1.0, u / (0.005 + 0.1 * b)) + (1 - 0.3 * a) * u,
-}
+from negawatt.testing.synthetic import SyntheticMachine
 
 
-@dataclass
-class Machine:
-    """A machine with a true power curve, and a meter on it."""
-
-    dice: random.Random
-    threads: int = 16
-
-    def __post_init__(self) -> None:
-        dice = self.dice
-        self.idle_w, self.dynamic_w = dice.uniform(5, 200), dice.uniform(10, 400)
-        self.shape, self.a, self.b = dice.choice(sorted(SHAPES)), dice.random(), dice.random()
-        self.spread, self.noise = dice.uniform(0.02, 0.2), dice.uniform(0.002, 0.03)
-        self.drift = dice.uniform(-0.02, 0.02)
-        self.effects: dict[str, float] = {"rest": 0.0}
-
-    def power_w(self, work: str, load: float, when: float) -> float:
-        """Watts of a machine at a load, `when` sessions of calibration after its start."""
-        effect = self.effects.setdefault(work, self.dice.gauss(0, self.spread))
-        watts = self.idle_w + self.dynamic_w * SHAPES[self.shape](load, self.a, self.b) * (1 + effect)
-        return watts * (1 + self.drift * when) * (1 + self.dice.gauss(0, self.noise))
-
-    def calibrated(self) -> PowerCurve:
-        plan, steps = _plan(), []
-        for n, (work, level) in enumerate(plan):
-            load = min(1.0, max(0.0, level + self.dice.gauss(0, 0.01)))
-            steps.append(LoadStep(work, level, load, self.power_w(work, load, n / len(plan))))
-        return PowerCurve(
-            fingerprint(),
-            self.threads,
-            "2026-01-01T00:00:00+0000",
-            ("wall/desk",),
-            "wall",
-            ("cpu", "dram", "disk"),
-            tuple(steps),
-        )
-
-
-def machines(count: int) -> list[tuple[Machine, PowerCurve]]:
-    made = [Machine(random.Random(seed)) for seed in range(count)]
-    return [(machine, machine.calibrated()) for machine in made]
+def machines(count: int) -> list[tuple[SyntheticMachine, PowerCurve]]:
+    made = [SyntheticMachine(random.Random(seed)) for seed in range(count)]
+    return [(machine, machine.calibrated(steps_plan())) for machine in made]
 
 
 MACHINES = machines(600)
 
 
-def held_back(machine: Machine) -> list[tuple[float, float]]:
+def held_back(machine: SyntheticMachine) -> list[tuple[float, float]]:
     """Loads and watts of work that the calibration never saw, up to a session after it."""
     return [
         (load, machine.power_w(f"new {n}", load, machine.dice.uniform(1, 2)))
@@ -187,7 +139,7 @@ def test_what_is_no_curve_is_refused(field: str, value: object) -> None:
 
 
 def _steps(power_w: Callable[[float], float], most: float = 1.0) -> PowerCurve:
-    steps = tuple(LoadStep(w, u, u * most, power_w(u * most)) for w, u in _plan())
+    steps = tuple(LoadStep(w, u, u * most, power_w(u * most)) for w, u in steps_plan())
     return PowerCurve(fingerprint(), 4, "2026", ("wall/desk",), "wall", ("cpu",), steps)
 
 

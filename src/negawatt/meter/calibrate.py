@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from negawatt.energy import Energy
+from negawatt.energy import Energy, Provenance
 from negawatt.errors import NegawattError, SensorError, UsageError
 from negawatt.meter.curve import LoadStep, PowerCurve
 from negawatt.meter.idle import IdlePower
@@ -148,7 +148,12 @@ def _target(where: Station, named: Sequence[Sensor]) -> _Target:
         SensorError: there are none.
         UsageError: there are several meters of the whole machine.
     """
-    whole = {n: t.counter.boundary for n, t in where.snapshot().totals.items() if not t.counter.part_of}
+    counters = {n: t.counter for n, t in where.snapshot().totals.items()}
+    whole = {
+        n: c.boundary
+        for n, c in counters.items()
+        if not c.part_of and c.provenance is not Provenance.ESTIMATED  # a model tells nothing of this machine
+    }
     chips = {n for n, boundary in whole.items() if boundary == "chip"}
     processors = tuple(sorted(n for n in chips if n.startswith("cpu/")))
     memory = tuple(sorted(n for n in chips if n.startswith("dram/")))
@@ -183,7 +188,7 @@ def _step_s(where: Station, target: _Target, seconds: float | None) -> float:
         sensor = where.sensor(name)
         polled_s = sensor.polled_s if sensor is not None else None
         slow_s = max(slow_s, totals[name].counter.refresh_s + (polled_s or 0.0))
-    count = len(_plan())
+    count = len(steps_plan())
     if seconds is None:
         return max(1.5, 3 * slow_s)
     if seconds < (least_s := count * max(0.2, 2 * slow_s)):
@@ -193,7 +198,7 @@ def _step_s(where: Station, target: _Target, seconds: float | None) -> float:
     return seconds / count
 
 
-def _plan() -> list[tuple[str, float]]:
+def steps_plan() -> list[tuple[str, float]]:
     """Kinds of work and loads in an order that keeps drift apart from both, with rest in between."""
     plan = [(work, level) for work in WORK for level in LEVELS]
     order = np.random.default_rng(1).permutation(len(plan))  # the same every time
@@ -207,7 +212,7 @@ def _steps(
     where: Station, target: _Target, threads: int, step_s: float, progress: Progress
 ) -> list[LoadStep]:
     """Go through the plan; raise as soon as it is clear that the machine does something else."""
-    plan = _plan()
+    plan = steps_plan()
     total_s = step_s * len(plan)
     steps: list[LoadStep] = []
     with Load(threads) as load:
