@@ -82,12 +82,32 @@ def test_a_measured_command_is_looked_at_while_it_runs() -> None:
     assert 120 * MB < spent.footprint.to_json()["resident_bytes"] < 250 * MB
 
 
+def test_a_child_that_comes_and_goes_between_two_looks_is_inside_the_interval() -> None:
+    with Meter(BLIND) as meter:
+        subprocess.run([sys.executable, "-S", "-c", HOLD.format(300 * MB, 0.05)], capture_output=True)
+    spent = meter.measurement
+    assert spent.components["dram"].high_j / spent.duration_s > 300 * MB / 2**30 * 0.392
+    with Meter(BLIND) as meter:
+        time.sleep(0.02)
+    assert (
+        meter.measurement.components["dram"].high_j / meter.measurement.duration_s
+        < spent.components["dram"].high_j / spent.duration_s
+    )
+
+
+def test_a_command_too_short_to_be_looked_at_is_not_taken_for_nothing() -> None:
+    _, spent = measure_command([sys.executable, "-S", "-c", "held = bytearray(50_000_000)"], station=BLIND)
+    dram = spent.components["dram"]
+    assert 0 < dram.value_j < dram.high_j
+    assert dram.high_j / spent.duration_s > 50 * MB / 2**30 * 0.392
+
+
 def test_of_pages_that_processes_share_the_largest_share_counts_once(holder: subprocess.Popen[str]) -> None:
     total = FootprintTotal(lambda: [holder.pid] * 3, list, Share.of)
     total.look()
     time.sleep(0.02)
     seen = total.look()
-    resident, shared, peak = module._memory(holder.pid)
+    resident, shared, peak = module.memory(holder.pid)
     assert 0 < shared < resident <= peak
     assert seen.byte_s / seen.duration_s == pytest.approx(3 * (resident - shared) + shared, rel=0.01)
 

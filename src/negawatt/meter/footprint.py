@@ -140,14 +140,16 @@ def solid_state(root: Path = Path("/sys/block")) -> bool:
 class FootprintTotal:
     """The footprint of a process tree since it was first looked at; grows with every look.
 
-    Between two looks memory is taken to go along a straight line. What is resident cannot be more
-    than the tree's share of the machine allows.
+    Between two looks memory is taken to go along a straight line. Where a child ended in between, all
+    that is known is its peak: the value is then halfway between the least and the most. What is
+    resident cannot be more than the tree's share of the machine allows.
 
     Args:
         memory_pids: processes whose memory counts.
         disk_pids: processes whose bytes count; those of children that were waited for are in
             their parent's.
         share: tells what they may use.
+        ended: tells the peak of the largest child that ended since it was last asked; 0 without one.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class FootprintTotal:
         memory_pids: Callable[[], Iterable[int]],
         disk_pids: Callable[[], Iterable[int]],
         share: Callable[[], Share],
+        ended: Callable[[], int] = lambda: 0,
     ) -> None:
         self._memory_pids, self._disk_pids, self._share = memory_pids, disk_pids, share
+        self._ended = ended
         self._total = Footprint()
         self._last: tuple[float, int] | None = None  # monotonic time, bytes
 
@@ -169,14 +173,16 @@ class FootprintTotal:
         """The total up to now."""
         now_s = time.monotonic()
         resident, peak = self._resident()
+        ended = self._ended()
         last_s, last = self._last or (now_s, resident)
         self._last = (now_s, resident)
         step_s, total = now_s - last_s, self._total
+        least, most = min(resident, last), max(resident, last, min(peak + ended, self._share().memory_bytes))
         read, written = self._moved()
         self._total = Footprint(
-            total.byte_s + step_s * (resident + last) / 2,
-            total.low_byte_s + step_s * min(resident, last),
-            total.high_byte_s + step_s * max(resident, last, peak),
+            total.byte_s + step_s * ((least + most) / 2 if ended else (resident + last) / 2),
+            total.low_byte_s + step_s * least,
+            total.high_byte_s + step_s * most,
             total.duration_s + step_s,
             read,
             written,
@@ -187,10 +193,10 @@ class FootprintTotal:
         """Bytes resident now, and the most that each process ever had, summed."""
         own = shared = peak = 0
         for pid in self._memory_pids():
-            memory = _memory(pid)
-            own += memory[0] - memory[1]
-            shared = max(shared, memory[1])
-            peak += memory[2]
+            resident, common, most_yet = memory(pid)
+            own += resident - common
+            shared = max(shared, common)
+            peak += most_yet
         most = self._share().memory_bytes
         return min(own + shared, most), min(peak, most)
 
@@ -212,7 +218,7 @@ class FootprintTotal:
         return max(before_read, read), max(before_written, written)
 
 
-def _memory(pid: int) -> tuple[int, int, int]:
+def memory(pid: int) -> tuple[int, int, int]:
     """Bytes resident, those of them that may be shared with others, and the peak; 0 once it has ended."""
     try:
         text = _read(f"/proc/{pid}/status")

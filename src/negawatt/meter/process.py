@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from negawatt.meter.footprint import FootprintTotal
+from negawatt.meter.footprint import FootprintTotal, memory
 from negawatt.meter.machine import Share
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -231,7 +231,14 @@ class OwnTree:
 
     def footprint(self) -> FootprintTotal:
         """Counts the tree's memory and drive bytes from now on."""
-        return FootprintTotal(_own_pids, _own_pids, lambda: _share(os.getpid()))
+        ended = _Ended()
+
+        def larger() -> int:
+            """A child's peak may be what it inherited from this process; more than that is its own."""
+            peak = ended()
+            return peak if peak and peak > memory(os.getpid())[2] else 0
+
+        return FootprintTotal(_own_pids, _own_pids, lambda: _share(os.getpid()), larger)
 
 
 class Children:
@@ -248,7 +255,19 @@ class Children:
 
     def footprint(self) -> FootprintTotal:
         """Counts the children's memory from now on, and drive bytes, of which this process moves none."""
-        return FootprintTotal(lambda: _own_pids()[1:], _own_pids, lambda: _share(os.getpid()))
+        return FootprintTotal(lambda: _own_pids()[1:], _own_pids, lambda: _share(os.getpid()), _Ended())
+
+
+class _Ended:
+    """Tells the peak memory of the largest child that was ever waited for, if one was since the last call."""
+
+    def __init__(self) -> None:
+        self._faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+    def __call__(self) -> int:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before, self._faults = self._faults, children.ru_minflt
+        return children.ru_maxrss * 1024 if children.ru_minflt > before else 0
 
 
 def _own_pids() -> list[int]:
