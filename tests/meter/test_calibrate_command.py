@@ -13,7 +13,18 @@ from click.testing import CliRunner
 
 from negawatt.cli.calibrate import command
 from negawatt.errors import NegawattError, SensorError, UsageError
-from negawatt.meter import Counter, Meter, Reading, Sensor, SensorAbsent, Station, energy_of_cpu_time
+from negawatt.meter import (
+    Counter,
+    Integrated,
+    Meter,
+    Power,
+    PowerSource,
+    Reading,
+    Sensor,
+    SensorAbsent,
+    Station,
+    energy_of_cpu_time,
+)
 from negawatt.meter.calibrate import measure_curve, steps_plan
 from negawatt.meter.calibrated import curve_power, load_curve, power_here, save_curve
 from negawatt.meter.cputime import this_cpu_power
@@ -90,12 +101,32 @@ def test_load_steps_find_the_curve_of_this_machine_and_it_is_used_from_then_on(
     assert this_station().power.boundary == "wall"
 
 
-def test_progress_is_told_to_the_end(home: Path, alone: None) -> None:
+class PlugPower(PowerSource):
+    """The same plug, told in watts and polled."""
+
+    name = "plug power"
+    polled_s = 0.03
+
+    def __init__(self) -> None:
+        self.last = (time.monotonic(), time.process_time())
+
+    def read_power(self) -> dict[str, Power]:
+        (then_s, used_s), now = self.last, (time.monotonic(), time.process_time())
+        self.last = now
+        busy = (now[1] - used_s) / max(now[0] - then_s, 1e-3)
+        return {"wall/plug": Power(IDLE_W + BUSY_W * busy, boundary="wall", limit_w=1e5)}
+
+
+def test_a_polled_sensor_serves_as_well_and_progress_is_told_to_the_end(home: Path, alone: None) -> None:
     seen: list[tuple[float, float, str]] = []
-    measure_curve(Station([Plug()]), 5.7, progress=lambda *told: seen.append(told))
+    where = Station([Integrated(PlugPower())])
+    curve = measure_curve(where, 7.0, progress=lambda *told: seen.append(told))
+    where.close()
+    most = curve.knots[-1][0]
+    assert curve.power_w(most) == pytest.approx(IDLE_W + BUSY_W * THREADS * most, rel=0.15)
     done = [told[0] for told in seen]
     assert done == sorted(done)
-    assert 5.0 < done[-1] <= seen[-1][1] == pytest.approx(5.7)
+    assert 6.5 < done[-1] <= seen[-1][1] == pytest.approx(7.0)
     assert seen[0][2] == "rest 0%"
 
 

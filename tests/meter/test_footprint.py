@@ -103,7 +103,7 @@ def test_a_command_too_short_to_be_looked_at_is_not_taken_for_nothing() -> None:
 
 
 def test_of_pages_that_processes_share_the_largest_share_counts_once(holder: subprocess.Popen[str]) -> None:
-    total = FootprintTotal(lambda: [holder.pid] * 3, list, Share.of)
+    total = FootprintTotal(lambda: [holder.pid] * 3, Share.of)
     total.look()
     time.sleep(0.02)
     seen = total.look()
@@ -114,7 +114,7 @@ def test_of_pages_that_processes_share_the_largest_share_counts_once(holder: sub
 
 def test_no_more_is_resident_than_the_share_allows(holder: subprocess.Popen[str]) -> None:
     small = Share(1.0, 2, 50 * MB, 1000 * MB)
-    total = FootprintTotal(lambda: [holder.pid], list, lambda: small)
+    total = FootprintTotal(lambda: [holder.pid], lambda: small)
     total.look()
     time.sleep(0.02)
     seen = total.look()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,22 +145,21 @@ class FootprintTotal:
     resident cannot be more than the tree's share of the machine allows.
 
     Args:
-        memory_pids: processes whose memory counts.
-        disk_pids: processes whose bytes count; those of children that were waited for are in
-            their parent's.
+        pids: tells the processes, the root first.
+        root_holds: whether the root's memory counts; its bytes always do, because those of children
+            that were waited for are among them.
         share: tells what they may use.
         ended: tells the peak of the largest child that ended since it was last asked; 0 without one.
     """
 
     def __init__(
         self,
-        memory_pids: Callable[[], Iterable[int]],
-        disk_pids: Callable[[], Iterable[int]],
+        pids: Callable[[], Sequence[int]],
         share: Callable[[], Share],
         ended: Callable[[], int] = lambda: 0,
+        root_holds: bool = True,
     ) -> None:
-        self._memory_pids, self._disk_pids, self._share = memory_pids, disk_pids, share
-        self._ended = ended
+        self._pids, self._share, self._ended, self._root_holds = pids, share, ended, root_holds
         self._total = Footprint()
         self._last: tuple[float, int] | None = None  # monotonic time, bytes
 
@@ -172,13 +171,14 @@ class FootprintTotal:
     def look(self) -> Footprint:
         """The total up to now."""
         now_s = time.monotonic()
-        resident, peak = self._resident()
+        pids = self._pids()
+        resident, peak = self._resident(pids if self._root_holds else pids[1:])
         ended = self._ended()
         last_s, last = self._last or (now_s, resident)
         self._last = (now_s, resident)
         step_s, total = now_s - last_s, self._total
         least, most = min(resident, last), max(resident, last, min(peak + ended, self._share().memory_bytes))
-        read, written = self._moved()
+        read, written = self._moved(pids)
         self._total = Footprint(
             total.byte_s + step_s * ((least + most) / 2 if ended else (resident + last) / 2),
             total.low_byte_s + step_s * least,
@@ -189,10 +189,10 @@ class FootprintTotal:
         )
         return self._total
 
-    def _resident(self) -> tuple[int, int]:
+    def _resident(self, pids: Iterable[int]) -> tuple[int, int]:
         """Bytes resident now, and the most that each process ever had, summed."""
         own = shared = peak = 0
-        for pid in self._memory_pids():
+        for pid in pids:
             resident, common, most_yet = memory(pid)
             own += resident - common
             shared = max(shared, common)
@@ -200,12 +200,12 @@ class FootprintTotal:
         most = self._share().memory_bytes
         return min(own + shared, most), min(peak, most)
 
-    def _moved(self) -> tuple[int | None, int | None]:
+    def _moved(self, pids: Iterable[int]) -> tuple[int | None, int | None]:
         before_read, before_written = self._total.read_bytes, self._total.written_bytes
         if before_read is None or before_written is None:
             return None, None
         read = written = 0
-        for pid in self._disk_pids():
+        for pid in pids:
             try:
                 text = _read(f"/proc/{pid}/io")
             except (ProcessLookupError, FileNotFoundError):

@@ -188,7 +188,7 @@ class ProcessTree:
 
     def footprint(self) -> FootprintTotal:
         """Counts the tree's memory and drive bytes from now on."""
-        return FootprintTotal(self._pids, self._pids, lambda: _share(self.pid))
+        return FootprintTotal(self._pids, lambda: _share(self.pid))
 
     def _pids(self) -> list[int]:
         self.cpu_s()
@@ -238,7 +238,7 @@ class OwnTree:
             peak = ended()
             return peak if peak and peak > memory(os.getpid())[2] else 0
 
-        return FootprintTotal(_own_pids, _own_pids, lambda: _share(os.getpid()), larger)
+        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), larger)
 
 
 class Children:
@@ -255,7 +255,7 @@ class Children:
 
     def footprint(self) -> FootprintTotal:
         """Counts the children's memory from now on, and drive bytes, of which this process moves none."""
-        return FootprintTotal(lambda: _own_pids()[1:], _own_pids, lambda: _share(os.getpid()), _Ended())
+        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), _Ended(), root_holds=False)
 
 
 class _Ended:
