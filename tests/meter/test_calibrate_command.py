@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -213,6 +214,50 @@ def test_an_interrupted_calibration_leaves_nothing(
         measure_curve(Station([Plug()]), 7.0, progress=interrupt)
     assert not [t for t in threading.enumerate() if t.name.startswith("negawatt-load")]
     assert not list(home.iterdir())
+
+
+def test_ctrl_c_ends_the_command_in_a_word_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    log = tmp_path / "bench" / "log.csv"
+    log.parent.mkdir()
+    log.write_text("time,power_w\n")
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.wait(0.1):
+            with log.open("a") as file:
+                file.write(f"{time.time()},60\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    time.sleep(0.3)
+    done = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from negawatt.cli import main; main()",
+            "calibrate",
+            "--sensor",
+            f"csv:{log}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NEGAWATT_HOME": str(home / "kept")},
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while len(os.listdir(f"/proc/{done.pid}/task")) < THREADS + 3 and time.monotonic() < deadline:
+            time.sleep(0.05)  # until its load threads are there
+        done.send_signal(signal.SIGINT)
+        out, err = done.communicate(timeout=30)
+    finally:
+        done.kill()
+        over.set()
+        writer.join()
+    assert done.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (home / "kept").exists()
 
 
 def test_what_cannot_be_calibrated_gets_a_sentence(
