@@ -90,10 +90,6 @@ def test_a_record_is_kept_for_the_machine(tmp_path: Path, monkeypatch: pytest.Mo
     assert any("damaged" in note for note in this_station().notes)
 
 
-def test_the_command_needs_to_know_what_to_calibrate() -> None:
-    assert "--idle" in str(CliRunner().invoke(command, []).exception)
-
-
 def test_the_command_measures_by_a_named_sensor_and_keeps_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from negawatt.meter import fingerprint
-from negawatt.meter.machine import cpu_identity, memory_limit_bytes, usable_cores, virtualisation
+from negawatt.meter.machine import Share, cpu_identity, memory_limit_bytes, usable_cores, virtualisation
 
 CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -98,6 +98,24 @@ def test_memory_is_the_lesser_of_machine_and_limit(tmp_path: Path) -> None:
     assert memory_limit_bytes(lay(tmp_path, files)) == 8 * 2**30
     lay(tmp_path, {"sys/fs/cgroup/job/memory.max": "1073741824\n"})
     assert memory_limit_bytes(tmp_path) == 2**30
+
+
+def test_the_share_of_another_process_is_its_own_groups(tmp_path: Path) -> None:
+    pid = os.getpid()
+    files = {
+        "proc/meminfo": "MemTotal:  8388608 kB\n",
+        "proc/self/cgroup": "0::/\n",
+        f"proc/{pid}/cgroup": "4:memory:/job\n3:cpu,cpuacct:/job\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "50000\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "1073741824\n",
+    }
+    share = Share.of(pid, lay(tmp_path, files))
+    assert (share.cores, share.of_cores) == (0.5, os.cpu_count())
+    assert (share.memory_bytes, share.of_memory_bytes) == (2**30, 2**33)
+    assert Share.of(root=tmp_path).memory_bytes == 2**33
+    with pytest.raises(ProcessLookupError):
+        Share.of(2**22 + 1)
 
 
 def test_virtual_or_not(tmp_path: Path) -> None:

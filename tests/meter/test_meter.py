@@ -91,8 +91,9 @@ def test_without_sensors_cpu_time_is_charged_at_the_models_watts(blind: Station)
         spin(0.05)
     spent = meter.measurement
     assert spent.cpu_s == pytest.approx(0.05, abs=0.01)
-    assert spent.energy == POWER.energy(spent.cpu_s)
-    assert list(spent.components) == ["cpu"]
+    assert spent.components["cpu"] == POWER.energy(spent.cpu_s)
+    assert spent.components.keys() - {"disk"} == {"cpu", "dram"}
+    assert spent.energy.value_j == pytest.approx(math.fsum(e.value_j for e in spent.components.values()))
     assert spent.machine == {}
     assert spent.energy.provenance is Provenance.ESTIMATED
 
@@ -102,7 +103,7 @@ def test_idle_and_dynamic_make_the_whole(blind: Station) -> None:
         spin(0.02)
     spent = meter.measurement
     assert (spent.idle + spent.dynamic).value_j == pytest.approx(spent.energy.value_j)
-    assert spent.idle.value_j == pytest.approx(POWER.idle_w * spent.cpu_s)
+    assert spent.idle.value_j == pytest.approx(POWER.idle_w * spent.cpu_s + spent.components["dram"].value_j)
 
 
 def test_children_of_the_block_are_counted(blind: Station) -> None:
@@ -208,7 +209,7 @@ def test_a_process_is_measured_while_it_lives_and_as_often_as_wanted(
         child(cpu_s)
         spent = meter.stop()
         assert spent.cpu_s == pytest.approx(cpu_s, abs=0.004)
-        assert spent.energy == POWER.energy(spent.cpu_s)
+        assert spent.components["cpu"] == POWER.energy(spent.cpu_s)
 
 
 def test_what_others_use_is_told_and_not_charged(child: Callable[[float], None], blind: Station) -> None:

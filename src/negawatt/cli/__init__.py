@@ -13,7 +13,7 @@ from negawatt import __version__
 from negawatt.errors import NegawattError, SensorError
 
 COMMANDS = {
-    "calibrate": "measure this machine at rest, once, for later measurements",
+    "calibrate": "find out, once, how this machine's power follows its load",
     "carbon": "turn a measurement into carbon, water and cost",
     "completion": "print the script that completes commands and options in a shell",
     "data": "list, pull or show data sets and workloads",

@@ -35,13 +35,12 @@ def command(as_json: bool, sensors: tuple[str, ...]) -> None:
 def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
     """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines."""
     from negawatt.meter import fingerprint
-    from negawatt.meter.cputime import this_cpu_power
 
     here = station_with(sensors)
     model = {
         "name": "cpu-time model",
         "status": "ok",
-        "reason": this_cpu_power().summary,
+        "reason": here.power.summary,
         "remedy": "",
         "components": ["cpu"],
     }

@@ -27,7 +27,7 @@ def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="KIND:WHERE",
         help="Also read this one: shelly:URL, tasmota:URL, redfish:URL, nut:UPS@HOST, "
-        "prometheus:URL?query=QUERY, csv:FILE. May be given more than once.",
+        "prometheus:URL?query=QUERY, csv:FILE, papi:powercap, papi:nvml. May be given more than once.",
     )(function)
 
 
@@ -112,6 +112,8 @@ def _summary(measurement: Measurement) -> str:
     lines = [f"{measurement.energy} in {seconds}"]
     if measurement.energy.provenance is Provenance.ESTIMATED:
         lines.append("estimated from CPU time: no counter here can be trusted (negawatt doctor tells why)")
+        if measurement.boundary != "chip":
+            lines.append(f"by the calibrated power curve, which gives joules of the {measurement.boundary}")
     elif len(measurement.components) > 1:
         lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
     outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}

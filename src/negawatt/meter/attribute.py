@@ -82,14 +82,19 @@ def charged(
         if totals[n].counter.boundary == "chip" and not totals[n].counter.part_of
     }
     result: dict[str, Energy] = {}
+    covered: tuple[str, ...] = ()  # what the model's watts hold already
     processors = {n: e for n, e in chips.items() if n.startswith("cpu/")}
     if processors and not any(e.is_missing for e in processors.values()):
         for name, energy in processors.items():
             result[name] = by_cpu_time(energy, cpu_s, busy_s, duration_s)
     else:
-        result["cpu"] = power.energy(cpu_s)
+        load = busy_s / (duration_s * (os.cpu_count() or 1)) if duration_s > 0 and busy_s > 0 else None
+        result["cpu"] = power.energy(cpu_s, load)
+        covered = power.covers
     for name, energy in chips.items():
         if name.startswith("dram/"):
+            if "dram" in covered:
+                continue
             result[name] = by_cpu_time(energy, cpu_s, busy_s, duration_s)
         elif not name.startswith("cpu/") and local_rank() == 0:
             result[name] = energy

@@ -56,8 +56,7 @@ def measure_command(
         CommandNotRun: there is no such program, or it may not be executed.
     """
     become_subreaper()
-    children = Children()
-    window = Window(children, station)
+    window = Window(Children(), station)
     watched = {signal.SIGCHLD, *_PASSED_ON}
     # Blocked rather than handled: they are picked up one at a time below, and the command itself
     # starts with the caller's own mask.
@@ -65,7 +64,7 @@ def measure_command(
     try:
         window.start()
         pid = _spawn(command, output_to_stderr, mask)
-        status = _wait(pid, children, watched)
+        status = _wait(pid, window, watched)
         measurement = window.stop()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -102,7 +101,7 @@ def _spawn(command: Sequence[str], output_to_stderr: bool, mask: set[int | signa
         raise CommandNotRun(f"{command[0]} cannot be executed: {exc.strerror}", 126) from exc
 
 
-def _wait(pid: int, children: Children, watched: set[signal.Signals]) -> int:
+def _wait(pid: int, window: Window, watched: set[signal.Signals]) -> int:
     """Reap whatever ends until the command itself does; return its wait status.
 
     Looks at the tree now and then, never using more than half a percent of a core for it: a
@@ -123,5 +122,5 @@ def _wait(pid: int, children: Children, watched: set[signal.Signals]) -> int:
             if ended == 0:
                 break
         begun = time.process_time()
-        children.look()
+        window.look()
         pause_s = max(0.1, 200 * (time.process_time() - begun))

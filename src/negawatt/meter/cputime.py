@@ -21,14 +21,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 
 from negawatt.energy import Energy, Provenance
 from negawatt.errors import SensorError
 from negawatt.meter.machine import cpu_identity
-from negawatt.meter.sensor import Counter, Reading, Sensor
+from negawatt.meter.sensor import Boundary, Counter, Reading, Sensor
 from negawatt.meter.tdp import ThreadPower, thread_power
 
 _TEADS = ((0.0, 0.12), (0.1, 0.32), (0.5, 0.75), (1.0, 1.02))
@@ -74,6 +74,9 @@ class CpuPower:
         idle_low_w, idle_high_w: its band.
         models: the curves that the band spans.
         basis: where the processor's TDP comes from.
+        boundary: where the joules are counted.
+        covers: what the watts hold besides the processor: ``dram``, ``disk``.
+        at_load: tells the watts at a known load of the whole machine (0 to 1), where they depend on it.
     """
 
     low_w: float
@@ -84,6 +87,9 @@ class CpuPower:
     idle_high_w: float
     models: tuple[str, ...]
     basis: str
+    boundary: Boundary = "chip"
+    covers: tuple[str, ...] = ("cpu",)
+    at_load: Callable[[float], CpuPower] | None = field(default=None, compare=False, repr=False)
 
     @property
     def reason(self) -> str:
@@ -94,11 +100,18 @@ class CpuPower:
         """One sentence for people."""
         return (
             f"estimates {self.value_w:.1f} W a busy core ({self.low_w:.1f}–{self.high_w:.1f}) "
-            f"over {len(self.models)} models; {self.basis}"
+            f"by {self.models[0] if len(self.models) == 1 else f'{len(self.models)} models'}; {self.basis}"
         )
 
-    def energy(self, cpu_s: float) -> Energy:
-        """Joules charged for `cpu_s` seconds of CPU time, their idle share included."""
+    def energy(self, cpu_s: float, load: float | None = None) -> Energy:
+        """Joules charged for `cpu_s` seconds of CPU time, their idle share included.
+
+        Args:
+            cpu_s: CPU seconds.
+            load: of the whole machine meanwhile, 0 to 1, where that is known.
+        """
+        if self.at_load is not None and load is not None:
+            return self.at_load(load).energy(cpu_s)
         return Energy.estimated(self.value_w * cpu_s, self.low_w * cpu_s, self.high_w * cpu_s, self.reason)
 
     def idle(self, cpu_s: float) -> Energy:

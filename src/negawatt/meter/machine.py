@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,31 +53,42 @@ def cpu_identity(root: Path = Path("/")) -> CpuIdentity:
     )
 
 
-def usable_cores(root: Path = Path("/")) -> float:
-    """CPU cores this process may use: its affinity, or its control group's quota if that is less.
+def usable_cores(root: Path = Path("/"), pid: int | None = None) -> float:
+    """CPU cores a process may use: its affinity, or its control group's quota if that is less.
 
     Reads the quota of version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``) groups, at the
     process's own group and at every one above it. May be a fraction.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+        pid: the process; by default this one.
+
+    Raises:
+        ProcessLookupError: there is no such process.
     """
-    cores = float(len(os.sched_getaffinity(0)))
-    for folder in _cpu_groups(root):
+    cores = float(len(os.sched_getaffinity(pid or 0)))
+    for folder in _groups(root, "cpu", pid):
         quota = _quota(folder)
         if quota is not None:
             cores = min(cores, quota)
     return cores
 
 
-def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """Bytes of memory this process may use: the machine's, or its control group's limit if less."""
-    total = 0
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Bytes of memory that the machine has."""
     try:
         if found := re.search(r"^MemTotal:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.M):
-            total = int(found[1]) * 1024
+            return int(found[1]) * 1024
+        return 0
     except OSError:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total]
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit_bytes(root: Path = Path("/"), pid: int | None = None) -> int:
+    """Bytes of memory a process may use: the machine's, or its control group's limit if less."""
+    limits = [memory_bytes(root)]
     for folder, file in (
-        (d, f) for d in _groups(root, "memory") for f in ("memory.max", "memory.limit_in_bytes")
+        (d, f) for d in _groups(root, "memory", pid) for f in ("memory.max", "memory.limit_in_bytes")
     ):
         text = _text(folder / file)
         if text.isdigit():
@@ -85,14 +96,42 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     return min(limits)
 
 
-def _cpu_groups(root: Path) -> list[Path]:
-    return _groups(root, "cpu")
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the machine a process may use: its affinity and its control groups' limits.
+
+    In a virtual machine the machine is what the host gave it: its virtual CPUs and memory.
+
+    Attributes:
+        cores: processors it may keep busy; may be a fraction.
+        of_cores: processors of the machine.
+        memory_bytes: memory it may hold.
+        of_memory_bytes: memory of the machine.
+    """
+
+    cores: float
+    of_cores: int
+    memory_bytes: int
+    of_memory_bytes: int
+
+    @classmethod
+    def of(cls, pid: int | None = None, root: Path = Path("/")) -> Share:
+        """The share of a process, by default of this one.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+        """
+        cores, threads = usable_cores(root, pid), os.cpu_count() or 1
+        return cls(min(cores, threads), threads, memory_limit_bytes(root, pid), memory_bytes(root))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def _groups(root: Path, controller: str) -> list[Path]:
-    """Folders of this process's control group and of its ancestors, for a controller."""
+def _groups(root: Path, controller: str, pid: int | None = None) -> list[Path]:
+    """Folders of a process's control group and of its ancestors, for a controller."""
     found: list[Path] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _text(root / f"proc/{pid or 'self'}/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         base = root / "sys/fs/cgroup"
         if controllers:

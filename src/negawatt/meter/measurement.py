@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.energy import Energy
+from negawatt.meter.footprint import Footprint
+from negawatt.meter.machine import Share
 from negawatt.meter.sensor import Boundary
 
 
@@ -64,6 +66,8 @@ class Measurement:
         boundary: where the joules were counted.
         warnings: sentences about what makes the figures less certain.
         stages: named parts, parents before children.
+        footprint: memory held and bytes moved to and from drives by the process tree.
+        share: how much of the machine it may use.
     """
 
     started_s: float
@@ -79,6 +83,8 @@ class Measurement:
     boundary: Boundary = "chip"
     warnings: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
+    footprint: Footprint | None = None
+    share: Share | None = None
 
     def with_warning(self, sentence: str) -> Measurement:
         """A copy with one more warning."""
@@ -99,4 +105,6 @@ class Measurement:
             "boundary": self.boundary,
             "warnings": list(self.warnings),
             "stages": [stage.to_json() for stage in self.stages],
+            "footprint": self.footprint.to_json() if self.footprint else None,
+            "share": self.share.to_json() if self.share else None,
         }

@@ -13,7 +13,9 @@ from typing import Protocol
 from negawatt.energy import Energy
 from negawatt.errors import UsageError
 from negawatt.meter.attribute import charged
-from negawatt.meter.cputime import this_cpu_power
+from negawatt.meter.calibrated import power_here
+from negawatt.meter.footprint import Footprint, FootprintTotal
+from negawatt.meter.machine import Share
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
 from negawatt.meter.sensor import Boundary
@@ -27,6 +29,9 @@ class Tree(Protocol):
     def cpu_s(self) -> float:
         """CPU seconds they have used so far; never decreases."""
 
+    def footprint(self) -> FootprintTotal:
+        """Counts the memory they hold and the drive bytes they move, from now on."""
+
 
 class Window:
     """One start and one stop, on one process tree: the part that all meters share.
@@ -39,7 +44,8 @@ class Window:
     def __init__(self, tree: Tree, where: Station | None) -> None:
         self._tree = tree
         self._station = where
-        self._start: tuple[Snapshot, float] | None = None
+        self._footprint = tree.footprint()
+        self._start: tuple[Snapshot, float, Footprint] | None = None
         self._ledger: Ledger | None = None
 
     def start(self) -> None:
@@ -48,7 +54,13 @@ class Window:
         if self._station is None:
             self._station = station()
         self._ledger = None
-        self._start = (self._station.snapshot(), self._tree.cpu_s())
+        footprint = self._footprint.look()
+        self._start = (self._station.snapshot(), self._tree.cpu_s(), footprint)
+
+    def look(self) -> None:
+        """Note what runs now and what it holds, in a window that is long enough for either to change."""
+        self._tree.cpu_s()
+        self._footprint.look()
 
     def stop(self) -> Measurement:
         return self.close()()
@@ -60,25 +72,34 @@ class Window:
         left = self._ledger.finish() if self._ledger else []
         cpu_s = self._tree.cpu_s()
         after = self._station.snapshot()
-        (before, cpu_before_s), self._start = self._start, None
+        (before, cpu_before_s, held_before), self._start = self._start, None
+        footprint = self._footprint.look() - held_before
         spent_s = max(0.0, cpu_s - cpu_before_s)
-        return partial(_figures, self._station, before, after, spent_s, self._ledger, left)
+        share = self._footprint.share
+        return partial(_figures, self._station, before, after, spent_s, footprint, share, self._ledger, left)
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
         if self._start is None or self._station is None:
             raise UsageError("a stage needs a running meter; enter the meter's block first")
         if self._ledger is None:
-            before, cpu_s = self._start
+            before, cpu_s, _ = self._start
             self._ledger = Ledger(self._tree.cpu_s, self._station.totals, before.at_s, cpu_s, before.totals)
         return self._ledger
 
 
 def _figures(
-    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, ledger: Ledger | None, left: list[str]
+    where: Station,
+    before: Snapshot,
+    after: Snapshot,
+    cpu_s: float,
+    footprint: Footprint,
+    share: Share,
+    ledger: Ledger | None,
+    left: list[str],
 ) -> Measurement:
     """The measurement of a window, with its stages; those in `left` were still open at its end."""
-    result = _measurement(where, before, after, cpu_s)
+    result = _measurement(where, before, after, cpu_s, footprint, share)
     if ledger:
         refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
         result = replace(result, stages=ledger.stages(result.components, refresh_s, result.duration_s))
@@ -87,17 +108,21 @@ def _figures(
     return result
 
 
-def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
+def _measurement(
+    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, footprint: Footprint, share: Share
+) -> Measurement:
     duration_s = after.at_s - before.at_s
     busy_s = after.time.busy_s - before.time.busy_s
     steal_s = after.time.steal_s - before.time.steal_s
     other_s = max(0.0, busy_s - cpu_s)
     spent = where.spent(before, after)
     components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
+    components |= footprint.beside(where.power, components)
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
     asleep_s = after.asleep_s - before.asleep_s
-    boundary: Boundary = "chip"
+    # Where the model stands in for the processors' counters, its curve may hold more than the chips.
+    boundary: Boundary = where.power.boundary if "cpu" in components else "chip"
     return Measurement(
         started_s=before.at_s,
         duration_s=duration_s,
@@ -111,6 +136,8 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
         steal_s=steal_s,
         boundary=boundary,
         warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s, asleep_s)),
+        footprint=footprint,
+        share=share,
     )
 
 
@@ -124,6 +151,12 @@ def _idle(
     """The part of what is charged that would have flowed anyway: the same share of idle as of all."""
     parts = []
     for name, energy in components.items():
+        if name in (
+            "dram",
+            "disk",
+        ):  # estimated: memory draws power whether used or not, bytes only when moved
+            parts.append(energy.scaled(1.0 if name == "dram" else 0.0))
+            continue
         if name not in spent:
             parts.append(where.power.idle(cpu_s))
             continue
@@ -286,12 +319,12 @@ class ProcessMeter:
 def energy_of_cpu_time(cpu_s: float) -> Energy:
     """Joules that `cpu_s` CPU-seconds cost on this machine's processor, by the CPU-time model.
 
-    Proportional to `cpu_s`, estimated, with a band over all models that apply; see
-    `negawatt.meter.cputime`.
+    Proportional to `cpu_s`, estimated, with a band over all models that apply, or by the machine's
+    own power curve if it has been calibrated; see `negawatt.meter.cputime`.
 
     Raises:
         UsageError: `cpu_s` is negative or not a number.
     """
     if not 0 <= cpu_s < float("inf"):
         raise UsageError(f"CPU time is a number of seconds from 0 up, not {cpu_s}")
-    return this_cpu_power().energy(cpu_s)
+    return power_here()[0].energy(cpu_s)

@@ -53,6 +53,8 @@ class Integrated(Sensor):
     adds: whatever power did in between, if it stayed between the two, is covered.
     """
 
+    integrates = True
+
     def __init__(self, source: PowerSource) -> None:
         self.source = source
         self.name = source.name

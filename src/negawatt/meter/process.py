@@ -12,6 +12,10 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+
+from negawatt.meter.footprint import FootprintTotal, memory
+from negawatt.meter.machine import Share
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -189,6 +193,14 @@ class ProcessTree:
         self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
         return self._total_s
 
+    def footprint(self) -> FootprintTotal:
+        """Counts the tree's memory and drive bytes from now on."""
+        return FootprintTotal(self._pids, lambda: _share(self.pid))
+
+    def _pids(self) -> list[int]:
+        self.cpu_s()
+        return [pid for pid, _ in self._seen]
+
     def _look(self) -> dict[_Identity, _Times]:
         """Own and waited CPU seconds of every live process of the tree."""
         now: dict[_Identity, _Times] = {}
@@ -224,6 +236,17 @@ class OwnTree:
         """CPU seconds so far."""
         return time.process_time() + _children_s()
 
+    def footprint(self) -> FootprintTotal:
+        """Counts the tree's memory and drive bytes from now on."""
+        ended = _Ended()
+
+        def larger() -> int:
+            """A child's peak may be what it inherited from this process; more than that is its own."""
+            peak = ended()
+            return peak if peak and peak > memory(os.getpid())[2] else 0
+
+        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), larger)
+
 
 class Children:
     """CPU time of this process's children alone, those included that nobody waits for if seen."""
@@ -231,15 +254,42 @@ class Children:
     def __init__(self) -> None:
         self._tree = ProcessTree(os.getpid())
 
-    def look(self) -> None:
-        """Note which processes run now and what they have used."""
-        self._tree.cpu_s()
-
     def cpu_s(self) -> float:
         """CPU seconds so far."""
         exact_s = _children_s()
         # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
         return max(exact_s, self._tree.cpu_s() - time.process_time())
+
+    def footprint(self) -> FootprintTotal:
+        """Counts the children's memory from now on, and drive bytes, of which this process moves none."""
+        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), _Ended(), root_holds=False)
+
+
+class _Ended:
+    """Tells the peak memory of the largest child that was ever waited for, if one was since the last call."""
+
+    def __init__(self) -> None:
+        self._faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+    def __call__(self) -> int:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before, self._faults = self._faults, children.ru_minflt
+        return children.ru_maxrss * 1024 if children.ru_minflt > before else 0
+
+
+def _own_pids() -> list[int]:
+    """This process and its descendants."""
+    pid = os.getpid()
+    return [pid, *descendants(pid)] if _has_children() else [pid]
+
+
+@lru_cache(maxsize=64)
+def _share(pid: int) -> Share:
+    """What a process may use, read once; of one that has ended meanwhile, what this one may."""
+    try:
+        return Share.of(pid)
+    except OSError:
+        return Share.of()
 
 
 def _children_s() -> float:

@@ -60,14 +60,14 @@ class RaplSensor(Sensor):
                 raise
             except SensorError:
                 continue  # unplugged between listing and reading
-            component, part_of = _component(label, folder.name, names)
+            component, part_of = zone_component(label, folder.name, names)
             names[folder.name] = component
             range_j = number(folder / "max_energy_range_uj") * 1e-6
             zones.append(_Zone(folder / "energy_uj", component, part_of, range_j))
         return zones
 
 
-def _component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, str | None]:
+def zone_component(label: str, zone_id: str, names: dict[str, str]) -> tuple[str, str | None]:
     """The component a zone measures, and the one that contains it."""
     if label == "psys":
         return "host/psys", None

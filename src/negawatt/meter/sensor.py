@@ -89,10 +89,13 @@ class Sensor(ABC):
         name: what it is called.
         polled_s: seconds between readings by a thread in the background, for sensors that are slow
             to answer or must be sampled; None for those quick enough to be read on the spot.
+        integrates: whether its counters advance with every reading, because they add up power;
+            others stand still from one update of their source to the next.
     """
 
     name: str
     polled_s: float | None = None
+    integrates: bool = False
 
     @abstractmethod
     def read(self) -> Reading:
@@ -151,12 +154,12 @@ def probe(sensors: Sequence[Sensor], *, busy_s: float = 0.06) -> list[SensorStat
     `DEADLINE_S` is ``dead`` too.
     """
     before = [_try(sensor) for sensor in sensors]
-    readings = [outcome for outcome in before if isinstance(outcome, Reading)]
+    readings = [(s, r) for s, r in zip(sensors, before, strict=True) if isinstance(r, Reading)]
     until_s = time.monotonic() + busy_s
     while readings and time.monotonic() < until_s:
         sum(range(1000))
-    quick = [c for r in readings for c in r.counters.values() if not _on_trust(c)]
-    rest_s = [2 * c.refresh_s - busy_s for c in quick if c.provenance is Provenance.MEASURED]
+    steps = [c for s, r in readings for c in r.counters.values() if _steps(s, c) and not _on_trust(s, c)]
+    rest_s = [2 * c.refresh_s - busy_s for c in steps]
     time.sleep(max([0.0, *rest_s]))
     return [
         _judge(sensor, first, _try(sensor) if isinstance(first, Reading) else first)
@@ -164,8 +167,12 @@ def probe(sensors: Sequence[Sensor], *, busy_s: float = 0.06) -> list[SensorStat
     ]
 
 
-def _on_trust(counter: Counter) -> bool:
-    return counter.provenance is Provenance.MEASURED and counter.refresh_s > 1
+def _steps(sensor: Sensor, counter: Counter) -> bool:
+    return not sensor.integrates and counter.provenance is not Provenance.ESTIMATED
+
+
+def _on_trust(sensor: Sensor, counter: Counter) -> bool:
+    return _steps(sensor, counter) and counter.refresh_s > 1
 
 
 def attempt(sensor: Sensor) -> Reading | SensorError:
@@ -213,7 +220,7 @@ def _judge(sensor: Sensor, before: Reading | SensorError, after: Reading | Senso
                 return SensorStatus(sensor.name, "dead", str(outcome), outcome.remedy)
             return SensorStatus(sensor.name, "absent", str(outcome), outcome.remedy)
     assert isinstance(before, Reading) and isinstance(after, Reading)
-    slow = [n for n, c in after.counters.items() if _on_trust(c)]
+    slow = [n for n, c in after.counters.items() if _on_trust(sensor, c)]
     moving = [
         name
         for name, counter in after.counters.items()

@@ -8,6 +8,7 @@
     nut:ups@localhost:3493               a UPS, through Network UPS Tools
     prometheus:http://host:9090?query=…  watts by any query; with &unit=J a counter of joules
     csv:log.csv                          a bench meter's log
+    papi:powercap, papi:nvml             a component of libpapi
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from negawatt.errors import UsageError
 from negawatt.meter.benchmeter import BenchMeterSensor
 from negawatt.meter.fetch import Server
+from negawatt.meter.papi import PapiNvmlSource, PapiPowercapSensor
 from negawatt.meter.plugs import ShellySource, TasmotaSource
 from negawatt.meter.power import Integrated
 from negawatt.meter.prometheus import PrometheusEnergySensor, PrometheusPowerSource
@@ -74,6 +76,14 @@ def _prometheus(rest: str) -> Sensor:
     return Integrated(PrometheusPowerSource(_server(rest), options["query"]))
 
 
+def _papi(rest: str) -> Sensor:
+    if rest == "powercap":
+        return PapiPowercapSensor()
+    if rest == "nvml":
+        return Integrated(PapiNvmlSource())
+    raise UsageError(f"expected papi:powercap or papi:nvml, not papi:{rest}")
+
+
 _KINDS: dict[str, Callable[[str], Sensor]] = {
     "shelly": lambda rest: Integrated(ShellySource(_server(rest))),
     "tasmota": lambda rest: Integrated(TasmotaSource(_server(rest))),
@@ -81,4 +91,5 @@ _KINDS: dict[str, Callable[[str], Sensor]] = {
     "nut": _nut,
     "prometheus": _prometheus,
     "csv": lambda rest: BenchMeterSensor(Path(rest)),
+    "papi": _papi,
 }

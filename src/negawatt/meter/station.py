@@ -19,6 +19,7 @@ from negawatt.errors import NegawattError
 from negawatt.meter.accumulate import Accumulator, Total, window
 from negawatt.meter.amdsmi import AmdSmiSensor
 from negawatt.meter.battery import BatterySource
+from negawatt.meter.calibrated import power_here
 from negawatt.meter.cputime import CpuPower, this_cpu_power
 from negawatt.meter.deadline import Timely
 from negawatt.meter.hwmon import HwmonEnergySensor, HwmonPowerSource, JetsonPowerSource
@@ -130,6 +131,11 @@ class Station:
             return False
         return self._source.get(component, position) == position
 
+    def sensor(self, component: str) -> Sensor | None:
+        """The sensor that a component is taken from, or None where none counts it."""
+        position = self._source.get(component)
+        return None if position is None else self._accumulators[position].sensor
+
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""
         totals = self.totals()
@@ -162,17 +168,18 @@ def _close(sensor: Sensor) -> None:
 
 
 def this_station(named: Sequence[Sensor] = ()) -> Station:
-    """A new station of this machine's sensors and those named, with its idle power if that is known."""
+    """A new station of this machine's sensors and those named, with its idle power and curve if known."""
     notes: tuple[str, ...] = ()
     idle_power = None
     try:
         idle_power = load_idle()
     except NegawattError as exc:  # what is measured must not fail because of the meter
         notes = (str(exc),)
-    made = Station([*sensors(), *named], idle_power=idle_power)
+    power, why = power_here()
+    made = Station([*sensors(), *named], power, idle_power)
     asked_for = made.statuses[len(made.statuses) - len(named) :]
     made.notes += tuple(f"{s.name} is not used: {s.reason}" for s in asked_for if s.status != "ok")
-    made.notes += notes
+    made.notes += (*notes, *filter(None, (why,)))
     return made
 
 
