@@ -23,7 +23,7 @@ class ProcTree:
         self, pid: int, name: str = "job", cgroup: str = "0::/\n", parent: int = 1, start: int = 100
     ) -> None:
         self._stats[pid] = {"name": name, "parent": parent, "start": start, "cpu_s": 0.0, "waited_s": 0.0}
-        self._newest = pid
+        self._newest = max(self._newest + 1, pid)
         folder = self.root / str(pid)
         folder.mkdir()
         (folder / "cgroup").write_text(cgroup)
@@ -35,6 +35,13 @@ class ProcTree:
         stat["cpu_s"] += seconds  # type: ignore[operator]
         stat["waited_s"] += waited_s  # type: ignore[operator]
         self._write(pid)
+        if waited_s:
+            self.fork()
+
+    def fork(self) -> None:
+        """Some process came and went unseen."""
+        self._newest += 1
+        self._tell()
 
     def end(self, pid: int) -> None:
         del self._stats[pid]

@@ -53,6 +53,7 @@ def test_an_id_used_again_is_another_process(tree: ProcTree, table: ProcessTable
     table.look()
     tree.end(40)
     tree.start(40, "other", start=900)
+    tree.fork()
     tree.run(40, 3.0)  # more than the former owner ever used
     ran, ended = table.look()
     assert [(p.name, p.used_s) for p in ran] == [("other", 3.0)]
@@ -86,6 +87,7 @@ def test_a_child_that_nobody_waits_for_is_not_held_against_its_parent(
 def test_a_group_is_read_anew_when_a_program_begins(tree: ProcTree, table: ProcessTable) -> None:
     (tree.root / "40" / "cgroup").write_text("0::/elsewhere\n")
     tree._stats[40]["name"] = "program"
+    tree.fork()
     tree.run(40, 0.1)
     [process], [] = table.look()
     assert process.group.path == "/elsewhere"

@@ -12,6 +12,9 @@ from negawatt.monitor.split import NOTHING, Joules
 LINGER_S = 300.0
 """A group that nobody runs in keeps its line for so long: its last joules are still to be scraped."""
 
+_MEMORY_S = 1.0
+"""The memory of groups is added up, and empty ones are looked for, no more often than this."""
+
 
 class Accounts:
     """Running totals. The lines it returns always add up to everything that was ever charged.
@@ -22,7 +25,10 @@ class Accounts:
     """
 
     def __init__(self) -> None:
-        self._processes: dict[Process, Joules] = {}
+        self._lines: dict[Process, Line] = {}
+        self._charged: list[Process] = []
+        self._memory: dict[Group, int] = {}
+        self._memory_at_s = float("-inf")
         self._groups: dict[Group, Joules] = {}
         self._empty_since_s: dict[Group, float] = {}
         self.ended = self.ended_groups = Line("", 0, None, NOTHING, NOTHING)
@@ -43,27 +49,28 @@ class Accounts:
             now_s: any clock that only moves forward.
         """
         closed = NOTHING
+        lines = self._lines
         for process in ended:
-            closed = closed.plus(self._processes.pop(process, NOTHING))
+            if process in lines:
+                closed = closed.plus(lines.pop(process).total)
         self.ended = Line("", 0, None, NOTHING, self.ended.total.plus(closed))
-        totals = self._processes
-        lines = []
+        # Most processes slept: their lines of last time still hold.
+        for process in self._charged:
+            if process in lines and process not in charges:
+                lines[process] = lines[process]._replace(spent=NOTHING, cpu_s=0.0)
+        self._charged = list(charges)
         for process, joules in charges.items():
-            totals[process] = totals[process].plus(joules) if process in totals else joules
-        for process, total in totals.items():
-            spent = charges.get(process)
-            lines.append(
-                Line(
-                    process.name,
-                    process.pid,
-                    process.group,
-                    spent or NOTHING,
-                    total,
-                    process.used_s if spent is not None else 0.0,
-                    process.memory_bytes,
-                )
+            total = lines[process].total.plus(joules) if process in lines else joules
+            lines[process] = Line(
+                process.name,
+                process.pid,
+                process.group,
+                joules,
+                total,
+                process.used_s,
+                process.memory_bytes,
             )
-        return lines, self._grouped(charges, running, now_s)
+        return list(lines.values()), self._grouped(charges, running, now_s)
 
     def _grouped(
         self, charges: Mapping[Process, Joules], running: Iterable[Process], now_s: float
@@ -76,10 +83,12 @@ class Accounts:
             cpu_s[group] = cpu_s.get(group, 0.0) + process.used_s
         for group, joules in spent.items():
             self._groups[group] = self._groups.get(group, NOTHING).plus(joules)
-        memory: dict[Group, int] = {}
-        for process in running:
-            memory[process.group] = memory.get(process.group, 0) + process.memory_bytes
-        self._fold(memory, now_s)
+        if now_s - self._memory_at_s >= _MEMORY_S:
+            self._memory, self._memory_at_s = {}, now_s
+            for process in running:
+                self._memory[process.group] = self._memory.get(process.group, 0) + process.memory_bytes
+            self._fold(self._memory, now_s)
+        memory = self._memory
         return [
             Line(
                 group.name,

@@ -21,6 +21,8 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _RELIST_S = 5.0
 """Seconds after which ``/proc`` is listed, and a group read anew, even if nothing seems to have changed."""
+_RENEW_S = 1.0
+"""Seconds after which the files of a process that ran are read even if no process came or went."""
 _MOST_GROUPS = 10_000
 
 
@@ -38,14 +40,15 @@ class Process:
     """
 
     __slots__ = (
-        "charged_s", "cpu_s", "group", "grouped_s", "memory_bytes", "name", "parent", "pid", "start",
-        "used_s", "vanished_s", "waited_s",
+        "charged_s", "cpu_s", "group", "grouped_s", "memory_bytes", "name", "parent", "pid", "renewed_s",
+        "start", "used_s", "vanished_s", "waited_s",
     )  # fmt: skip
 
     def __init__(self, pid: int, stat: Stat, group: Group, cpu_s: float) -> None:
         self.pid, self.parent, self.start = pid, stat.parent, stat.start
         self.name, self.memory_bytes = stat.name, stat.memory_bytes
-        self.group, self.grouped_s = group, time.monotonic()
+        self.group = group
+        self.grouped_s = self.renewed_s = time.monotonic()
         self.cpu_s, self.used_s = cpu_s, 0.0
         self.waited_s = stat.waited_s  # of ended children, as the kernel tells it
         self.vanished_s = 0.0  # of that, what was charged to the children while they were seen
@@ -142,26 +145,33 @@ class ProcessTable:
                 process.used_s = now_s - process.cpu_s
                 process.cpu_s = now_s
                 ran.append(process)
-        # Whoever ran is read anew, and may turn out to be another process under a used id.
-        reused = [process for process in ran if not self._renew(process)]
-        ended = gone + reused
+        newest = _read(f"{self._root}/loadavg", 128).rpartition(b" ")[2]
+        stirred = bool(gone) or newest != self._newest or not newest
+        now_s = time.monotonic()
+        # Whoever ran may have waited for a child, and its id may be another process's by now. Both
+        # take a process that was started or has ended; otherwise a look now and then will do.
+        due = [p for p in ran if stirred or p.used_s < 0 or now_s - p.renewed_s >= _RENEW_S]
+        ended = gone + [process for process in due if not self._renew(process, now_s)]
         for process in ended:
             del self._table[process.pid]
         self._note_vanished(ended)
-        for process in ran:
+        for process in due:
             process.used_s += self._of_unseen_children(process)
-        ran = [process for process in ran if self._table.get(process.pid) is process and process.used_s > 0]
-        ran += self._find_new(bool(ended))
+        if ended:
+            ran = [process for process in ran if self._table.get(process.pid) is process]
+        if stirred or ended or now_s - self._listed_s >= _RELIST_S:
+            self._newest, self._listed_s = newest, now_s
+            ran += self._find_new()
         self._looked = True
         self._ran = ran
         return ran, ended
 
-    def _renew(self, process: Process) -> bool:
+    def _renew(self, process: Process, now_s: float) -> bool:
         """Bring what is known of a process up to date; False if its id belongs to another now."""
         stat = read_stat(self._root, process.pid)
         if stat is None or stat.start != process.start:
             return False
-        now_s = time.monotonic()
+        process.renewed_s = now_s
         # A container's or a unit's first process is moved into its group and then runs its program.
         if stat.name != process.name or now_s - process.grouped_s > _RELIST_S:
             process.group, process.grouped_s = self._group_of(process.pid), now_s
@@ -190,14 +200,8 @@ class ProcessTable:
         process.charged_s += fresh_s
         return fresh_s
 
-    def _find_new(self, some_ended: bool) -> list[Process]:
+    def _find_new(self) -> list[Process]:
         """Take up processes that began since the last look; return them, as all they used is news."""
-        now_s = time.monotonic()
-        newest = _read(f"{self._root}/loadavg", 128).rpartition(b" ")[2]
-        unchanged = newest == self._newest and newest and not some_ended
-        if unchanged and now_s - self._listed_s < _RELIST_S:
-            return []
-        self._newest, self._listed_s = newest, now_s
         found = []
         for entry in os.listdir(self._root):
             if entry.isdigit() and int(entry) not in self._table:
