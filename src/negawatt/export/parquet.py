@@ -37,7 +37,6 @@ class ParquetExporter(Exporter):
         self._folder = folder
         self._rows: list[Row] = []
         self._since_s = 0.0
-        self._parts = 0
 
     def open(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():
@@ -64,8 +63,7 @@ class ParquetExporter(Exporter):
         kept, self._rows, self._since_s = self._rows, [], time.monotonic()
         columns = {name: [row[place] for row in kept] for place, name in enumerate(Row._fields)}
         table = arrow.table(columns, schema=_schema(arrow))
-        self._parts += 1
-        part = self._folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{self._parts:06d}.parquet"
+        part = self._folder / f"{time.time_ns()}-{os.getpid()}.parquet"  # names sort by time
         try:
             with written_beside(part) as temporary:
                 parquet.write_table(table, temporary, compression="zstd")
