@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from negawatt.cli.common import emit, examples, json_option
+from negawatt.cli.exports import export_options, exporters
 from negawatt.energy import Provenance
 
 if TYPE_CHECKING:
+    from negawatt.export import Exporter
     from negawatt.meter import Measurement, Station
+    from negawatt.meter.command import Follower
 
 
 def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,18 +45,28 @@ def station_with(texts: Sequence[str]) -> Station:
     epilog=examples(
         "negawatt measure -- python train.py --epochs 3",
         "negawatt measure --output spent.json -- make -j4",
+        "negawatt measure --csv energy.csv --prometheus-port 9166 -- ./job",
         "negawatt measure --json -- ./job 2>/dev/null | jq .energy.value_j",
     ),
 )
 @json_option
 @sensor_option
+@export_options
+@click.option("--quiet", is_flag=True, help="Show no live line, and no summary at the end.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the JSON document to this file.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], output: Path | None) -> int:
+def command(
+    command: tuple[str, ...],
+    as_json: bool,
+    sensors: tuple[str, ...],
+    quiet: bool,
+    output: Path | None,
+    **where: Any,
+) -> int:
     """Run COMMAND and tell what it and its children spent.
 
     Its input, output and exit code pass through (128 + N when signal N ends it); the summary goes
@@ -61,15 +76,34 @@ def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], o
     from negawatt.home import write_json
     from negawatt.meter.command import measure_command
 
-    code, measurement = measure_command(command, output_to_stderr=as_json, station=station_with(sensors))
+    code, measurement = measure_command(
+        command,
+        output_to_stderr=as_json,
+        station=partial(station_with, sensors),
+        followers=_followers(exporters(**where), quiet),
+    )
     document = {**measurement.to_json(), "exit_code": code, "command": list(command)}
     if output is not None:
         write_json(output, document)
     if as_json:
         emit(document)
-    else:
+    elif not quiet:
         _summarise(measurement)
     return code
+
+
+def _followers(targets: Sequence[Exporter], quiet: bool) -> list[Follower]:
+    """Who looks on while the command runs."""
+    found: list[Follower] = []
+    if not quiet and sys.stderr.isatty():
+        from negawatt.cli.live import LiveLine
+
+        found.append(LiveLine())
+    if targets:
+        from negawatt.export.following import Following
+
+        found.append(Following(targets))
+    return found
 
 
 def _summarise(measurement: Measurement) -> None:
@@ -81,5 +115,18 @@ def _summarise(measurement: Measurement) -> None:
         lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
     outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}
     lines += [f"{name}, the whole machine meanwhile: {energy}" for name, energy in outer.items()]
+    lines += _stage_lines(measurement)
     lines += measurement.warnings
     click.echo("negawatt: " + "\n  ".join(lines), err=True)
+
+
+def _stage_lines(measurement: Measurement) -> list[str]:
+    """Every stage, indented by how deep it is, and what was spent outside of all of them."""
+    depth: list[int] = []
+    lines = []
+    for stage in measurement.stages:
+        depth.append(0 if stage.parent is None else depth[stage.parent] + 1)
+        lines.append(f"{'  ' * depth[-1]}{stage.name}: {stage.energy} in {stage.duration_s:.2f} s")
+    if lines:
+        lines.append(f"outside of stages: {measurement.outside_stages}")
+    return lines

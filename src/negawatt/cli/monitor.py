@@ -164,15 +164,17 @@ def _table(sample: Sample, top: int) -> Any:
         add(sample.idle, "idle", sample.idle_reason, cpu=False)
     else:
         table.add_row("missing", "", "", "", "idle", escape(sample.idle_reason))
-    add(sample.unattributed, "unattributed", cpu=False)
+    if sample.unattributed is not None:
+        add(sample.unattributed, "unattributed", cpu=False)
     ranked = sorted(sample.processes, key=lambda line: line.spent.value_j, reverse=True)
     for line in ranked[:top]:
         group = line.group
         add(line, line.name, f"{group.kind} {group.name}" if group and group.kind != "root" else "")
     rest = ranked[top:]
-    if rest or sample.ended.total.value_j:
+    ended_j = sample.ended.total.value_j if sample.ended is not None else 0.0
+    if rest or ended_j:
         rest_w = sum(line.spent.value_j for line in rest) / max(sample.duration_s, 1e-9)
-        joules = sum(line.total.value_j for line in rest) + sample.ended.total.value_j
+        joules = sum(line.total.value_j for line in rest) + ended_j
         table.add_row(
             f"{rest_w:.3g}", f"{joules:,.1f}", "", "", f"{len(rest)} others", "and those that ended"
         )

@@ -139,6 +139,11 @@ def metrics_data(sample: Sample, rising: Rising) -> Any:
 
 def _metrics(sample: Sample) -> Iterator[tuple[str, str, bool, list[Point]]]:
     """Name, description, whether it is a counter, and the points of every metric."""
+    if sample.subject == "command":
+        # A share of a component is no component: the hardware conventions are not for it.
+        charged: list[Point] = [(c.total.value_j, _hardware(c)) for c in sample.components if not c.failing]
+        yield "negawatt.command.energy", "Energy charged to the command.", True, charged
+        return
     chips = [c for c in sample.components if c.boundary == "chip"]
     hosts = [c for c in sample.components if c.boundary != "chip"]
     for prefix, words, found in (("hw", "the component", chips), ("hw.host", "the physical host", hosts)):

@@ -8,6 +8,7 @@ until it does again, and is never 0.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,15 +75,25 @@ class PrometheusExporter(Exporter):
         whole = str(sample.provenance)
         counted = [c for c in sample.components if not c.failing]
         components = [(_component_labels(c), c.total) for c in counted]
-        yield from self._counters(core, "component", "by part of the machine", _COMPONENT, components)
+        prefix = "command_" if sample.subject == "command" else ""
+        words = f"by part of the {sample.subject}" if not prefix else "charged to the command, by component"
+        yield from self._counters(core, f"{prefix}component", words, _COMPONENT, components)
         watts = core.GaugeMetricFamily(
-            "negawatt_component_watts", "Mean power over the last interval, by part of the machine.",
+            f"negawatt_{prefix}component_watts",
+            f"Mean power over the last interval, {words}.",
             labels=_COMPONENT,
-        )  # fmt: skip
+        )
         for component in counted:
             if component.spent is not None and sample.duration_s > 0:
                 watts.add_metric(_component_labels(component), component.spent.value_j / sample.duration_s)
         yield watts
+        if sample.subject == "machine":
+            yield from self._divided(core, sample, whole)
+        yield from _facts(core, sample)
+        self._rising.turn()
+
+    def _divided(self, core: Any, sample: Sample, whole: str) -> Iterator[Any]:
+        """What the machine spent, divided among processes and among groups."""
         singles = [
             ("idle", "that would have flowed anyway", sample.idle),
             ("unattributed", "that no visible process accounts for", sample.unattributed),
@@ -97,8 +108,6 @@ class PrometheusExporter(Exporter):
         groups = [(_group_labels(line, whole), line.total) for line in sample.groups]
         words = "charged to a control group, such as a container"
         yield from self._counters(core, "group", words, _GROUP, groups)
-        yield from _facts(core, sample)
-        self._rising.turn()
 
     def _counters(
         self,
@@ -124,6 +133,8 @@ def _facts(core: Any, sample: Sample) -> Iterator[Any]:
     interval = core.GaugeMetricFamily("negawatt_interval_seconds", "Length of the last interval.")
     interval.add_metric([], sample.duration_s)
     yield interval
+    if sample.subject == "command":
+        return
     idle = core.GaugeMetricFamily(
         "negawatt_idle_known",
         "1 when idle energy is a line of its own, 0 while those who run carry that of some component.",
@@ -135,9 +146,11 @@ def _facts(core: Any, sample: Sample) -> Iterator[Any]:
 class _Collector:
     def __init__(self, exporter: PrometheusExporter) -> None:
         self._exporter = exporter
+        self._lock = threading.Lock()  # the server answers each scrape in a thread of its own
 
-    def collect(self) -> Iterator[Any]:
-        return self._exporter.families()
+    def collect(self) -> list[Any]:
+        with self._lock:
+            return list(self._exporter.families())
 
 
 def _component_labels(component: Component) -> tuple[str, ...]:

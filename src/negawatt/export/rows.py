@@ -14,8 +14,9 @@ from negawatt.monitor.split import NOTHING
 class Row(NamedTuple):
     """One row. Joules are those of the interval, `total_j` those since the beginning.
 
-    `kind` is ``machine``, ``component``, ``idle``, ``unattributed``, ``process`` or ``group``. The
-    rows of one moment are several ways to divide one whole: add up rows of one kind only. Missing
+    `kind` is ``machine``, ``component``, ``idle``, ``unattributed``, ``process`` or ``group``, and
+    ``command`` for the whole of what one measured command is charged. The rows of one moment are
+    several ways to divide one whole: add up rows of one kind only. Missing
     figures are None, never 0, and `reason` says why.
     """
 
@@ -66,11 +67,15 @@ def rows(sample: Sample) -> Iterator[Row]:
     def charged(kind: str, line: Line) -> Row:
         return row(kind, line.name, sample.charged(line.spent), sample.charged_total(line.total), line)
 
-    yield row("machine", "", sample.energy, sample.total)
+    name = sample.processes[0].name if sample.subject == "command" else ""
+    yield row(sample.subject, name, sample.energy, sample.total)
     for component in sample.components:
         yield row("component", component.name, component_energy(component), component_total(component))
     if sample.idle is not None:
         yield charged("idle", sample.idle)
-    yield charged("unattributed", sample.unattributed)
+    if sample.unattributed is not None:
+        yield charged("unattributed", sample.unattributed)
+    if sample.subject == "command":
+        return  # its only line is the whole
     for kind, lines in (("process", sample.processes), ("group", sample.groups)):
         yield from (charged(kind, line) for line in lines if line.spent != NOTHING)

@@ -66,6 +66,14 @@ class Window:
             result = result.with_warning(f"stage {name} was still open at the end of the window")
         return result
 
+    def so_far(self) -> Measurement:
+        """What the running window has spent until now, without its stages; the window goes on."""
+        if self._start is None or self._station is None:
+            raise UsageError("this meter is not running; start it first")
+        before, cpu_before_s = self._start
+        cpu_s = self._tree.cpu_s()
+        return _measurement(self._station, before, self._station.snapshot(), max(0.0, cpu_s - cpu_before_s))
+
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
         if self._start is None or self._station is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from negawatt.energy import Energy, Provenance
 from negawatt.meter.sensor import Boundary
@@ -86,6 +86,8 @@ class Sample:
         ended_groups: those that have been empty for a while.
         busy_s, steal_s: CPU seconds the machine's processors were busy, and withheld by the host.
         notes: sentences that whoever reads the figures should know.
+        subject: whose components these are: the machine's, or those of what one command is charged,
+            which is then its only line; the lines for others are None.
     """
 
     at_s: float
@@ -94,14 +96,15 @@ class Sample:
     components: tuple[Component, ...]
     idle: Line | None
     idle_reason: str
-    unattributed: Line
+    unattributed: Line | None
     processes: Sequence[Line]
-    ended: Line
+    ended: Line | None
     groups: Sequence[Line]
-    ended_groups: Line
+    ended_groups: Line | None
     busy_s: float
     steal_s: float
     notes: tuple[str, ...] = ()
+    subject: Literal["machine", "command"] = "machine"
 
     @property
     def energy(self) -> Energy:
@@ -148,11 +151,11 @@ class Sample:
                 for c in self.components
             },
             "idle": self._idle_json(),
-            "unattributed": self._line_json(self.unattributed),
+            "unattributed": self._line_json(self.unattributed) if self.unattributed else None,
             "processes": [self._line_json(line) for line in self.processes],
-            "ended": self._line_json(self.ended),
+            "ended": self._line_json(self.ended) if self.ended else None,
             "groups": [self._line_json(line) for line in self.groups],
-            "ended_groups": self._line_json(self.ended_groups),
+            "ended_groups": self._line_json(self.ended_groups) if self.ended_groups else None,
             "busy_s": self.busy_s,
             "steal_s": self.steal_s,
             "warnings": list(self.notes),
