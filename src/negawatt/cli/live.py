@@ -43,7 +43,7 @@ class LiveLine(Follower):
 
     def _draw(self, text: str) -> None:
         try:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some do not tell
         except OSError:
             return
         width = max(len(text), self._shown)

@@ -15,6 +15,7 @@ from negawatt.meter.markers import Markers
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.meter import Window
 from negawatt.meter.process import Children, descendants, running
+from negawatt.meter.reader import JOB_VARIABLE, job, local_rank
 from negawatt.meter.station import Station
 
 _PASSED_ON = {
@@ -122,6 +123,8 @@ class _Watching:
         with self._noted("stages"):
             self._markers = Markers(self._window.ledger)
             self.environment = {**os.environ, **self._markers.environment}
+        if local_rank() is not None:
+            self.environment = {**self.environment, JOB_VARIABLE: job()}
         for follower in self._followers:
             with self._noted(type(follower).__name__):
                 follower.begin(self._window, command)

@@ -15,6 +15,7 @@ from negawatt.meter.attribute import charged
 from negawatt.meter.cputime import this_cpu_power
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
+from negawatt.meter.reader import election
 from negawatt.meter.sensor import Boundary
 from negawatt.meter.stages import Ledger
 from negawatt.meter.station import Snapshot, Station, station
@@ -47,6 +48,7 @@ class Window:
         if self._station is None:
             self._station = station()
         self._ledger = None
+        election.open_window()
         self._start = (self._station.snapshot(), self._tree.cpu_s())
 
     def stop(self) -> Measurement:
@@ -72,7 +74,8 @@ class Window:
             raise UsageError("this meter is not running; start it first")
         before, cpu_before_s = self._start
         cpu_s = self._tree.cpu_s()
-        return _measurement(self._station, before, self._station.snapshot(), max(0.0, cpu_s - cpu_before_s))
+        spent_s = max(0.0, cpu_s - cpu_before_s)
+        return _measurement(self._station, before, self._station.snapshot(), spent_s, election.leads)
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -84,22 +87,28 @@ class Window:
         return self._ledger
 
 
-def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float) -> Measurement:
+def _measurement(
+    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, shared: bool | None = None
+) -> Measurement:
+    if shared is None:
+        shared = election.is_reader(before.at_s, after.at_s)
     duration_s = after.at_s - before.at_s
     busy_s = after.time.busy_s - before.time.busy_s
     steal_s = after.time.steal_s - before.time.steal_s
     other_s = max(0.0, busy_s - cpu_s)
     spent = where.spent(before, after)
-    components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
+    components = charged(
+        spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s, shared=shared
+    )
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
     boundary: Boundary = "chip"
-    return Measurement(
+    result = Measurement(
         started_s=before.at_s,
         duration_s=duration_s,
         energy=energy,
         components=components,
-        machine=spent,
+        machine=spent if shared else {},
         idle=idle,
         dynamic=energy - idle,
         cpu_s=cpu_s,
@@ -108,6 +117,10 @@ def _measurement(where: Station, before: Snapshot, after: Snapshot, cpu_s: float
         boundary=boundary,
         warnings=(*where.notes, *_warnings(spent, cpu_s, other_s, steal_s, duration_s)),
     )
+    return result if shared else result.with_warning(_NOT_READER)
+
+
+_NOT_READER = "another process of this job reports what this host shares: GPUs, and the machine's own meters"
 
 
 def _idle(
