@@ -63,11 +63,11 @@ def test_an_id_used_again_is_another_process(tree: ProcTree, table: ProcessTable
 def test_what_children_used_unseen_goes_to_who_waited_for_them(tree: ProcTree, table: ProcessTable) -> None:
     tree.run(40, 0.01, waited_s=0.7)  # a child came and went between two looks
     assert used(table) == {40: 0.71}
-    tree.start(41, parent=40)
-    tree.run(41, 0.2)
-    assert used(table) == {41: 0.2}
+    tree.start(45, parent=40)
+    tree.run(45, 0.2)
+    assert used(table) == {45: 0.2}
     tree.run(40, 0.01, waited_s=0.3)  # the child used 0.1 s more, ended, and was waited for
-    tree.end(41)
+    tree.end(45)
     assert used(table) == {40: pytest.approx(0.11)}
 
 
@@ -82,6 +82,26 @@ def test_a_child_that_nobody_waits_for_is_not_held_against_its_parent(
     assert used(table) == {40: 0.1}
     tree.run(40, 0.1, waited_s=0.2)
     assert used(table) == {40: pytest.approx(0.3)}
+
+
+def test_who_has_long_slept_is_asked_less_often_and_loses_nothing(
+    tree: ProcTree, table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("negawatt.monitor.processes._SWEEP_S", 0.05)
+    monkeypatch.setattr("negawatt.monitor.processes._AWAKE_S", 0.1)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        tree.run(40, 0.001)
+        table.look()
+        time.sleep(0.01)
+    tree.run(1, 5.0)
+    found = 0.0
+    end = time.monotonic() + 0.3
+    while not found and time.monotonic() < end:
+        found += sum(p.used_s for p in table.look()[0] if p.pid == 1)
+    assert found == 5.0
+    tree.run(1, 1.0)
+    assert used(table) == {1: 1.0}  # awake again
 
 
 def test_a_group_is_read_anew_when_a_program_begins(tree: ProcTree, table: ProcessTable) -> None:

@@ -1,16 +1,16 @@
 """`ProcessTable`: every process that can be seen, and the CPU time each has used since the last look.
 
 Made to be asked ten times a second. A process's CPU time is one system call on its POSIX CPU clock,
-to the nanosecond, without opening a file. ``/proc`` is listed only when a process was started since
-the last look (the kernel tells the newest process id) or one has vanished, and the files of a
-process are read only when it is new or has run: an idle process costs a quarter of a microsecond.
+to the nanosecond, without opening a file. New processes are found by the ids given out since the
+last look (the kernel tells the newest), the files of a process are read only when it is new or has
+run, and one that has long slept is asked no more than twice a second.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,10 @@ _RELIST_S = 5.0
 """Seconds after which ``/proc`` is listed, and a group read anew, even if nothing seems to have changed."""
 _RENEW_S = 1.0
 """Seconds after which the files of a process that ran are read even if no process came or went."""
+_SWEEP_S = 0.5
+_AWAKE_S = 2.0
+"""A process that has not run for so long is asked only every `_SWEEP_S`, until it runs again."""
+_MOST_TRIED = 300
 _MOST_GROUPS = 10_000
 
 
@@ -40,15 +44,15 @@ class Process:
     """
 
     __slots__ = (
-        "charged_s", "cpu_s", "group", "grouped_s", "memory_bytes", "name", "parent", "pid", "renewed_s",
-        "start", "used_s", "vanished_s", "waited_s",
+        "charged_s", "cpu_s", "group", "grouped_s", "memory_bytes", "name", "parent", "pid", "ran_s",
+        "renewed_s", "start", "used_s", "vanished_s", "waited_s",
     )  # fmt: skip
 
     def __init__(self, pid: int, stat: Stat, group: Group, cpu_s: float) -> None:
         self.pid, self.parent, self.start = pid, stat.parent, stat.start
         self.name, self.memory_bytes = stat.name, stat.memory_bytes
         self.group = group
-        self.grouped_s = self.renewed_s = time.monotonic()
+        self.grouped_s = self.renewed_s = self.ran_s = time.monotonic()
         self.cpu_s, self.used_s = cpu_s, 0.0
         self.waited_s = stat.waited_s  # of ended children, as the kernel tells it
         self.vanished_s = 0.0  # of that, what was charged to the children while they were seen
@@ -98,6 +102,19 @@ def _read(path: str, most_bytes: int) -> bytes:
         os.close(fd)
 
 
+def _between(before: bytes, now: bytes) -> Sequence[int] | None:
+    """The ids given out since the newest was `before`, if few enough to try them all.
+
+    The kernel counts upwards and begins anew at the top; trying an id that is nobody's is quicker
+    than listing everybody's, by far.
+    """
+    try:
+        first, last = int(before), int(now)
+    except ValueError:
+        return None
+    return range(first + 1, last + 1) if 0 <= last - first <= _MOST_TRIED else None
+
+
 class ProcessTable:
     """All processes, and who of them ran.
 
@@ -113,6 +130,8 @@ class ProcessTable:
         self._table: dict[int, Process] = {}
         self._groups: dict[str, Group] = {}
         self._ran: list[Process] = []
+        self._awake: dict[int, Process] = {}
+        self._swept_s = float("-inf")
         self._newest = b""
         self._listed_s = float("-inf")
         self._looked = False
@@ -135,33 +154,42 @@ class ProcessTable:
         ran: list[Process] = []
         gone: list[Process] = []
         cpu_s = self._cpu_s
-        for pid, process in self._table.items():
+        now_s = time.monotonic()
+        sweeping = now_s - self._swept_s >= _SWEEP_S
+        for pid, process in (self._table if sweeping else self._awake).items():
             try:
-                now_s = cpu_s(pid)
+                so_far_s = cpu_s(pid)
             except ProcessLookupError:
                 gone.append(process)
                 continue
-            if now_s != process.cpu_s:
-                process.used_s = now_s - process.cpu_s
-                process.cpu_s = now_s
+            if so_far_s != process.cpu_s:
+                process.used_s = so_far_s - process.cpu_s
+                process.cpu_s, process.ran_s = so_far_s, now_s
                 ran.append(process)
         newest = _read(f"{self._root}/loadavg", 128).rpartition(b" ")[2]
         stirred = bool(gone) or newest != self._newest or not newest
-        now_s = time.monotonic()
         # Whoever ran may have waited for a child, and its id may be another process's by now. Both
         # take a process that was started or has ended; otherwise a look now and then will do.
         due = [p for p in ran if stirred or p.used_s < 0 or now_s - p.renewed_s >= _RENEW_S]
         ended = gone + [process for process in due if not self._renew(process, now_s)]
         for process in ended:
             del self._table[process.pid]
+            self._awake.pop(process.pid, None)
         self._note_vanished(ended)
         for process in due:
             process.used_s += self._of_unseen_children(process)
         if ended:
             ran = [process for process in ran if self._table.get(process.pid) is process]
-        if stirred or ended or now_s - self._listed_s >= _RELIST_S:
-            self._newest, self._listed_s = newest, now_s
-            ran += self._find_new()
+        listing = not self._looked or now_s - self._listed_s >= _RELIST_S
+        if stirred or ended or listing:
+            candidates = None if listing else _between(self._newest, newest)
+            if candidates is None:
+                candidates, self._listed_s = self._listed(), now_s
+            self._newest = newest
+            ran += self._find_new([*candidates, *(process.pid for process in ended)])
+        if sweeping:
+            self._swept_s = now_s
+            self._awake = {p.pid: p for p in self._table.values() if now_s - p.ran_s < _AWAKE_S}
         self._looked = True
         self._ran = ran
         return ran, ended
@@ -200,26 +228,29 @@ class ProcessTable:
         process.charged_s += fresh_s
         return fresh_s
 
-    def _find_new(self) -> list[Process]:
+    def _listed(self) -> Sequence[int]:
+        return [int(entry) for entry in os.listdir(self._root) if entry.isdigit()]
+
+    def _find_new(self, candidates: Iterable[int]) -> list[Process]:
         """Take up processes that began since the last look; return them, as all they used is news."""
         found = []
-        for entry in os.listdir(self._root):
-            if entry.isdigit() and int(entry) not in self._table:
-                process = self._taken_up(int(entry))
+        for pid in candidates:
+            if pid not in self._table:
+                process = self._taken_up(pid)
                 if process is not None and self._looked:
                     process.used_s = process.cpu_s + self._of_unseen_children(process)
                     found.append(process)
         return found
 
     def _taken_up(self, pid: int) -> Process | None:
+        try:
+            cpu_s = self._cpu_s(pid)  # first: it costs next to nothing where there is no such process
+        except ProcessLookupError:
+            return None
         stat = read_stat(self._root, pid)
         if stat is None:
             return None
-        try:
-            cpu_s = self._cpu_s(pid)
-        except ProcessLookupError:
-            return None
-        process = self._table[pid] = Process(pid, stat, self._group_of(pid), cpu_s)
+        process = self._table[pid] = self._awake[pid] = Process(pid, stat, self._group_of(pid), cpu_s)
         # Children that ended before this process was first seen: all news if it is new itself.
         process.charged_s = 0.0 if self._looked else stat.waited_s
         return process
