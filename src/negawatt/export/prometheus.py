@@ -36,6 +36,7 @@ class PrometheusExporter(Exporter):
     """
 
     name = "Prometheus endpoint"
+    instant = True
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         installed_version("prometheus-client", extra="prometheus")

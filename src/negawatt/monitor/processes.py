@@ -21,8 +21,9 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _RELIST_S = 5.0
 """Seconds after which ``/proc`` is listed, and a group read anew, even if nothing seems to have changed."""
+_STIRRED_S = 0.45
 _RENEW_S = 1.0
-"""Seconds after which the files of a process that ran are read even if no process came or went."""
+"""Age at which what is known of a process that ran is renewed, when others came or went and when not."""
 _SWEEP_S = 0.5
 _AWAKE_S = 2.0
 """A process that has not run for so long is asked only every `_SWEEP_S`, until it runs again."""
@@ -170,7 +171,8 @@ class ProcessTable:
         stirred = bool(gone) or newest != self._newest or not newest
         # Whoever ran may have waited for a child, and its id may be another process's by now. Both
         # take a process that was started or has ended; otherwise a look now and then will do.
-        due = [p for p in ran if stirred or p.used_s < 0 or now_s - p.renewed_s >= _RENEW_S]
+        old_s = _STIRRED_S if stirred else _RENEW_S
+        due = [p for p in ran if p.used_s < 0 or now_s - p.renewed_s >= old_s]
         ended = gone + [process for process in due if not self._renew(process, now_s)]
         for process in ended:
             del self._table[process.pid]
