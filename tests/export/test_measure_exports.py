@@ -93,6 +93,13 @@ def test_every_exporter_may_fail_and_the_job_does_not_notice(tmp_path: Path) -> 
     assert (tmp_path / "file").read_text() == "not,ours\n"
 
 
+def test_a_command_that_cannot_be_run_is_told_at_once(tmp_path: Path) -> None:
+    command = [*NEGAWATT, "measure", "--csv", str(tmp_path / "a.csv"), "--", "no-such-command"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr == "negawatt: there is no command no-such-command\n"
+
+
 def on_terminal(*arguments: str) -> tuple[int, str]:
     """Run with a terminal for standard error and output; return the exit code and what was seen on it."""
     pid, fd = pty.fork()

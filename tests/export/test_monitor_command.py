@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -90,6 +91,23 @@ def test_it_serves_prometheus_while_a_dead_collector_is_one_sentence(tmp_path: P
     assert (process.returncode, out) == (0, "")
     assert said.startswith("negawatt: OTLP: ")
     assert said.count("\n") == 1
+
+
+def test_a_terminal_gets_a_table_that_is_drawn_anew_until_it_is_interrupted() -> None:
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvp(NEGAWATT[0], [*NEGAWATT, "monitor", "--interval", "0.2", "--top", "3"])
+    seen = b""
+    while seen.count(b"unattributed") < 2:
+        seen += os.read(fd, 4096)
+    os.write(fd, b"\x03")  # Ctrl-C, as the terminal sends it
+    try:
+        while os.read(fd, 4096):
+            pass
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_wrong_usage_gets_a_sentence() -> None:
