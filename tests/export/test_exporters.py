@@ -45,8 +45,8 @@ def sample(joules: float = 60.0, at_s: float = 1e9, **changes: object) -> Sample
         duration_s=2.0,
         elapsed_s=100.0,
         components=(
-            Component("cpu/0", "chip", None, Provenance.MEASURED, whole, whole),
-            Component("cpu/0/core", "chip", "cpu/0", Provenance.MEASURED, part, part),
+            Component("cpu/0", "chip", None, Provenance.MEASURED, whole, whole, covered_s=2.0),
+            Component("cpu/0/core", "chip", "cpu/0", Provenance.MEASURED, part, part, covered_s=2.0),
             Component("wall/desk", "wall", None, Provenance.DERIVED, whole, whole),
         ),
         idle=Line("", 0, None, part, part),

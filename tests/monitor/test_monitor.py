@@ -147,7 +147,7 @@ def test_idle_is_a_line_of_its_own_and_never_clamped(tmp_path: Path) -> None:
     sample = machine.monitor.look()
     check_sums(sample)
     assert sample.idle is not None
-    assert sample.idle.spent.value_j == pytest.approx(1e6 * sample.duration_s)
+    assert sample.idle.spent.value_j == pytest.approx(1e6 * sample.components[0].covered_s)
     assert by_name(sample)["one"] < 0
 
 
@@ -191,6 +191,22 @@ def test_a_lost_reading_is_missing_and_not_lost(tmp_path: Path) -> None:
     sample = machine.monitor.look()
     check_sums(sample)
     assert sample.energy.value_j == pytest.approx(70, abs=1e-3)
+
+
+def test_idle_energy_of_an_interval_without_reading_is_idle_still(tmp_path: Path) -> None:
+    idle = IdlePower("m", "now", 30.0, 0.0, {"cpu/0": Energy.measured(10.0, 1.0)})
+    machine = Machine(tmp_path, "cpu/0", idle=idle)
+    machine.bench.fault = "unplugged"
+    time.sleep(0.2)
+    machine.monitor.look()
+    machine.bench.fault = ""
+    machine.bench.joules["cpu/0"] += 7.0
+    sample = machine.monitor.look()
+    check_sums(sample)
+    assert sample.idle is not None
+    assert sample.idle.total.value_j == pytest.approx(10 * sample.elapsed_s, rel=0.02)
+    [component] = sample.components
+    assert component.power_w == pytest.approx(7 / sample.elapsed_s, rel=0.02)  # not over this interval alone
 
 
 def test_what_ended_processes_spent_stays_counted(tmp_path: Path) -> None:

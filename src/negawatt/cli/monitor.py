@@ -157,8 +157,7 @@ def _table(sample: Sample, top: int) -> Any:
 
     for component in sample.components:
         within = f"within {component.part_of}" if component.part_of else component.boundary
-        spent = component.spent
-        watts = f"{spent.value_j / sample.duration_s:.3g}" if spent and sample.duration_s > 0 else "missing"
+        watts = "missing" if component.power_w is None else f"{component.power_w:.3g}"
         table.add_row(watts, f"{component.total.value_j:,.1f}", "", "", f"[bold]{component.name}[/]", within)
     if sample.idle is not None:
         add(sample.idle, "idle", sample.idle_reason, cpu=False)

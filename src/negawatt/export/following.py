@@ -53,8 +53,11 @@ def command_sample(name: str, before: Measurement | None, now: Measurement) -> S
     Components are the parts of what is charged to the command, not of the machine.
     """
     past: Mapping[str, Energy] = before.components if before else {}
-    components = [_component(part, past.get(part), energy) for part, energy in now.components.items()]
     since_s = before.duration_s if before else 0.0
+    components = [
+        _component(part, past.get(part), energy, now.duration_s - since_s)
+        for part, energy in now.components.items()
+    ]
     spent, total = NOTHING, NOTHING
     for component in components:
         spent, total = spent.plus(component.spent or NOTHING), total.plus(component.total)
@@ -78,7 +81,7 @@ def command_sample(name: str, before: Measurement | None, now: Measurement) -> S
     )
 
 
-def _component(name: str, before: Energy | None, now: Energy) -> Component:
+def _component(name: str, before: Energy | None, now: Energy, covered_s: float) -> Component:
     total, past = triple(now), triple(before) if before else NOTHING
     if total is None or past is None:
         return Component(
@@ -87,4 +90,4 @@ def _component(name: str, before: Energy | None, now: Energy) -> Component:
     value_j = total.value_j - past.value_j
     low_j, high_j = total.low_j - past.low_j, total.high_j - past.high_j
     spent = Joules(value_j, min(low_j, high_j, value_j), max(low_j, high_j, value_j))
-    return Component(name, "chip", None, now.provenance, spent, total, now.reason)
+    return Component(name, "chip", None, now.provenance, spent, total, now.reason, covered_s=covered_s)

@@ -158,11 +158,7 @@ def _metrics(sample: Sample) -> Iterator[tuple[str, str, bool, list[Point]]]:
             f"{prefix}.power",
             f"Mean power of {words} over the last interval.",
             False,
-            [
-                (c.spent.value_j / sample.duration_s, _hardware(c))
-                for c in counted
-                if c.spent is not None and sample.duration_s > 0
-            ],
+            [(c.power_w, _hardware(c)) for c in counted if c.power_w is not None],
         )
         for place, bound in ((1, "low"), (2, "high")):
             yield (

@@ -85,8 +85,8 @@ class PrometheusExporter(Exporter):
             labels=_COMPONENT,
         )
         for component in counted:
-            if component.spent is not None and sample.duration_s > 0:
-                watts.add_metric(_component_labels(component), component.spent.value_j / sample.duration_s)
+            if component.power_w is not None:
+                watts.add_metric(_component_labels(component), component.power_w)
         yield watts
         if sample.subject == "machine":
             yield from self._divided(core, sample, whole)

@@ -80,7 +80,7 @@ class Monitor:
         for component in components:
             if not component.is_whole or component.spent is None:
                 continue
-            resting = self._resting(component.name, duration_s)
+            resting = self._resting(component.name, component.covered_s)
             who, shares = self._shares(component.name, ran, rest_s, by_cpu[resting is None])
             parts = split(component.spent, resting, shares)
             for process, joules in zip(who, parts.parts, strict=True):
@@ -138,10 +138,10 @@ class Monitor:
         spare_s = max(0.0, duration_s * self._cores - sum(used) - rest_s)
         return by_weight(used, rest_s), by_weight(used, rest_s, spare_s)
 
-    def _resting(self, component: str, duration_s: float) -> Joules | None:
+    def _resting(self, component: str, covered_s: float) -> Joules | None:
         if self._station.idle is None:
             return None
-        return triple(self._station.idle.energy(component, duration_s))
+        return triple(self._station.idle.energy(component, covered_s))
 
     def _shares(
         self, component: str, ran: list[Process], rest_s: float, by_cpu: Shares
@@ -176,7 +176,14 @@ class Monitor:
         whole = idle.plus(dynamic)
         self._model_total = self._model_total.plus(whole)
         component = Component(
-            MODEL, "chip", None, Provenance.ESTIMATED, whole, self._model_total, model.reason
+            MODEL,
+            "chip",
+            None,
+            Provenance.ESTIMATED,
+            whole,
+            self._model_total,
+            model.reason,
+            covered_s=duration_s,
         )
         parts = [dynamic.times(share) for share in shares.parts]
         return component, Parts(idle, parts, dynamic.times(shares.rest))

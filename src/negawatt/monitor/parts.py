@@ -93,6 +93,7 @@ def counted(first: Snapshot, before: Snapshot, after: Snapshot) -> list[Componen
                 Joules(whole.value_j, min(whole.low_j, whole.value_j), max(whole.high_j, whole.value_j)),
                 reason,
                 failing=bool(total.failure),
+                covered_s=total.at_s - before.totals[name].at_s,
             )
         )
     return found

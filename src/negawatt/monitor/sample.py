@@ -25,6 +25,7 @@ class Component(NamedTuple):
         total: joules since the beginning, those of intervals without reading included.
         reason: why `spent` is None, or which models the estimate spans.
         failing: whether its last reading failed, so that `total` is out of date.
+        covered_s: seconds in which `spent` was: more than the interval after one without reading.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Component(NamedTuple):
     total: Joules
     reason: str = ""
     failing: bool = False
+    covered_s: float = 0.0
+
+    @property
+    def power_w(self) -> float | None:
+        """Mean power while `spent` was spent; None when that is not known."""
+        return self.spent.value_j / self.covered_s if self.spent is not None and self.covered_s > 0 else None
 
     @property
     def is_whole(self) -> bool:
