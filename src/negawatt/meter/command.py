@@ -82,15 +82,14 @@ def measure_command(
         CommandNotRun: there is no such program, or it may not be executed.
     """
     become_subreaper()
-    children = Children()
     watched = {signal.SIGCHLD, *_PASSED_ON}
     # Blocked rather than handled: they are picked up one at a time below, and the command itself
     # starts with the caller's own mask. Sensors are opened after it, as their threads inherit it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
-        window = Window(children, station() if station is not None else None)
+        window = Window(Children(), station() if station is not None else None)
         window.start()
-        watching = _Watching(window, children, followers)
+        watching = _Watching(window, followers)
         try:
             watching.begin(command)
             pid = _spawn(command, output_to_stderr, mask, watching.environment)
@@ -113,8 +112,8 @@ def measure_command(
 class _Watching:
     """The command's own marks and all followers, none of whom may get in the way of the others."""
 
-    def __init__(self, window: Window, children: Children, followers: Sequence[Follower]) -> None:
-        self._window, self._children, self._followers = window, children, followers
+    def __init__(self, window: Window, followers: Sequence[Follower]) -> None:
+        self._window, self._followers = window, followers
         self._warnings: list[str] = []
         self._markers: Markers | None = None
         self.environment: Mapping[str, str] = os.environ
@@ -130,7 +129,7 @@ class _Watching:
                 follower.begin(self._window, command)
 
     def look(self) -> None:
-        self._children.look()
+        self._window.look()
         for follower in self._followers:
             with self._noted(type(follower).__name__):
                 follower.look(self._window)

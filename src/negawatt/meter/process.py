@@ -229,11 +229,6 @@ class Children:
         self._tree = ProcessTree(os.getpid())
         self._lock = threading.Lock()
 
-    def look(self) -> None:
-        """Note which processes run now and what they have used."""
-        with self._lock:
-            self._tree.cpu_s()
-
     def cpu_s(self) -> float:
         """CPU seconds so far."""
         with self._lock:
