@@ -20,6 +20,7 @@ LIGHT_TESTS = (
     "test_run.py",
     "test_cli.py",
     "meter",
+    "monitor",
     "workload",
     "catalog",
     "artifact",

@@ -162,14 +162,12 @@ def test_a_gpu_is_charged_whole_beside_the_cpu_model() -> None:
     assert spent.energy.provenance is Provenance.ESTIMATED
 
 
-@pytest.mark.parametrize(("rank", "charged"), [("0", True), ("3", False), ("", True)])
-def test_of_several_ranks_on_a_host_the_first_alone_is_charged_the_gpus(
-    monkeypatch: pytest.MonkeyPatch, rank: str, charged: bool
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", rank)
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_several_processes_of_a_job_one_is_charged_the_gpus(shared: bool) -> None:
     totals = {"gpu/0": Total(0.0, 5.0, 5.0, 5.0, 0.0, 0, Counter(5.0))}
-    parts = attributed({"gpu/0": Energy.measured(5.0)}, totals, POWER, cpu_s=1.0, busy_s=1.0, duration_s=1.0)
-    assert ("gpu/0" in parts) == charged
+    spent = {"gpu/0": Energy.measured(5.0)}
+    parts = attributed(spent, totals, POWER, cpu_s=1.0, busy_s=1.0, duration_s=1.0, shared=shared)
+    assert ("gpu/0" in parts) == shared
     assert "cpu" in parts
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "engines": "list engines, or pull a compiled one",
     "measure": "measure the energy of any command with its children",
     "models": "list, pull or show models",
+    "monitor": "export what this machine and everything on it spends, for as long as it runs",
     "profile": "measure joules, latency, memory and quality of a model on a workload",
     "report": "turn a run into HTML, Markdown or JSON",
     "tune": "find the way of running a model that spends the fewest joules, and prove it",

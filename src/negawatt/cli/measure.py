@@ -6,17 +6,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from negawatt.cli.common import emit, examples, json_option
+from negawatt.cli.exports import export_options, exporters
 from negawatt.energy import Provenance
 from negawatt.errors import NegawattError
 
 if TYPE_CHECKING:
+    from negawatt.export import Exporter
     from negawatt.meter import Measurement, Station
+    from negawatt.meter.command import Follower
 
 
 def sensor_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,18 +48,28 @@ def station_with(texts: Sequence[str]) -> Station:
     epilog=examples(
         "negawatt measure -- python train.py --epochs 3",
         "negawatt measure --output spent.json -- make -j4",
+        "negawatt measure --csv energy.csv --prometheus-port 9166 -- ./job",
         "negawatt measure --json -- ./job 2>/dev/null | jq .energy.value_j",
     ),
 )
 @json_option
 @sensor_option
+@export_options
+@click.option("--quiet", is_flag=True, help="Show no live line, and no summary at the end.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the JSON document to this file.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], output: Path | None) -> int:
+def command(
+    command: tuple[str, ...],
+    as_json: bool,
+    sensors: tuple[str, ...],
+    quiet: bool,
+    output: Path | None,
+    **where: Any,
+) -> int:
     """Run COMMAND and tell what it and its children spent.
 
     Its input, output and exit code pass through (128 + N when signal N ends it); the summary goes
@@ -71,13 +85,32 @@ def command(command: tuple[str, ...], as_json: bool, sensors: tuple[str, ...], o
         with written_beside(trial) as temporary:
             temporary.touch()
         trial.unlink()
-    code, measurement = measure_command(command, output_to_stderr=as_json, station=station_with(sensors))
+    code, measurement = measure_command(
+        command,
+        output_to_stderr=as_json,
+        station=partial(station_with, sensors),
+        followers=_followers(exporters(**where), quiet),
+    )
     document = {**measurement.to_json(), "exit_code": code, "command": list(command)}
-    _tell(document, "" if as_json else _summary(measurement), output)
+    _tell(document, as_json, "" if as_json or quiet else _summary(measurement), output)
     return code
 
 
-def _tell(document: dict[str, Any], summary: str, output: Path | None) -> None:
+def _followers(targets: Sequence[Exporter], quiet: bool) -> list[Follower]:
+    """Who looks on while the command runs."""
+    found: list[Follower] = []
+    if not quiet and sys.stderr.isatty():
+        from negawatt.cli.live import LiveLine
+
+        found.append(LiveLine())
+    if targets:
+        from negawatt.export.following import Following
+
+        found.append(Following(targets))
+    return found
+
+
+def _tell(document: dict[str, Any], as_json: bool, summary: str, output: Path | None) -> None:
     """Print and write the figures; a full disk or a reader that left is told and fails nothing."""
     from negawatt.home import write_json
 
@@ -88,7 +121,7 @@ def _tell(document: dict[str, Any], summary: str, output: Path | None) -> None:
     except NegawattError as exc:
         lost = f"negawatt: {exc}"
     with _surviving(sys.stdout):
-        if not summary:
+        if as_json:
             emit(document)
     with _surviving(sys.stderr):
         for text in filter(None, (summary, lost)):
@@ -118,5 +151,18 @@ def _summary(measurement: Measurement) -> str:
         lines += [f"{name}: {energy}" for name, energy in measurement.components.items()]
     outer = {n: e for n, e in measurement.machine.items() if n.startswith(("host/", "wall/"))}
     lines += [f"{name}, the whole machine meanwhile: {energy}" for name, energy in outer.items()]
+    lines += _stage_lines(measurement)
     lines += measurement.warnings
     return "negawatt: " + "\n  ".join(lines)
+
+
+def _stage_lines(measurement: Measurement) -> list[str]:
+    """Every stage, indented by how deep it is, and what was spent outside of all of them."""
+    depth: list[int] = []
+    lines = []
+    for stage in measurement.stages:
+        depth.append(0 if stage.parent is None else depth[stage.parent] + 1)
+        lines.append(f"{'  ' * depth[-1]}{stage.name}: {stage.energy} in {stage.duration_s:.2f} s")
+    if lines:
+        lines.append(f"outside of stages: {measurement.outside_stages}")
+    return lines

@@ -1,6 +1,7 @@
 """Sensors, windows and measurements: joules with a provenance and an interval, on any machine."""
 
 from negawatt.meter.machine import fingerprint
+from negawatt.meter.markers import marked
 from negawatt.meter.measurement import Measurement, Stage
 from negawatt.meter.meter import Meter, ProcessMeter, energy_of_cpu_time
 from negawatt.meter.metered import metered
@@ -35,6 +36,7 @@ __all__ = [
     "Station",
     "energy_of_cpu_time",
     "fingerprint",
+    "marked",
     "metered",
     "probe",
     "sensors",

@@ -48,18 +48,6 @@ def by_cpu_time(
     )
 
 
-_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
-"""Where launchers tell a process its place on the host: torchrun, Slurm, Open MPI, MPICH, Cray."""
-
-
-def local_rank() -> int:
-    """This process's place among a distributed job's processes on this host; 0 outside of one."""
-    for name in _RANKS:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
-
-
 def charged(
     spent: Mapping[str, Energy],
     totals: Mapping[str, Total],
@@ -68,11 +56,12 @@ def charged(
     cpu_s: float,
     busy_s: float,
     duration_s: float,
+    shared: bool = True,
 ) -> dict[str, Energy]:
     """Energy charged to a process tree, by component; the parts add up without double counting.
 
-    Processors and memory go by CPU time, a GPU whole to whoever measures; of a distributed job's
-    processes on one host, to the first alone (`local_rank`). Where no processor
+    Processors and memory go by CPU time, a GPU whole to whoever measures, unless `shared` says that
+    another process of the same job is charged it (`negawatt.meter.reader`). Where no processor
     counter gave a reading, the CPU-time model stands in under the name ``cpu``. Components that
     are part of another, and the meters of host and wall, which contain the chips, are left out.
     """
@@ -96,6 +85,6 @@ def charged(
             if "dram" in covered:
                 continue
             result[name] = by_cpu_time(energy, cpu_s, busy_s, duration_s)
-        elif not name.startswith("cpu/") and local_rank() == 0:
+        elif not name.startswith("cpu/") and shared:
             result[name] = energy
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,6 +87,14 @@ class Measurement:
     footprint: Footprint | None = None
     share: Share | None = None
 
+    @property
+    def outside_stages(self) -> Energy:
+        """What was spent while no stage was open: with all outermost stages it makes `energy`."""
+        outermost = [stage.energy.value_j for stage in self.stages if stage.parent is None]
+        inside_j = math.fsum(value for value in outermost if value is not None)
+        whole_j = self.energy.value_j
+        return self.energy.scaled(1.0 - inside_j / whole_j) if whole_j else self.energy
+
     def with_warning(self, sentence: str) -> Measurement:
         """A copy with one more warning."""
         return replace(self, warnings=(*self.warnings, sentence))
@@ -107,4 +116,5 @@ class Measurement:
             "stages": [stage.to_json() for stage in self.stages],
             "footprint": self.footprint.to_json() if self.footprint else None,
             "share": self.share.to_json() if self.share else None,
+            "outside_stages": self.outside_stages.to_json(),
         }

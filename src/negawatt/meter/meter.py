@@ -18,6 +18,7 @@ from negawatt.meter.footprint import Footprint, FootprintTotal
 from negawatt.meter.machine import Share
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
+from negawatt.meter.reader import election
 from negawatt.meter.sensor import Boundary
 from negawatt.meter.stages import Ledger
 from negawatt.meter.station import Snapshot, Station, station
@@ -54,11 +55,15 @@ class Window:
         if self._station is None:
             self._station = station()
         self._ledger = None
+        election.open_window()
         footprint = self._footprint.look()
         self._start = (self._station.snapshot(), self._tree.cpu_s(), footprint)
 
     def look(self) -> None:
-        """Note what runs now and what it holds, in a window that is long enough for either to change."""
+        """Note what runs now and what it holds, in a window that is long enough for either to change.
+
+        A child that nobody waits for leaves no trace once it is gone.
+        """
         self._tree.cpu_s()
         self._footprint.look()
 
@@ -77,6 +82,17 @@ class Window:
         spent_s = max(0.0, cpu_s - cpu_before_s)
         share = self._footprint.share
         return partial(_figures, self._station, before, after, spent_s, footprint, share, self._ledger, left)
+
+    def so_far(self) -> Measurement:
+        """What the running window has spent until now, without its stages; the window goes on."""
+        if self._start is None or self._station is None:
+            raise UsageError("this meter is not running; start it first")
+        before, cpu_before_s, held_before = self._start
+        spent_s = max(0.0, self._tree.cpu_s() - cpu_before_s)
+        footprint = self._footprint.look() - held_before
+        after = self._station.snapshot()
+        share = self._footprint.share
+        return _measurement(self._station, before, after, spent_s, footprint, share, election.leads)
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -109,26 +125,36 @@ def _figures(
 
 
 def _measurement(
-    where: Station, before: Snapshot, after: Snapshot, cpu_s: float, footprint: Footprint, share: Share
+    where: Station,
+    before: Snapshot,
+    after: Snapshot,
+    cpu_s: float,
+    footprint: Footprint,
+    share: Share,
+    shared: bool | None = None,
 ) -> Measurement:
+    if shared is None:
+        shared = election.is_reader(before.at_s, after.at_s)
     duration_s = after.at_s - before.at_s
     busy_s = after.time.busy_s - before.time.busy_s
     steal_s = after.time.steal_s - before.time.steal_s
     other_s = max(0.0, busy_s - cpu_s)
     spent = where.spent(before, after)
-    components = charged(spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s)
+    components = charged(
+        spent, before.totals, where.power, cpu_s=cpu_s, busy_s=busy_s, duration_s=duration_s, shared=shared
+    )
     components |= footprint.beside(where.power, components)
     energy = Energy.total(components.values())
     idle = _idle(where, spent, components, cpu_s, duration_s)
     asleep_s = after.asleep_s - before.asleep_s
     # Where the model stands in for the processors' counters, its curve may hold more than the chips.
     boundary: Boundary = where.power.boundary if "cpu" in components else "chip"
-    return Measurement(
+    result = Measurement(
         started_s=before.at_s,
         duration_s=duration_s,
         energy=energy,
         components=components,
-        machine=spent,
+        machine=spent if shared else {},
         idle=idle,
         dynamic=energy - idle,
         cpu_s=cpu_s,
@@ -139,6 +165,10 @@ def _measurement(
         footprint=footprint,
         share=share,
     )
+    return result if shared else result.with_warning(_NOT_READER)
+
+
+_NOT_READER = "another process of this job reports what this host shares: GPUs, and the machine's own meters"
 
 
 def _idle(

@@ -30,7 +30,7 @@ class NvmlSensor(Sensor):
     name = "nvml"
 
     def __init__(self, pynvml: Any = None) -> None:
-        self._devices = _Devices(pynvml)
+        self._devices = Devices(pynvml)
 
     def read(self) -> Reading:
         start = time.monotonic()
@@ -65,7 +65,7 @@ class NvmlPowerSource(PowerSource):
     polled_s = 0.1
 
     def __init__(self, pynvml: Any = None) -> None:
-        self._devices = _Devices(pynvml)
+        self._devices = Devices(pynvml)
 
     def read_power(self) -> Mapping[str, Power]:
         found = {}
@@ -83,7 +83,7 @@ class NvmlPowerSource(PowerSource):
         self._devices.close()
 
 
-class _Devices:
+class Devices:
     """The GPUs that NVML shows, and questions to them."""
 
     def __init__(self, pynvml: Any) -> None:
@@ -100,6 +100,31 @@ class _Devices:
         with self._translated():
             try:
                 return int(getattr(self._nvml, function)(handle))
+            except self._nvml.NVMLError as exc:
+                if exc.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
+                    raise
+                return None
+
+    def samples(self, handle: Any, since_us: int) -> list[Any] | None:
+        """What processes used of a GPU after a moment (``pid``, ``smUtil`` in %, ``timeStamp`` in µs).
+
+        None where the GPU does not tell it; empty when nobody used it.
+        """
+        with self._translated():
+            try:
+                return list(self._nvml.nvmlDeviceGetProcessUtilization(handle, since_us))
+            except self._nvml.NVMLError as exc:
+                if exc.value == self._nvml.NVML_ERROR_NOT_FOUND:
+                    return []
+                if exc.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
+                    raise
+                return None
+
+    def processes(self, handle: Any) -> list[int] | None:
+        """Ids of the processes that compute on a GPU; None where it does not tell."""
+        with self._translated():
+            try:
+                return [each.pid for each in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
             except self._nvml.NVMLError as exc:
                 if exc.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
                     raise

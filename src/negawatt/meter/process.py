@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -249,16 +250,21 @@ class OwnTree:
 
 
 class Children:
-    """CPU time of this process's children alone, those included that nobody waits for if seen."""
+    """CPU time of this process's children alone, those included that nobody waits for if seen.
+
+    Safe to use from many threads.
+    """
 
     def __init__(self) -> None:
         self._tree = ProcessTree(os.getpid())
+        self._lock = threading.Lock()
 
     def cpu_s(self) -> float:
         """CPU seconds so far."""
-        exact_s = _children_s()
-        # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
-        return max(exact_s, self._tree.cpu_s() - time.process_time())
+        with self._lock:
+            exact_s = _children_s()
+            # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
+            return max(exact_s, self._tree.cpu_s() - time.process_time())
 
     def footprint(self) -> FootprintTotal:
         """Counts the children's memory from now on, and drive bytes, of which this process moves none."""

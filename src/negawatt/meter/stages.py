@@ -87,6 +87,28 @@ class Ledger:
             self._close_stretch()
             self._end(position)
 
+    def lift(self, position: int) -> None:
+        """Take the stages still open inside a stage out of it: they were beside it and go on without it.
+
+        What each of them spent so far, it spent while both were open: half of it is the other's.
+        """
+        with self._lock:
+            self._close_stretch()
+            left = self._stages[position]
+            for stage in self._stages:
+                if stage.parent != position or stage.stopped_s is not None:
+                    continue
+                stage.parent = left.parent
+                left.inner -= 1
+                stage.cpu_s, left.cpu_s = stage.cpu_s / 2, left.cpu_s + stage.cpu_s / 2
+                for component, joules in stage.joules.items():
+                    stage.joules[component] = joules / 2
+                    left.joules[component] = left.joules.get(component, 0.0) + joules / 2
+                if left.parent is not None:
+                    self._stages[left.parent].inner += 1
+            if left.inner == 0 and position not in self._innermost:
+                self._innermost[position] = thread_cpu_s(left.thread)
+
     def finish(self) -> list[str]:
         """Close the last stretch; end what is still open and return the names of those stages."""
         with self._lock:

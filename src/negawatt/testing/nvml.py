@@ -7,6 +7,8 @@ It says nothing about how real hardware behaves beyond that.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class NVMLError(Exception):
     """As pynvml's: ``value`` holds the code."""
@@ -14,6 +16,24 @@ class NVMLError(Exception):
     def __init__(self, value: int) -> None:
         super().__init__(f"NVML error {value}")
         self.value = value
+
+
+@dataclass(frozen=True)
+class ProcessSample:
+    """As ``c_nvmlProcessUtilizationSample_t``: what one process used of a GPU, in percent."""
+
+    pid: int
+    timeStamp: int
+    smUtil: int
+    memUtil: int = 0
+
+
+@dataclass(frozen=True)
+class RunningProcess:
+    """As ``c_nvmlProcessInfo_t``."""
+
+    pid: int
+    usedGpuMemory: int | None = None
 
 
 class NvmlDouble:
@@ -25,12 +45,15 @@ class NvmlDouble:
         has_counter: whether the GPUs have energy counters.
         split: whether they are split into instances.
         fault: an error code that every following call raises, or None.
+        used: samples of what processes used of each GPU; None for GPUs that do not tell.
+        running: ids of the processes on each GPU.
     """
 
     NVMLError = NVMLError
     NVML_ERROR_UNINITIALIZED = 1
     NVML_ERROR_NOT_SUPPORTED = 3
     NVML_ERROR_NO_PERMISSION = 4
+    NVML_ERROR_NOT_FOUND = 6
     NVML_ERROR_DRIVER_NOT_LOADED = 9
     NVML_ERROR_LIBRARY_NOT_FOUND = 12
     NVML_ERROR_GPU_IS_LOST = 15
@@ -41,6 +64,8 @@ class NvmlDouble:
         self.has_counter = has_counter
         self.split = split
         self.fault: int | None = None
+        self.used: list[list[ProcessSample]] | None = [[] for _ in range(gpus)]
+        self.running: list[list[int]] = [[] for _ in range(gpus)]
         self._users = 0
 
     def spend(self, joules: float) -> None:
@@ -81,6 +106,19 @@ class NvmlDouble:
         if not self.has_counter:
             raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
         return [int(self.split), int(self.split)]
+
+    def nvmlDeviceGetProcessUtilization(self, handle: int, timeStamp: int) -> list[ProcessSample]:
+        self._check()
+        if self.used is None:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        fresh = [sample for sample in self.used[handle] if sample.timeStamp > timeStamp]
+        if not fresh:
+            raise NVMLError(self.NVML_ERROR_NOT_FOUND)
+        return fresh
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[RunningProcess]:
+        self._check()
+        return [RunningProcess(pid) for pid in self.running[handle]]
 
     def _check(self) -> None:
         if self._users == 0:
