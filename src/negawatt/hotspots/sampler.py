@@ -1,0 +1,168 @@
+"""`Sampler`: which Python functions use this process's CPU time, by pyinstrument's stack samples.
+
+pyinstrument takes a stack every few milliseconds of wall time. Here each stack is charged the CPU
+seconds since the last one, read from the kernel's own clocks: waiting costs nothing, and what helper
+threads without Python in them used (OpenMP, BLAS) goes to the Python function that was running.
+So the charges add up to the CPU time of the process exactly, whatever the samples missed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import cache
+from types import FrameType
+from typing import Any
+
+from negawatt.errors import require
+from negawatt.hotspots.tally import Key, Tally
+from negawatt.meter.process import thread_cpu_s
+
+INTERVAL_S = 0.004
+"""Time between samples. The kernel's coarse clock, which costs next to nothing to read, has this step."""
+
+SAMPLING = Key("taking samples", "rest")
+
+stages: ContextVar[tuple[str, ...]] = ContextVar("negawatt_hotspot_stages", default=())
+"""The named stages that the present thread or task is in, outermost first."""
+
+
+class Sampler:
+    """Samples the thread that starts it, and every Python thread started while it runs.
+
+    A fork's child goes on with a sampler of its own where whoever made this one arranges for it.
+    """
+
+    def __init__(self) -> None:
+        self.looking_cpu_s = 0.0
+        self.samples = 0
+        self.before_cpu_s = time.process_time()
+        self._stacks: dict[tuple[str, ...], list[float]] = {}
+        self._lock = threading.Lock()
+        self._threads: dict[int, float] = {}
+        self._charged_s = self.before_cpu_s
+        self._running = False
+
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            MissingDependency: pyinstrument is not installed.
+        """
+        self._sampler = require("pyinstrument.stack_sampler", extra="hotspots")
+        self._running = True
+        self._charged_s = self.before_cpu_s = time.process_time()
+        threading.setprofile(self._first_event)
+        self._subscribe()
+
+    def stop(self) -> None:
+        """End; threads that are still running leave at their next sample."""
+        with self._lock:
+            self._running = False
+        threading.setprofile(None)  # type: ignore[arg-type]  # None is how to take one out
+        self._unsubscribe()
+        with self._lock:
+            cpu_s = self._due(threading.get_native_id(), time.thread_time())
+            self._stacks.setdefault((), [0.0, 0])[0] += cpu_s
+
+    def abandon(self) -> None:
+        """Forget it: for a fork's child, whose copy of the lock may be held by a thread that is gone."""
+        self._running = False
+        self._unsubscribe()
+
+    def stacks(self) -> list[tuple[list[Key], float, int]]:
+        """Every stack seen, outermost function first, its CPU seconds and its samples.
+
+        With `looking_cpu_s` the seconds add up to the CPU time of the process since the start.
+        """
+        keys = cache(_key)
+        return [([keys(f) for f in stack], cpu_s, int(n)) for stack, (cpu_s, n) in self._stacks.items()]
+
+    def tally(self) -> Tally:
+        """CPU seconds by stage and function, outermost first; its total is the process's CPU time."""
+        root = Tally(Key("all", "whole"))
+        for stack, cpu_s, samples in self.stacks():
+            root.add(stack, cpu_s, samples)
+        root.add([SAMPLING], self.looking_cpu_s, self.samples)
+        return root
+
+    def _subscribe(self) -> None:
+        self._threads[threading.get_native_id()] = time.thread_time()
+        self._sampler.get_stack_sampler().subscribe(
+            self._take, desired_interval=INTERVAL_S, use_async_context=False
+        )
+
+    def _unsubscribe(self) -> None:
+        sampler = self._sampler.get_stack_sampler()
+        if any(s.target == self._take for s in sampler.subscribers):
+            sampler.unsubscribe(self._take)
+
+    def _first_event(self, frame: FrameType, event: str, argument: Any) -> None:
+        """The first thing that happens in a new thread: from here on pyinstrument watches it."""
+        sys.setprofile(None)
+        if self._running:
+            self._subscribe()
+
+    def _take(self, stack: Sequence[str], since_last_s: float, state: Any) -> None:
+        """A sample: the thread, the outermost frame, …, the innermost."""
+        begun_s, thread = time.thread_time(), threading.get_native_id()
+        with self._lock:
+            running = self._running
+            if running:
+                due_s = self._due(thread, begun_s)
+                frames = (*(f"{name}\0\0stage" for name in stages.get()), *stack[1:])
+                charge = self._stacks.setdefault(frames, [0.0, 0])
+                charge[0] += due_s
+                charge[1] += 1
+                self.samples += 1
+                looked_s = time.thread_time() - begun_s
+                self.looking_cpu_s += looked_s
+                self._charged_s += looked_s
+                self._threads[thread] = begun_s + looked_s
+        if not running:
+            self._unsubscribe()
+
+    def _due(self, thread: int, own_s: float) -> float:
+        """CPU seconds not charged yet, less what other Python threads will be charged themselves.
+
+        Args:
+            thread: who asks.
+            own_s: its CPU time at the sample; what it used since is the sampler's.
+        """
+        process_s = time.process_time() - (time.thread_time() - own_s)
+        others_s = 0.0
+        for other, last_s in list(self._threads.items()):
+            if other != thread:
+                now_s = thread_cpu_s(other)
+                if now_s == 0.0:  # it has ended: what was left of it falls to who asks next
+                    del self._threads[other]
+                others_s += max(0.0, now_s - last_s)
+        due_s = max(0.0, process_s - self._charged_s - others_s)
+        self._threads[thread] = own_s
+        self._charged_s += due_s
+        return due_s
+
+
+def _key(frame: str) -> Key:
+    """``name NUL file NUL line``, perhaps with pyinstrument's marks after it, as a key."""
+    name, file, line = frame.split("\x01", 1)[0].split("\0")
+    if line == "stage":
+        return Key(name, "stage")
+    return Key(name, "function", f"{shown(file)}:{line}" if line != "0" else shown(file))
+
+
+def shown(file: str) -> str:
+    """A file as people know it: from its package on, or from here."""
+    for mark in ("/site-packages/", "/dist-packages/"):
+        if mark in file:
+            return file.split(mark, 1)[1]
+    for prefix in (sys.base_prefix, sys.prefix):
+        library = f"{prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/"
+        if file.startswith(library):
+            return file.removeprefix(library)
+    here = os.getcwd() + "/"
+    return file.removeprefix(here)
