@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.energy import Energy, Provenance
+from negawatt.hotspots.roles import by_role
+from negawatt.hotspots.spot import Spot, known, merged
 from negawatt.hotspots.tally import Key, Kind, Tally
 from negawatt.meter import Measurement
 from negawatt.workload.intervals import wilson
 
 _BY_CPU_TIME = ("cpu", "dram")
 """Components whose joules follow CPU time. A GPU works while the processor goes on: it keeps its own."""
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A part of the window and what it spent.
-
-    Attributes:
-        name, kind, place: what it is; see `Key`.
-        energy, cpu_s: with everything inside it.
-        self_energy, self_cpu_s: without the parts inside it. Over the whole tree these add up to
-            the window.
-        count: samples that hit it, or calls, itself.
-        flops: floating-point operations with everything inside; None where nobody counts them.
-        moved_bytes: bytes of the tensors read and written, with everything inside; None likewise.
-        inside: the parts inside it, dearest first.
-    """
-
-    name: str
-    kind: Kind
-    place: str
-    energy: Energy
-    self_energy: Energy
-    cpu_s: float
-    self_cpu_s: float
-    count: int
-    flops: float | None = None
-    moved_bytes: float | None = None
-    inside: tuple[Spot, ...] = ()
-
-    def walk(self) -> Iterator[Spot]:
-        """This part and all inside it, parents first."""
-        yield self
-        for part in self.inside:
-            yield from part.walk()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "place": self.place or None,
-            "energy": self.energy.to_json(),
-            "self_energy": self.self_energy.to_json(),
-            "cpu_s": self.cpu_s,
-            "self_cpu_s": self.self_cpu_s,
-            "count": self.count,
-            "flops": self.flops,
-            "moved_bytes": self.moved_bytes,
-            "inside": [part.to_json() for part in self.inside],
-        }
 
 
 @dataclass(frozen=True)
@@ -131,6 +83,7 @@ class Hotspots:
             "samples": self.samples,
             "looking_cpu_s": self.looking_cpu_s,
             "notes": list(self.notes),
+            "roles": [role.to_json() for role in by_role(self.whole)],
             "flat": [_bare(spot.to_json()) for spot in self.flat()],
             "whole": self.whole.to_json(),
         }
@@ -155,8 +108,8 @@ class _Split:
             cpu_s=cpu_s,
             self_cpu_s=tally.cpu_s,
             count=tally.count,
-            flops=_known([tally.flops, *(s.flops for s in inside)]),
-            moved_bytes=_known([tally.moved_bytes, *(s.moved_bytes for s in inside)]),
+            flops=known([tally.flops, *(s.flops for s in inside)]),
+            moved_bytes=known([tally.moved_bytes, *(s.moved_bytes for s in inside)]),
             inside=tuple(inside),
         )
 
@@ -179,11 +132,6 @@ def quiet(energy: Energy) -> Energy:
     return energy if energy.provenance is Provenance.MISSING else replace(energy, reason="")
 
 
-def _known(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return math.fsum(known) if known else None
-
-
 def _gather(
     spot: Spot, above: frozenset[Key], own: dict[Key, list[Spot]], outer: dict[Key, list[Spot]]
 ) -> None:
@@ -193,31 +141,6 @@ def _gather(
         outer.setdefault(key, []).append(spot)
     for part in spot.inside:
         _gather(part, above | {key}, own, outer)
-
-
-def merged(spots: Sequence[Spot], outer: Sequence[Spot] | None = None) -> Spot:
-    """Spots of one kind as one, with what is inside them, part by part.
-
-    Args:
-        spots: whose own figures are added up.
-        outer: whose figures with everything inside are added up: those of `spots` that are not
-            inside one another. By default all.
-    """
-    outer = spots if outer is None else outer
-    inside: dict[Key, list[Spot]] = {}
-    for part in (part for spot in outer for part in spot.inside):
-        inside.setdefault(Key(part.name, part.kind, part.place), []).append(part)
-    return replace(
-        spots[0],
-        energy=Energy.total(s.energy for s in outer),
-        self_energy=Energy.total(s.self_energy for s in spots),
-        cpu_s=math.fsum(s.cpu_s for s in outer),
-        self_cpu_s=math.fsum(s.self_cpu_s for s in spots),
-        count=sum(s.count for s in spots),
-        flops=_known([s.flops for s in outer]),
-        moved_bytes=_known([s.moved_bytes for s in outer]),
-        inside=tuple(sorted((merged(parts) for parts in inside.values()), key=lambda s: -s.cpu_s)),
-    )
 
 
 def _bare(document: dict[str, Any]) -> dict[str, Any]:

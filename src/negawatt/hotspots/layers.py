@@ -32,6 +32,8 @@ HOOKS = Key("the hooks", "rest")
 _BACKWARD = Key("backward", "stage")
 _GATHERING = ("embedding", "index", "index_select", "gather")
 """Operators that read only some rows of their first argument."""
+_SAME_MEMORY = ("_unsafe_view", "detach", "alias")
+"""Operators that move nothing though their schema does not say that they are views."""
 
 
 @contextmanager
@@ -179,10 +181,11 @@ class Watch:
         return result
 
     def _moved(self, operator: Any, arguments: Any, options: Any, result: Any) -> float:
-        if operator.is_view:
+        name = operator._overloadpacket.__name__
+        if operator.is_view or name in _SAME_MEMORY:
             return 0.0
         written = self._bytes(result)
-        if operator._overloadpacket.__name__ in _GATHERING:
+        if name in _GATHERING:
             return 2 * written + self._bytes(arguments[1:])
         return written + self._bytes(arguments) + self._bytes(tuple(options.values()))
 
@@ -245,9 +248,9 @@ def _short(path: str) -> str:
 
 def _mode(see: Callable[[Any, Any, Any], Any]) -> Any:
     """A dispatch mode that hands every operator to `see`."""
-    base = require("torch.utils._python_dispatch", extra="transformers").TorchDispatchMode
+    dispatch = require("torch.utils._python_dispatch", extra="transformers")
 
-    class Mode(base):  # type: ignore[misc]  # torch is not typed here
+    class Mode(dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]  # torch is not typed here
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             options = kwargs or {}
             if func not in elementary:

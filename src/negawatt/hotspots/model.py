@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,12 +130,15 @@ def together(measurements: list[Measurement]) -> Measurement:
     def total(of: Callable[[Measurement], Energy]) -> Energy:
         return Energy.total(map(of, measurements))
 
+    def by_name(of: Callable[[Measurement], Mapping[str, Energy]]) -> dict[str, Energy]:
+        return {name: Energy.total(of(m)[name] for m in measurements) for name in of(first)}
+
     return replace(
         first,
         duration_s=sum(m.duration_s for m in measurements),
         energy=total(lambda m: m.energy),
-        components={n: total(lambda m, n=n: m.components[n]) for n in first.components},
-        machine={n: total(lambda m, n=n: m.machine[n]) for n in first.machine},
+        components=by_name(lambda m: m.components),
+        machine=by_name(lambda m: m.machine),
         idle=total(lambda m: m.idle),
         dynamic=total(lambda m: m.dynamic),
         cpu_s=sum(m.cpu_s for m in measurements),

@@ -37,7 +37,7 @@ class Sampled:
 
 def sample_this_process() -> None:
     """Sample from now until the process ends; a fork's child does the same for itself."""
-    os._exit = _leaving(os._exit)  # how workers of multiprocessing end: without atexit
+    os._exit = _leaving(os._exit)  # type: ignore[assignment]  # how workers of multiprocessing end: without atexit
     atexit.register(lambda: _leave())
     os.register_at_fork(after_in_child=_begin)
     _begin()

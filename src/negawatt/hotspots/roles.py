@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.energy import Energy
-from negawatt.hotspots.hotspots import Spot, merged
+from negawatt.hotspots.spot import Spot, merged
 
 _ROLES = (
     ("attention", re.compile(r"Attention|Attn|RotaryEmb|RotaryPos", re.I)),

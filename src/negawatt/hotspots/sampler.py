@@ -63,7 +63,7 @@ class Sampler:
         """End; threads that are still running leave at their next sample."""
         with self._lock:
             self._running = False
-        threading.setprofile(None)  # type: ignore[arg-type]  # None is how to take one out
+        threading.setprofile(None)
         self._unsubscribe()
         with self._lock:
             cpu_s = self._due(threading.get_native_id(), time.thread_time())
@@ -80,7 +80,10 @@ class Sampler:
         With `looking_cpu_s` the seconds add up to the CPU time of the process since the start.
         """
         keys = cache(_key)
-        return [([keys(f) for f in stack], cpu_s, int(n)) for stack, (cpu_s, n) in self._stacks.items()]
+        return [
+            ([key for frame in stack if (key := keys(frame))], cpu_s, int(n))
+            for stack, (cpu_s, n) in self._stacks.items()
+        ]
 
     def tally(self) -> Tally:
         """CPU seconds by stage and function, outermost first; its total is the process's CPU time."""
@@ -147,22 +150,25 @@ class Sampler:
         return due_s
 
 
-def _key(frame: str) -> Key:
+def _key(frame: str) -> Key | None:
     """``name NUL file NUL line``, perhaps with pyinstrument's marks after it, as a key."""
     name, file, line = frame.split("\x01", 1)[0].split("\0")
     if line == "stage":
         return Key(name, "stage")
-    return Key(name, "function", f"{shown(file)}:{line}" if line != "0" else shown(file))
+    if file.startswith("<frozen importlib"):
+        return None  # six frames for every import; the module that is imported stands below them
+    place = shown(file)
+    if name == "<module>":
+        name = f"module {place.rsplit('/', 1)[-1]}"
+    return Key(name, "function", f"{place}:{line}" if line != "0" else place)
 
 
 def shown(file: str) -> str:
-    """A file as people know it: from its package on, or from here."""
-    for mark in ("/site-packages/", "/dist-packages/"):
-        if mark in file:
-            return file.split(mark, 1)[1]
-    for prefix in (sys.base_prefix, sys.prefix):
-        library = f"{prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/"
-        if file.startswith(library):
-            return file.removeprefix(library)
-    here = os.getcwd() + "/"
-    return file.removeprefix(here)
+    """A file as people know it: below ``site-packages`` or ``python``, or from here."""
+    for mark in ("site-packages", "dist-packages"):
+        if f"/{mark}/" in file:
+            return f"{mark}/{file.split(f'/{mark}/', 1)[1]}"
+    library = f"/lib/python{sys.version_info[0]}.{sys.version_info[1]}/"
+    if library in file:
+        return f"python/{file.split(library, 1)[1]}"
+    return file.removeprefix(os.getcwd() + "/")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from negawatt.hotspots.hotspots import Hotspots, Spot
+from negawatt.hotspots.hotspots import Hotspots
 from negawatt.hotspots.roles import Role, by_role
+from negawatt.hotspots.spot import Spot
 
 ROLE_HEAD = ("stage", "part", "joules", "share", "CPU", "FLOPs", "bytes", "FLOPs/byte")
 
@@ -66,7 +67,9 @@ def seconds(cpu_s: float) -> str:
     """CPU time in a unit that fits."""
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
         if cpu_s * factor >= 1:
-            return f"{cpu_s * factor:.3g} {unit}" if cpu_s * factor < 1000 else f"{cpu_s * factor:,.0f} {unit}"
+            return (
+                f"{cpu_s * factor:.3g} {unit}" if cpu_s * factor < 1000 else f"{cpu_s * factor:,.0f} {unit}"
+            )
     return ""
 
 
@@ -89,7 +92,10 @@ def text(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
     for number, title in enumerate(head):
         left = title in ("stage", "part", "where")
         table.add_column(
-            title, justify="left" if left else "right", overflow="fold" if left else "ellipsis", no_wrap=not left
+            title,
+            justify="left" if left else "right",
+            overflow="fold" if left else "ellipsis",
+            no_wrap=not left,
         )
         if number and not any(row[number] for row in rows):
             table.columns[-1].width = len(title)

@@ -5,6 +5,7 @@
 into (another version, say) runs on unsampled, and the report says how much that was.
 """
 
+import importlib
 import os
 import sys
 
@@ -27,7 +28,7 @@ def _import_the_next() -> None:
     sys.path[:] = [p for p in path if os.path.abspath(p or ".") != here]
     ours = sys.modules.pop("sitecustomize")
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     except ModuleNotFoundError as exc:
         if exc.name != "sitecustomize":
             raise
