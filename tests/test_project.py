@@ -30,6 +30,7 @@ HEAVY = {
     "openvino",
     "openvino_genai",
     "optuna",
+    "pyinstrument",
     "pynvml",
     "rich",
     "sacrebleu",

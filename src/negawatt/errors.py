@@ -91,12 +91,13 @@ class Infeasible(NegawattError):
     """Nothing tried satisfies the constraints; the message says which one binds and how closely."""
 
 
-def require(module: str, *, extra: str) -> ModuleType:
+def require(module: str, *, extra: str | None) -> ModuleType:
     """Import an optional library, or say in one sentence which extra brings it.
 
     Args:
         module: dotted name of the module to import.
-        extra: the extra of the ``negawatt`` distribution that installs it.
+        extra: the extra of the ``negawatt`` distribution that installs it; None where users bring
+            the library themselves.
 
     Raises:
         MissingDependency: the library is not installed.
@@ -121,5 +122,7 @@ def installed_version(distribution: str, *, extra: str) -> str:
         raise _missing(distribution, extra) from exc
 
 
-def _missing(library: str, extra: str) -> MissingDependency:
+def _missing(library: str, extra: str | None) -> MissingDependency:
+    if extra is None:
+        return MissingDependency(f"{library} is not installed; pip install {library} brings it")
     return MissingDependency(f"{library} is not installed; pip install 'negawatt[{extra}]' brings it")

@@ -53,10 +53,8 @@ class Window:
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
         left = self._ledger.finish() if self._ledger else []
-        cpu_s = self._tree.cpu_s()
-        after = self._station.snapshot()
-        (before, cpu_before_s), self._start = self._start, None
-        result = _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s))
+        result, after = self._so_far()
+        self._start = None
         if self._ledger:
             refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
             result = replace(
@@ -65,6 +63,18 @@ class Window:
         for name in left:
             result = result.with_warning(f"stage {name} was still open at the end of the window")
         return result
+
+    def read(self) -> Measurement:
+        """What was spent since the start, without stages; the window goes on."""
+        return self._so_far()[0]
+
+    def _so_far(self) -> tuple[Measurement, Snapshot]:
+        if self._start is None or self._station is None:
+            raise UsageError("this meter is not running; start it first")
+        before, cpu_before_s = self._start
+        cpu_s = self._tree.cpu_s()
+        after = self._station.snapshot()
+        return _measurement(self._station, before, after, max(0.0, cpu_s - cpu_before_s)), after
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -259,6 +269,14 @@ class ProcessMeter:
             UsageError: no window is open.
         """
         return self._window.stop()
+
+    def read(self) -> Measurement:
+        """What the process tree has spent since the window was opened; the window stays open.
+
+        Raises:
+            UsageError: no window is open.
+        """
+        return self._window.read()
 
 
 def energy_of_cpu_time(cpu_s: float) -> Energy:
