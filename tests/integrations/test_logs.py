@@ -65,7 +65,9 @@ def test_mlflow_in_a_local_store(tmp_path: Path) -> None:
     assert tags["negawatt/reason"] == "permission denied"
 
 
-def test_wandb_offline(tmp_path: Path) -> None:
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(folder, str(tmp_path / folder))
     wandb = pytest.importorskip("wandb")
     from negawatt.integrations.logs import WandbLog
 
