@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 from pathlib import Path
 
 import pytest
 
-from negawatt import NegawattError
+from negawatt import NegawattError, hotspots
 from negawatt.hotspots import Hotspots, by_function, of_command
 
 NEGAWATT = [sys.executable, "-c", "from negawatt.cli import main; main()", "hotspots"]
+INJECT = Path(hotspots.__file__).with_name("inject")
 SCRIPT = """
 import sys, time
 
@@ -168,6 +170,33 @@ def test_a_process_that_is_killed_is_not_sampled_but_counted(tmp_path: Path) -> 
     assert code == 137
     assert inclusive(found)["not sampled"] >= 0.2
     assert_whole(found)
+
+
+def test_an_environment_without_us_is_sampled_and_finds_nothing_of_ours(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv")
+    end = (
+        "main()\n"
+        "import importlib.util as u\n"
+        "print([name for name in ('numpy', 'rich') if u.find_spec(name)], file=open('found', 'w'))"
+    )
+    job = script(tmp_path, end)
+    _, found = of_command(["env", "-C", str(tmp_path), str(tmp_path / "venv/bin/python"), job])
+    assert inclusive(found)["large"] == pytest.approx(0.45, abs=0.07)
+    assert (tmp_path / "found").read_text() == "[]\n"
+
+
+def test_a_python_that_cannot_be_sampled_runs_on_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "pyinstrument"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise OSError('made for another Python')", "utf-8")
+    job = f"import sys; sys.path.remove({str(tmp_path)!r}); print('fine')"
+    command = ["env", f"PYTHONPATH={INJECT}:{tmp_path}", sys.executable, "-c", job]
+    done = subprocess.run([*NEGAWATT, "--", *command], capture_output=True, text=True)
+    assert done.stdout == "fine\n"
+    assert "no process was sampled" in done.stderr
+    assert "sitecustomize" not in done.stderr
 
 
 def test_the_environments_own_sitecustomize_is_not_displaced(

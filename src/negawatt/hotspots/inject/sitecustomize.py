@@ -5,6 +5,7 @@
 into (another version, say) runs on unsampled, and the report says how much that was.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -13,13 +14,11 @@ import sys
 def _start() -> None:
     path = list(sys.path)
     sys.path.extend(os.environ.get("NEGAWATT_HOTSPOTS_PATH", "").split(os.pathsep))
-    try:
+    with contextlib.suppress(Exception):  # the program that starts here is not ours: it runs on unsampled
         from negawatt.hotspots.process import sample_this_process
-    except ImportError:
-        return
-    finally:
-        sys.path[:] = path  # what else lies there is not for the program to find
-    sample_this_process()
+
+        sample_this_process()
+    sys.path[:] = path  # what else lies there is not for the program to find
 
 
 def _import_the_next() -> None:
