@@ -86,6 +86,25 @@ def test_functions_are_charged_what_they_used_and_waiting_is_free() -> None:
     assert_whole(found)
     assert found.samples is not None
     assert found.samples > 30
+    assert [stage.name for stage in found.measurement.stages] == ["first", "second"]
+
+
+def test_stages_that_a_command_names_by_the_meter_are_its_parts(tmp_path: Path) -> None:
+    end = (
+        "from negawatt import Meter\n"
+        "with Meter() as meter:\n"
+        "    with meter.stage('train'):\n"
+        "        large()\n"
+        "        with meter.stage('evaluate'):\n"
+        "            small()\n"
+    )
+    _, found = of_command([sys.executable, script(tmp_path, end)])
+    train = next(spot for spot in found.whole.walk() if spot.name == "train")
+    evaluate = next(spot for spot in train.inside if spot.name == "evaluate")
+    assert (train.kind, evaluate.kind) == ("stage", "stage")
+    assert evaluate.cpu_s == pytest.approx(0.15, abs=0.04)
+    assert train.cpu_s == pytest.approx(0.6, abs=0.08)
+    assert_whole(found)
 
 
 def test_threads_are_sampled_each_with_its_own_time() -> None:

@@ -58,8 +58,14 @@ def by_layer(model: Any, title: str = "", *, station: Station | None = None) -> 
     Raises:
         MissingDependency: torch is not installed.
     """
-    watch = Watch()
-    looked, meter = Looked(watch.stage), Meter(station)
+    watch, meter = Watch(), Meter(station)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        with watch.stage(name), meter.stage(name):
+            yield
+
+    looked = Looked(stage)
     with meter, watch.on(model):
         yield looked
     tally = watch.tally()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from negawatt.errors import UsageError
 from negawatt.hotspots.hotspots import Hotspots
-from negawatt.hotspots.sampler import Sampler, stages
+from negawatt.hotspots.sampler import Sampler
 from negawatt.meter import Meter, Station
 
 
@@ -49,7 +49,7 @@ def by_function(title: str = "this process", *, station: Station | None = None) 
     ::
 
         with by_function() as looked:
-            with looked.stage("preprocess"):
+            with looked.stage("preprocess"):  # a stage of the measurement too
                 prepare()
             work()
         print(looked.hotspots.flat()[0])
@@ -65,7 +65,8 @@ def by_function(title: str = "this process", *, station: Station | None = None) 
     Raises:
         MissingDependency: pyinstrument is not installed.
     """
-    looked, sampler, meter = Looked(_stage), Sampler(), Meter(station)
+    sampler, meter = Sampler(), Meter(station)
+    looked = Looked(meter.stage)
     with meter:
         sampler.start()
         try:
@@ -83,12 +84,3 @@ def by_function(title: str = "this process", *, station: Station | None = None) 
             looking_cpu_s=sampler.looking_cpu_s,
         )
     )
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    token = stages.set((*stages.get(), name))
-    try:
-        yield
-    finally:
-        stages.reset(token)

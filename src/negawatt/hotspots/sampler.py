@@ -13,22 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from functools import cache
 from types import FrameType
 from typing import Any
 
 from negawatt.errors import require
 from negawatt.hotspots.tally import Key, Tally
+from negawatt.meter.meter import active_stages
 from negawatt.meter.process import thread_cpu_s
 
 INTERVAL_S = 0.004
 """Time between samples. The kernel's coarse clock, which costs next to nothing to read, has this step."""
 
 SAMPLING = Key("taking samples", "rest")
-
-stages: ContextVar[tuple[str, ...]] = ContextVar("negawatt_hotspot_stages", default=())
-"""The named stages that the present thread or task is in, outermost first."""
 
 
 class Sampler:
@@ -117,7 +114,7 @@ class Sampler:
             running = self._running
             if running:
                 due_s = self._due(thread, begun_s)
-                frames = (*(f"{name}\0\0stage" for name in stages.get()), *stack[1:])
+                frames = (*(f"{name}\0\0stage" for name in active_stages()), *stack[1:])
                 charge = self._stacks.setdefault(frames, [0.0, 0])
                 charge[0] += due_s
                 charge[1] += 1
