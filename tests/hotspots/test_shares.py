@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,11 @@ def measured(components: dict[str, Energy], cpu_s: float = 1.0) -> Measurement:
     nothing = Energy.zero()
     total = Energy.total(components.values())
     return Measurement(0.0, 2.0, total, components, {}, nothing, total, cpu_s, 0.0, 0.0)
+
+
+def sum_of(part: dict[str, Any]) -> float:
+    """Joules of a part of the document, itself and inside."""
+    return math.fsum([part["self_energy"]["value_j"], *map(sum_of, part["inside"])])
 
 
 def tally_of(stacks: list[tuple[list[Key], float, int, float]]) -> Tally:
@@ -68,8 +74,9 @@ def test_all_parts_make_the_whole(
     assert math.fsum(s.self_energy.value_j for s in together.walk()) == pytest.approx(whole_j, **near)
     if roles := by_role(found.whole):
         assert math.fsum(r.energy.value_j for r in roles) == pytest.approx(whole_j, **near)
-    json_whole = found.to_json()["whole"]
-    assert json_whole["energy"]["value_j"] == whole_j
+    document = found.to_json()["whole"]
+    assert document["energy"]["value_j"] == whole_j
+    assert sum_of(document) == pytest.approx(whole_j, **near)
 
 
 def test_missing_joules_stay_missing_and_cpu_time_is_shared_all_the_same() -> None:

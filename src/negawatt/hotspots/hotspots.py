@@ -8,7 +8,7 @@ from typing import Any
 
 from negawatt.energy import Energy, Provenance
 from negawatt.hotspots.roles import by_role
-from negawatt.hotspots.spot import Spot, known, merged
+from negawatt.hotspots.spot import Spot, known, merged, pruned
 from negawatt.hotspots.tally import Key, Kind, Tally
 from negawatt.meter import Measurement
 from negawatt.workload.intervals import wilson
@@ -85,7 +85,7 @@ class Hotspots:
             "notes": list(self.notes),
             "roles": [role.to_json() for role in by_role(self.whole)],
             "flat": [_bare(spot.to_json()) for spot in self.flat()],
-            "whole": self.whole.to_json(),
+            "whole": pruned(self.whole, self.whole.cpu_s / 1000).to_json(),
         }
 
 

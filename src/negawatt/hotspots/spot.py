@@ -85,6 +85,27 @@ def merged(spots: Sequence[Spot], outer: Sequence[Spot] | None = None) -> Spot:
     )
 
 
+def pruned(spot: Spot, least_cpu_s: float) -> Spot:
+    """The same tree without parts that used less CPU time; each parent keeps theirs as ``smaller parts``."""
+    large = [p for p in spot.inside if p.cpu_s >= least_cpu_s or p.kind == "device"]
+    small = [p for p in spot.inside if p.cpu_s < least_cpu_s and p.kind != "device"]
+    inside = tuple(pruned(part, least_cpu_s) for part in large)
+    if small:
+        all_of_them = merged(small)
+        one = replace(
+            all_of_them,
+            name="smaller parts",
+            kind="rest",
+            place="",
+            self_energy=all_of_them.energy,
+            self_cpu_s=all_of_them.cpu_s,
+            count=sum(part.count for tiny in small for part in tiny.walk()),
+            inside=(),
+        )
+        inside = (*inside, one)
+    return replace(spot, inside=inside)
+
+
 def known(values: list[float | None]) -> float | None:
     """The sum of those that were counted; None when none was."""
     counted = [v for v in values if v is not None]
