@@ -16,7 +16,8 @@ class EnergyCallback(Watching, _callbacks.Callback):  # type: ignore[misc, name-
     """Adds energy to the logs of every epoch, and so to the history that ``fit`` returns.
 
     Args:
-        batch_size: samples in a batch; Keras does not tell its callbacks. None counts no samples.
+        batch_size: samples in a batch; Keras does not tell its callbacks. None counts no samples, and a last
+            batch that is smaller counts as a full one.
         tokens_per_sample: tokens in a sample, where they all have the same number.
         every: steps between reports to `logs`; 0 for epochs only.
         logs: where else to report to; see `negawatt.integrations.logs`.

@@ -44,7 +44,7 @@ class MlflowLog:
     """Metrics and tags of an MLflow run.
 
     Args:
-        run_id: the run; by default the active one at the time of the first report.
+        run_id: the run; by default the one active at the first report, or a new one if none is.
         tracking_uri: of the store; by default the one MLflow is set to.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from negawatt.errors import require
-from negawatt.integrations.training import Log, TrainingMeter, Watching, trained_parameters
+from negawatt.integrations.training import Log, TrainingMeter, Watching, batch_size, trained_parameters
 
 _callback = require("transformers.trainer_callback", extra="transformers")
 
@@ -14,7 +14,7 @@ _callback = require("transformers.trainer_callback", extra="transformers")
 class EnergyCallback(Watching, _callback.TrainerCallback):  # type: ignore[misc, name-defined]
     """Adds energy to the Trainer's own log, and so to ``trainer_state.json``.
 
-    Steps are the Trainer's global steps, which are optimizer updates. Tokens are those that the
+    Batches and samples are counted as they enter the model in training. Tokens are those that the
     Trainer counts, so they need ``include_num_input_tokens_seen`` in its arguments.
 
     Args:
@@ -24,17 +24,24 @@ class EnergyCallback(Watching, _callback.TrainerCallback):  # type: ignore[misc,
     def __init__(self, logs: Sequence[Log] = ()) -> None:
         self._logs = tuple(logs)
         self._seen = (0, 0)
+        self._hook: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self._meter = TrainingMeter(parameters=trained_parameters(model) if model is not None else 0)
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        meter = self._meter = TrainingMeter(parameters=trained_parameters(model))
         self._seen = (int(state.global_step), int(state.num_input_tokens_seen))
-        self.meter.__enter__()
+
+        # A function of its own: a model may be copied, with its hooks, and a meter may not.
+        def count(module: Any, inputs: Any, options: Any) -> None:
+            if module.training:
+                meter.count(samples=batch_size(options) or batch_size(inputs), steps=1)
+
+        self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
+        meter.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        steps, tokens = state.global_step - self._seen[0], state.num_input_tokens_seen - self._seen[1]
+        updates, tokens = state.global_step - self._seen[0], state.num_input_tokens_seen - self._seen[1]
         self._seen = (int(state.global_step), int(state.num_input_tokens_seen))
-        samples = steps * args.train_batch_size * args.gradient_accumulation_steps
-        self.meter.count(samples=samples, tokens=tokens, steps=steps, updates=steps)
+        self.meter.count(tokens=tokens, updates=updates)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.meter.epoch()
@@ -45,6 +52,7 @@ class EnergyCallback(Watching, _callback.TrainerCallback):  # type: ignore[misc,
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.meter.__exit__(None, None, None)
+        self._hook.remove()
         if state.log_history:
             self._tell(state)
 
