@@ -2,14 +2,16 @@
 
     python benchmarks/hotspots_overhead.py [--rounds 5]
 
-Jobs: Python code that calls small functions all the time (the worst case for a sampler that hangs on
+Jobs: nothing at all, which shows the cost of the start; Python code that calls small functions all the time (the worst case for a sampler that hangs on
 calls), and matrix products (the best). Beside ours: pyinstrument's own command and cProfile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,9 +19,10 @@ import tempfile
 from pathlib import Path
 
 JOBS = {
-    "calls": "def f(n):\n    return n if n < 2 else f(n - 1) + f(n - 2)\nfor _ in range(3): f(25)\n",
-    "sorting": "import random\nfor _ in range(6): sorted([random.random() for _ in range(200_000)])\n",
-    "matrices": "import numpy as np\na = np.random.rand(500, 500)\nfor _ in range(60): a = a @ a / 500\n",
+    "nothing": "",
+    "calls": "def f(n):\n    return n if n < 2 else f(n - 1) + f(n - 2)\nfor _ in range(60): f(25)\n",
+    "sorting": "import random\nfor _ in range(30): sorted([random.random() for _ in range(200_000)])\n",
+    "matrices": "import numpy as np\na = np.random.rand(500, 500)\nfor _ in range(400): a = a @ a / 500\n",
 }
 NEGAWATT = "from negawatt.cli import main; main()"
 WAYS = {
@@ -36,15 +39,13 @@ def cpu_s(way: str, job: Path) -> float:
     Of ``negawatt hotspots`` the job's process alone, as it reports it: that is what a user's job pays.
     """
     if way == "negawatt hotspots":
-        import json
-
         command = [*WAYS[way][:-1], "--json", "--", sys.executable, str(job)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(done.stdout)["cpu_s"])
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *WAYS[way], str(job)], check=True, stdout=subprocess.DEVNULL)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:

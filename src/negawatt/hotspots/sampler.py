@@ -19,8 +19,6 @@ from typing import Any
 
 from negawatt.errors import require
 from negawatt.hotspots.tally import Key, Tally
-from negawatt.meter.meter import active_stages
-from negawatt.meter.process import thread_cpu_s
 
 INTERVAL_S = 0.004
 """Time between samples. The kernel's coarse clock, which costs next to nothing to read, has this step."""
@@ -114,7 +112,7 @@ class Sampler:
             running = self._running
             if running:
                 due_s = self._due(thread, begun_s)
-                frames = (*(f"{name}\0\0stage" for name in active_stages()), *stack[1:])
+                frames = (*(f"{name}\0\0stage" for name in _stages()), *stack[1:])
                 charge = self._stacks.setdefault(frames, [0.0, 0])
                 charge[0] += due_s
                 charge[1] += 1
@@ -137,7 +135,7 @@ class Sampler:
         others_s = 0.0
         for other, last_s in list(self._threads.items()):
             if other != thread:
-                now_s = thread_cpu_s(other)
+                now_s = _thread_cpu_s(other)
                 if now_s == 0.0:  # it has ended: what was left of it falls to who asks next
                     del self._threads[other]
                 others_s += max(0.0, now_s - last_s)
@@ -145,6 +143,23 @@ class Sampler:
         self._threads[thread] = own_s
         self._charged_s += due_s
         return due_s
+
+
+# The meter's package takes a tenth of a second to import, which every sampled process would pay.
+
+
+def _stages() -> tuple[str, ...]:
+    """Stages that the program has named by the meter, if it uses it."""
+    meter = sys.modules.get("negawatt.meter.meter")
+    return meter.active_stages() if meter is not None else ()
+
+
+def _thread_cpu_s(thread: int) -> float:
+    """The same as `negawatt.meter.process.thread_cpu_s`: CPU seconds of a thread; 0 once it has ended."""
+    try:
+        return time.clock_gettime((~thread << 3) | 6)
+    except OSError:
+        return 0.0
 
 
 def _key(frame: str) -> Key | None:
