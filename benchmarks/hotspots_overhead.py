@@ -2,8 +2,9 @@
 
     python benchmarks/hotspots_overhead.py [--rounds 5]
 
-Jobs: nothing at all, which shows the cost of the start; Python code that calls small functions all the time (the worst case for a sampler that hangs on
-calls), and matrix products (the best). Beside ours: pyinstrument's own command and cProfile.
+Jobs: nothing at all, which shows the cost of the start; Python code that calls small functions all the
+time (the worst case for a sampler that hangs on calls); sorting; and matrix products (the best). Beside
+ours: pyinstrument's own command and cProfile.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ Every message says what was expected, what came, and what to do.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from types import ModuleType
 
 
@@ -116,6 +115,8 @@ def installed_version(distribution: str, *, extra: str) -> str:
     Raises:
         MissingDependency: it is not installed.
     """
+    from importlib import metadata  # slow to import, and needed here alone
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError as exc:

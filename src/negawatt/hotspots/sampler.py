@@ -151,7 +151,8 @@ class Sampler:
 def _stages() -> tuple[str, ...]:
     """Stages that the program has named by the meter, if it uses it."""
     meter = sys.modules.get("negawatt.meter.meter")
-    return meter.active_stages() if meter is not None else ()
+    named = getattr(meter, "active_stages", None)  # not there yet while the module is being imported
+    return named() if named is not None else ()
 
 
 def _thread_cpu_s(thread: int) -> float:
