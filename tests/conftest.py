@@ -15,6 +15,9 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
 os.environ.setdefault("NEGAWATT_HOME", str(Path(__file__).parents[1] / ".negawatt"))
 
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("KERAS_HOME", os.path.join(os.environ["NEGAWATT_HOME"], "keras"))  # not the user's own
+
 from hypothesis import settings
 
 from negawatt import catalog

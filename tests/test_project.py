@@ -33,6 +33,7 @@ HEAVY = {
     "optuna",
     "prometheus_client",
     "pyarrow",
+    "pyinstrument",
     "pynvml",
     "rich",
     "sacrebleu",

@@ -23,7 +23,6 @@ Every message says what was expected, what came, and what to do.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from types import ModuleType
 
 
@@ -91,12 +90,13 @@ class Infeasible(NegawattError):
     """Nothing tried satisfies the constraints; the message says which one binds and how closely."""
 
 
-def require(module: str, *, extra: str) -> ModuleType:
+def require(module: str, *, extra: str | None) -> ModuleType:
     """Import an optional library, or say in one sentence which extra brings it.
 
     Args:
         module: dotted name of the module to import.
-        extra: the extra of the ``negawatt`` distribution that installs it.
+        extra: the extra of the ``negawatt`` distribution that installs it; None where users bring
+            the library themselves.
 
     Raises:
         MissingDependency: the library is not installed.
@@ -115,11 +115,15 @@ def installed_version(distribution: str, *, extra: str) -> str:
     Raises:
         MissingDependency: it is not installed.
     """
+    from importlib import metadata  # slow to import, and needed here alone
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError as exc:
         raise _missing(distribution, extra) from exc
 
 
-def _missing(library: str, extra: str) -> MissingDependency:
+def _missing(library: str, extra: str | None) -> MissingDependency:
+    if extra is None:
+        return MissingDependency(f"{library} is not installed; pip install {library} brings it")
     return MissingDependency(f"{library} is not installed; pip install 'negawatt[{extra}]' brings it")

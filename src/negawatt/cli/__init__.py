@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "list, pull or show data sets and workloads",
     "doctor": "tell what can be measured and run here, and what to do about the rest",
     "engines": "list engines, or pull a compiled one",
+    "hotspots": "tell which functions of a program, or layers of a model, spend the joules",
     "measure": "measure the energy of any command with its children",
     "models": "list, pull or show models",
     "monitor": "export what this machine and everything on it spends, for as long as it runs",

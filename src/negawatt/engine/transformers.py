@@ -54,29 +54,12 @@ class TransformersBackend(Backend):
         torch, transformers = require("torch", extra="transformers"), _transformers()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        _refuse_unknown_architecture(path)
-        dtype = {"native": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}[self.settings.weight_format]
-        with _translated(f"load {path}"):
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        if missing := sorted(report["missing_keys"]):
-            raise EngineError(
-                f"{path} lacks {len(missing)} tensors of its architecture, the first being {missing[0]}; "
-                "fetch or make the checkpoint again"
-            )
         self._torch = torch
-        self._model = model.eval()
+        self._model = causal_lm(path, self.settings.weight_format)
         self._new_cache = transformers.DynamicCache
         self._cache: Any = None
         self._batch = Lockstep()
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
         torch, step = self._torch, self._batch.step(chunks)
@@ -117,6 +100,34 @@ class TransformersBackend(Backend):
             "attention": self._model.config._attn_implementation,
             "architecture": type(self._model).__name__,
         }
+
+
+def causal_lm(checkpoint: Path, weight_format: str) -> Any:
+    """The model of a checkpoint folder, ready to infer, in ``native``, ``fp32`` or ``bf16`` weights.
+
+    Raises:
+        MissingDependency: torch or transformers is not installed.
+        EngineError: the library has no code for the model, or its files are damaged or too few.
+    """
+    torch, transformers = require("torch", extra="transformers"), _transformers()
+    _refuse_unknown_architecture(checkpoint)
+    dtype = {"native": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}[weight_format]
+    with _translated(f"load {checkpoint}"):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise EngineError(
+            f"{checkpoint} lacks {len(missing)} tensors of its architecture, the first being {missing[0]}; "
+            "fetch or make the checkpoint again"
+        )
+    return model.eval()
 
 
 def _transformers() -> Any:

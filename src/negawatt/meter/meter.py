@@ -267,10 +267,12 @@ class Meter:
             UsageError: the block of the meter has not been entered.
         """
         here = _place.get()
-        parent = here.stage if here is not None and here.meter is self else None
+        inside = here is not None and here.meter is self
+        parent = here.stage if here is not None and inside else None
+        names = (*here.names, name) if here is not None and inside else (name,)
         ledger = self._window.ledger()
         position = ledger.open(name, parent)
-        token = _place.set(_Place(self, position))
+        token = _place.set(_Place(self, position, names))
         try:
             yield
         finally:
@@ -297,6 +299,7 @@ class _Place:
 
     meter: Meter
     stage: int | None
+    names: tuple[str, ...] = ()
 
 
 _place: ContextVar[_Place | None] = ContextVar("negawatt_place", default=None)
@@ -306,6 +309,12 @@ def active_meter() -> Meter | None:
     """The meter whose block the present thread or task is in, if any."""
     here = _place.get()
     return here.meter if here is not None else None
+
+
+def active_stages() -> tuple[str, ...]:
+    """Names of the stages that the present thread or task is in, outermost first."""
+    here = _place.get()
+    return here.names if here is not None else ()
 
 
 class ProcessMeter:
@@ -344,6 +353,14 @@ class ProcessMeter:
             UsageError: no window is open.
         """
         return self._window.stop()
+
+    def read(self) -> Measurement:
+        """What the process tree has spent since the window was opened; the window stays open.
+
+        Raises:
+            UsageError: no window is open.
+        """
+        return self._window.so_far()
 
 
 def energy_of_cpu_time(cpu_s: float) -> Energy:

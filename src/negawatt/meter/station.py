@@ -134,7 +134,10 @@ class Station:
     def sensor(self, component: str) -> Sensor | None:
         """The sensor that a component is taken from, or None where none counts it."""
         position = self._source.get(component)
-        return None if position is None else self._accumulators[position].sensor
+        if position is None:
+            return None
+        sensor = self._accumulators[position].sensor
+        return sensor.sensor if isinstance(sensor, Timely) else sensor
 
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""

@@ -37,7 +37,7 @@ def page(facts: Facts) -> str:
     All text from the run is escaped, and a content security policy names the page's own script and
     style by hash, so that nothing a model or workload is called can run or load anything.
     """
-    style, script = _source("page.css"), _source("page.js")
+    style, script = source("page.css"), source("page.js")
     wide, narrow = pareto(facts, 900, 500), pareto(facts, 370, 430)
     saving = facts.verdict.saving if facts.verdict and facts.recommends else None
     profiles = columns.profiles(facts)
@@ -48,8 +48,8 @@ def page(facts: Facts) -> str:
         when=_when(facts),
         style=Markup(style),  # noqa: S704  our own file, named by hash in the policy
         script=Markup(script),  # noqa: S704
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=hash_of(style),
+        script_hash=hash_of(script),
         saving_bar=bars.saving_bar(saving) if saving and saving.value > 0 else "",
         saving_doubt=saving is not None and saving.low is not None and saving.high is not None,
         pareto={"wide": wide, "narrow": narrow} if wide else None,
@@ -79,7 +79,7 @@ def page(facts: Facts) -> str:
 def standalone(facts: Facts) -> str:
     """The Pareto plot alone, as an SVG document that follows the reader's light or dark scheme."""
     plot = pareto(facts, 900, 500, links=False)
-    return str(plot).replace(">", f"><style>{_source('page.css')}</style>", 1) + "\n"
+    return str(plot).replace(">", f"><style>{source('page.css')}</style>", 1) + "\n"
 
 
 def caption(facts: Facts) -> str:
@@ -129,14 +129,16 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_source("page.html.jinja"))
+    return environment.from_string(source("page.html.jinja"))
 
 
 @cache
-def _source(name: str) -> str:
-    return files("negawatt.report").joinpath(name).read_text("utf-8")
+def source(name: str, package: str = "negawatt.report") -> str:
+    """A file of ours that goes into a page."""
+    return files(package).joinpath(name).read_text("utf-8")
 
 
-def _hash(source: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+def hash_of(text: str) -> Markup:
+    """How a content security policy names a script or style that is in the page."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup("'sha256-{}'").format(digest)
