@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def command(
     if model is None:
         from negawatt.hotspots import of_command
 
-        code, found = of_command(command, output_to_stderr=as_json, station=station_with(sensors))
+        code, found = of_command(command, output_to_stderr=as_json, station=partial(station_with, sensors))
     else:
         found = _of_model(model, sensors, given)
     if output is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from negawatt.meter.command import measure_command
 
 
 def of_command(
-    command: Sequence[str], *, output_to_stderr: bool = False, station: Station | None = None
+    command: Sequence[str], *, output_to_stderr: bool = False, station: Callable[[], Station] | None = None
 ) -> tuple[int, Hotspots]:
     """Run `command` to its end; return its exit code and what its Python functions spent.
 

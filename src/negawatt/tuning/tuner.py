@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from negawatt.profiling.window import requests_of
 from negawatt.run import Run
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge, Proof
+from negawatt.tuning.question import Question
 from negawatt.tuning.space import Space
 from negawatt.tuning.study import QUALITY, Study, difference_json
 from negawatt.tuning.trial import Trial
@@ -46,28 +46,6 @@ FINALIST_WITHIN = 1.25
 """Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 FINALS_SHARE_OF_TIME = 0.12
 """Kept free of the time for measuring the winner and the baseline in turn."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a search; two questions that are equal may continue one another's run."""
-
-    artifact: str
-    workload: str
-    baseline: Settings
-    constraints: Constraints
-    space: Space
-    seed: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "artifact_sha256": self.artifact,
-            "workload_hash": self.workload,
-            "baseline": self.baseline.to_json(),
-            "constraints": self.constraints.to_json(),
-            "space": self.space.to_json(),
-            "seed": self.seed,
-        }
 
 
 def tune(

@@ -1,0 +1,32 @@
+"""`Question`: what a search is asked, so that an unfinished run is only continued by the same question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from negawatt.engine import Settings
+from negawatt.tuning.space import Space
+from negawatt.tuning.verdict import Constraints
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a search; two questions that are equal may continue one another's run."""
+
+    artifact: str
+    workload: str
+    baseline: Settings
+    constraints: Constraints
+    space: Space
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "artifact_sha256": self.artifact,
+            "workload_hash": self.workload,
+            "baseline": self.baseline.to_json(),
+            "constraints": self.constraints.to_json(),
+            "space": self.space.to_json(),
+            "seed": self.seed,
+        }
