@@ -39,7 +39,7 @@ def test_rows_and_metrics_tell_what_the_measurement_tells(tmp_path: Path) -> Non
     assert not [w for w in document["warnings"] if "OTLP" in w or "CSV" in w]
     with (tmp_path / "m.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "command"]
-    assert len(rows) == 2
+    assert len(rows) >= 2  # one a second, and the last
     whole = document["energy"]["value_j"]
     assert sum(float(row["energy_j"]) for row in rows) == pytest.approx(whole, rel=1e-9)
     table = pyarrow.parquet.read_table(tmp_path / "p").to_pylist()

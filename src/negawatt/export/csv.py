@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import os
+import stat
 from pathlib import Path
 
 from negawatt.export.exporter import Exporter, ExportError
@@ -32,7 +33,8 @@ class CsvExporter(Exporter):
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):  # a device or a pipe is nobody's own
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise ExportError("another process writes to it; name another file") from exc
         except OSError as exc:
