@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from proctree import ProcTree
 
 from negawatt.energy import Energy, Provenance
 from negawatt.meter import Counter, Reading, Sensor, SensorAbsent, Station
-from negawatt.meter.cputime import cpu_power
+from negawatt.meter.cputime import CpuPower, cpu_power
 from negawatt.meter.idle import IdlePower
 from negawatt.monitor import Joules, Monitor, ProcessTable, Sample, by_weight, mean, split
 from negawatt.monitor.gpus import NvmlUse
@@ -264,6 +264,22 @@ def test_without_counters_the_model_is_divided_with_idle(tmp_path: Path) -> None
     assert by_name(sample)["one"] == pytest.approx(20 * (POWER.value_w - POWER.idle_w))
     assert sample.idle is not None
     assert sample.idle.spent.value_j > 0
+
+
+def test_a_calibrated_curve_is_asked_at_the_load_of_the_interval(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def at_load(load: float) -> CpuPower:
+        asked.append(load)
+        return replace(POWER, low_w=POWER.idle_w, value_w=POWER.idle_w + 1.0)
+
+    machine = Machine(tmp_path)
+    machine.monitor._station.power = replace(POWER, at_load=at_load)
+    machine.tree.run(40, 20.0)
+    sample = machine.monitor.look()
+    check_sums(sample)
+    assert asked == [1.0]  # 20 CPU-seconds in an instant
+    assert by_name(sample)["one"] == pytest.approx(20.0)
 
 
 def test_the_document_is_strict_json_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -170,9 +170,12 @@ class Monitor:
         self, ran: list[Process], rest_s: float, duration_s: float, shares: Shares
     ) -> tuple[Component, Parts]:
         """The processors by the CPU-time model: all of them idle, and the busy ones on top."""
-        model = self._model
+        busy_s = sum(process.used_s for process in ran) + rest_s
+        model, power = self._model, self._station.power
+        if power.at_load is not None and duration_s > 0:
+            model = ModelPower.of(power.at_load(min(1.0, busy_s / (self._cores * duration_s))))
         idle = scaled(model.idle_w, self._cores * duration_s)
-        dynamic = scaled(model.dynamic_w, sum(process.used_s for process in ran) + rest_s)
+        dynamic = scaled(model.dynamic_w, busy_s)
         whole = idle.plus(dynamic)
         self._model_total = self._model_total.plus(whole)
         component = Component(
