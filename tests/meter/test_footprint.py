@@ -75,7 +75,7 @@ def test_memory_that_came_and_went_between_two_looks_is_inside_the_interval() ->
 
 def test_a_measured_command_is_looked_at_while_it_runs() -> None:
     command = [sys.executable, "-S", "-c", HOLD.format(200 * MB, 1.0)]
-    code, spent = measure_command(command, output_to_stderr=True, station=BLIND)
+    code, spent = measure_command(command, output_to_stderr=True, station=lambda: BLIND)
     assert code == 0
     assert spent.footprint is not None
     # It holds nothing at the window's start nor at its end.
@@ -83,20 +83,26 @@ def test_a_measured_command_is_looked_at_while_it_runs() -> None:
 
 
 def test_a_child_that_comes_and_goes_between_two_looks_is_inside_the_interval() -> None:
-    with Meter(BLIND) as meter:
-        subprocess.run([sys.executable, "-S", "-c", HOLD.format(300 * MB, 0.05)], capture_output=True)
-    spent = meter.measurement
-    assert spent.components["dram"].high_j / spent.duration_s > 300 * MB / 2**30 * 0.392
-    with Meter(BLIND) as meter:
-        time.sleep(0.02)
-    assert (
-        meter.measurement.components["dram"].high_j / meter.measurement.duration_s
-        < spent.components["dram"].high_j / spent.duration_s
+    """In a process of its own: what this one has held before is more than the child's peak."""
+    child = HOLD.format(300 * MB, 0.05)
+    code = (
+        "import subprocess, sys, time\nfrom negawatt.meter import Meter, Station\n"
+        "def most_w(work):\n"
+        "    with Meter(Station([])) as meter:\n        work()\n"
+        "    return meter.measurement.components['dram'].high_j / meter.measurement.duration_s\n"
+        f"child = [sys.executable, '-S', '-c', {child!r}]\n"
+        "print(most_w(lambda: subprocess.run(child, capture_output=True)), most_w(lambda: time.sleep(0.02)))"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with_child_w, without_w = map(float, done.stdout.split())
+    assert with_child_w > 300 * MB / 2**30 * 0.392
+    assert without_w < with_child_w
 
 
 def test_a_command_too_short_to_be_looked_at_is_not_taken_for_nothing() -> None:
-    _, spent = measure_command([sys.executable, "-S", "-c", "held = bytearray(50_000_000)"], station=BLIND)
+    _, spent = measure_command(
+        [sys.executable, "-S", "-c", "held = bytearray(50_000_000)"], station=lambda: BLIND
+    )
     dram = spent.components["dram"]
     assert 0 < dram.value_j < dram.high_j
     assert dram.high_j / spent.duration_s > 50 * MB / 2**30 * 0.392
