@@ -1,0 +1,13 @@
+"""Every pass keeps the contract that ships with the package."""
+
+from __future__ import annotations
+
+import pytest
+
+from negawatt.testing import PassContract
+
+
+class TestRoundToNearest(PassContract):
+    @pytest.fixture
+    def technique(self) -> str:
+        return "rtn:bits=4,group=32"
