@@ -11,3 +11,9 @@ class TestRoundToNearest(PassContract):
     @pytest.fixture
     def technique(self) -> str:
         return "rtn:bits=4,group=32"
+
+
+class TestGptq(PassContract):
+    @pytest.fixture
+    def technique(self) -> str:
+        return "gptq:bits=3,group=32"

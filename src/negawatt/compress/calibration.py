@@ -88,7 +88,7 @@ def calibration(
 
         rows = written(source, windows + heldout, length, seed, progress)
         return Calibration(SELF, *_dealt(rows, windows, heldout))
-    origin, tokens = _read(source, reference, seed)
+    origin, tokens, n_bytes = _read(source, reference, seed)
     before, after = _frame(source)
     body = length - len(before) - len(after)
     n = len(tokens) // body
@@ -97,6 +97,7 @@ def calibration(
             f"{reference} holds {len(tokens):,} tokens, and at least {2 if windows else 1} windows of "
             f"{length} are needed; give more text, or shorter windows"
         )
+    _require_known_language(source, reference, tokens, n_bytes)
     if n < windows + heldout:
         heldout = max(1, round(n * heldout / (windows + heldout))) if windows else n
         windows = n - heldout
@@ -122,7 +123,8 @@ def _frame(source: Source) -> tuple[list[int], list[int]]:
     return around[:1], around[1:]
 
 
-def _read(source: Source, reference: str, seed: int) -> tuple[str, list[int]]:
+def _read(source: Source, reference: str, seed: int) -> tuple[str, list[int], int]:
+    """Name, tokens, and length in bytes of the text."""
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix != ".toml":
         origin, pieces = f"file:{path.name}", [_text_of(path)]
@@ -136,14 +138,17 @@ def _read(source: Source, reference: str, seed: int) -> tuple[str, list[int]]:
     tokens: list[int] = []
     for piece in pieces:
         tokens += tokenizer.encode(piece, parse_special=isinstance(piece, _Chat))
-    n_bytes = sum(len(piece.encode()) for piece in pieces)
-    unknown = tokens.count(tokenizer.unk_id) / len(tokens) if tokens and tokenizer.unk_id is not None else 0.0
-    if tokens and (n_bytes / len(tokens) < FEWEST_BYTES_PER_TOKEN or unknown > MOST_UNKNOWN):
+    return origin, tokens, sum(len(piece.encode()) for piece in pieces)
+
+
+def _require_known_language(source: Source, reference: str, tokens: list[int], n_bytes: int) -> None:
+    unknown_id = source.tokenizer.unk_id
+    unknown = 0.0 if unknown_id is None else tokens.count(unknown_id) / len(tokens)
+    if n_bytes / len(tokens) < FEWEST_BYTES_PER_TOKEN or unknown > MOST_UNKNOWN:
         raise WorkloadError(
             f"{reference} is in a language that the tokenizer of {source.name} does not know: a token holds "
             f"{n_bytes / len(tokens):.1f} bytes and {unknown:.0%} are unknown; give text the model can read"
         )
-    return origin, tokens
 
 
 def _text_of(path: Path) -> str:

@@ -79,6 +79,9 @@ def compress(
     job = _Job(artifact, recipe, output, keep_worse, progress)
     try:
         return job.run()
+    except NegawattError:
+        job.forget()
+        raise
     except OSError as exc:
         raise NegawattError(f"cannot write {output}: {exc.strerror or exc}") from exc
     finally:
@@ -186,7 +189,8 @@ class _Job:
             raise Infeasible(
                 f"{each} gives {ours.metric} {ours.value(self.origin):.4g} on held-out text, and {plain} "
                 f"{theirs.value(self.origin):.4g}, so nothing was kept; calibrate on text closer to what the "
-                f"model is used for, use {plain.name}, or keep it all the same with --keep-worse"
+                f"model is used for, use {plain.name}, or keep it all the same with --keep-worse: the work "
+                f"done lies in {self.partial}"
             )
         self.compared_with = {"pass": plain.name, "metric": ours.metric, "value": theirs.value(self.origin)}
 
@@ -262,6 +266,13 @@ class _Job:
                 "energy": _total(spent).to_json(),
             },
         }
+
+    def forget(self) -> None:
+        """Remove the folder of work in progress when it holds none: the call was refused."""
+        ours = bool(self._runs)  # its lock is held; otherwise the folder is another call's
+        if ours and not any(self.partial.glob("*/step-*.safetensors")):
+            self.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def close(self) -> None:
         """Free the locks on work in progress."""

@@ -49,8 +49,8 @@ class Linear:
         weight: torch.Tensor = self.module.weight.data
         return weight.T if self.transposed else weight
 
-    @weight.setter
-    def weight(self, values: torch.Tensor) -> None:
+    def put(self, values: torch.Tensor) -> None:
+        """Replace the loaded weight, shape ``(outputs, inputs)``."""
         self.module.weight.data = values.T.contiguous() if self.transposed else values
 
 
@@ -75,7 +75,19 @@ class Network:
         self.blocks, self._blocks_path = _blocks(self.model, source)
         self.is_decoder = type(self.model).__name__.endswith(("CausalLM", "LMHeadModel"))
         self._calls: dict[tuple[int, int], list[_Call]] = {}
+        self._half = False
         self._tuples = False
+
+    def in_half_precision(self) -> Network:
+        """Let blocks multiply in bfloat16 where this processor has the instructions for it.
+
+        Sums along the residual stream stay in fp32. Good enough for the statistics that a pass is
+        calibrated on; a quality that is reported is computed in fp32.
+        """
+        import torch
+
+        self._half = bool(torch.cpu._is_avx512_bf16_supported())
+        return self
 
     # -- structure -------------------------------------------------------------------------------
 
@@ -156,6 +168,11 @@ class Network:
             for owner, leaf, meta in empty:
                 owner._parameters[leaf] = meta
 
+    @staticmethod
+    def batches(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Windows a few at a time, as `forward` takes them: views of shape ``(few, length, …)``."""
+        return (batch for _, batch in _indexed_batches(tensor))
+
     # -- running ---------------------------------------------------------------------------------
 
     def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -168,7 +185,7 @@ class Network:
 
         parts = []
         with torch.inference_mode(), self._weights(self.model, self._without_head()):
-            for batch in _batches(tokens):
+            for batch in self.batches(tokens):
                 calls = self._recorded(batch)
                 parts.append(calls[0].hidden)
         return torch.cat(parts).clone()
@@ -198,7 +215,8 @@ class Network:
             with self._weights(self.model, self._without_head()):
                 self._recorded(blank)
         call = self._calls[key][block]
-        result = self.blocks[block](batch, *call.args, **call.keywords)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+            result = self.blocks[block](batch, *call.args, **call.keywords)
         first: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return first
 
@@ -301,10 +319,6 @@ def _indexed_batches(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]
     size = max(1, BATCH_TOKENS // tensor.shape[1])
     for start in range(0, len(tensor), size):
         yield start, tensor[start : start + size]
-
-
-def _batches(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    return (batch for _, batch in _indexed_batches(tensor))
 
 
 # -- making the modules --------------------------------------------------------------------------

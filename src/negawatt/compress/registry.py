@@ -9,6 +9,7 @@ from negawatt.compress.technique import Pass
 from negawatt.errors import UsageError
 
 PASSES = {
+    "gptq": "negawatt.compress.gptq:Gptq",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
 }
 
