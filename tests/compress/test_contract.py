@@ -17,3 +17,9 @@ class TestGptq(PassContract):
     @pytest.fixture
     def technique(self) -> str:
         return "gptq:bits=3,group=32"
+
+
+class TestHqq(PassContract):
+    @pytest.fixture
+    def technique(self) -> str:
+        return "hqq:bits=4,group=32"

@@ -14,7 +14,7 @@ from negawatt.compress.grid import BITS, CLIP, EMBEDDINGS, GROUP, SYMMETRIC, Gri
 from negawatt.compress.moments import Moment, moments
 from negawatt.compress.network import Linear, Network
 from negawatt.compress.parameter import Parameter
-from negawatt.compress.quantizer import check_groups, quantize_outer
+from negawatt.compress.quantizer import check_groups, finish_outer
 from negawatt.compress.rtn import RoundToNearest
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
@@ -73,9 +73,7 @@ class Gptq(Pass):
                 if number < n_blocks - 1 and self.values["sequential"]:
                     network.forward(number, hidden, out=hidden)
             work.draft.keep(step, put, carry={"hidden": hidden} if number < n_blocks - 1 else {})
-        if work.draft.kept("embeddings") is None:
-            work.progress(n_blocks, n_blocks + 1, "embeddings")
-            work.draft.keep("embeddings", quantize_outer(network, self.values["embeddings"]))
+        finish_outer(work, network, self.values["embeddings"])
 
     def _block(
         self, network: Network, number: int, hidden: torch.Tensor, grid: Grid, source: Source

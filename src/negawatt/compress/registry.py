@@ -10,6 +10,7 @@ from negawatt.errors import UsageError
 
 PASSES = {
     "gptq": "negawatt.compress.gptq:Gptq",
+    "hqq": "negawatt.compress.hqq:Hqq",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
 }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.grid import BITS, CLIP, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.parameter import Parameter
-from negawatt.compress.quantizer import check_groups, nearest, quantize_outer
+from negawatt.compress.quantizer import check_groups, nearest, quantize_blocks
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
+
+if TYPE_CHECKING:
+    from negawatt.compress.draft import Quantized
+    from negawatt.compress.network import Linear
 
 
 class RoundToNearest(Pass):
@@ -22,22 +26,10 @@ class RoundToNearest(Pass):
         check_groups(source, self.values["group"], self.name)
 
     def apply(self, work: Work) -> None:
-        network = work.network()
         grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])
-        n_blocks = len(network.blocks)
-        for number in range(n_blocks):
-            step = f"block {number}"
-            work.progress(number, n_blocks + 1, step)
-            if work.draft.kept(step) is not None:
-                continue
-            put = {}
-            with network.loaded(number):
-                for linear in network.linears(number):
-                    put[linear.name] = nearest(
-                        grid, linear.weight, clip=self.values["clip"],
-                        stored=work.source.tensors[linear.name], transposed=linear.transposed,
-                    )  # fmt: skip
-            work.draft.keep(step, put)
-        if work.draft.kept("embeddings") is None:
-            work.progress(n_blocks, n_blocks + 1, "embeddings")
-            work.draft.keep("embeddings", quantize_outer(network, self.values["embeddings"]))
+
+        def quantize(linear: Linear, dtype: str) -> Quantized:
+            clip = self.values["clip"]
+            return nearest(grid, linear.weight, clip=clip, dtype=dtype, transposed=linear.transposed)
+
+        quantize_blocks(work, self.values["embeddings"], quantize)
