@@ -45,6 +45,10 @@ class Gptq(Pass):
             "order", "energy", "inputs by falling energy, or as they are", choices=("energy", "stored"),
         ),
         Parameter("sequential", True, "blocks see what the quantized blocks before them give"),
+        Parameter(
+            "align", 0.0, "how far layers make up for the drift of their inputs from the original's",
+            low=0.0, high=1.0, search=(0.0, 0.5),
+        ),
     )  # fmt: skip
     calibrated: ClassVar[bool] = True
 
@@ -60,33 +64,36 @@ class Gptq(Pass):
         network = work.network().in_half_precision()
         grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])
         n_blocks = len(network.blocks)
-        hidden: torch.Tensor | None = work.draft.carried.get("hidden")
+        streams: dict[str, torch.Tensor] = dict(work.draft.carried)
         for number in range(n_blocks):
             step = f"block {number}"
             work.progress(number, n_blocks + 1, step)
             if work.draft.kept(step) is not None:
                 continue
-            if hidden is None:
-                hidden = network.embedded(work.tokens)
+            if not streams:
+                streams["hidden"] = network.embedded(work.tokens)
+                if self.values["align"]:
+                    streams["original"] = streams["hidden"].clone()
             with network.loaded(number):
-                put = self._block(network, number, hidden, grid, work.source)
-                if number < n_blocks - 1 and self.values["sequential"]:
-                    network.forward(number, hidden, out=hidden)
-            work.draft.keep(step, put, carry={"hidden": hidden} if number < n_blocks - 1 else {})
+                put = self._block(network, number, streams, grid, work.source)
+            work.draft.keep(step, put, carry=streams if number < n_blocks - 1 else {})
         finish_outer(work, network, self.values["embeddings"])
 
     def _block(
-        self, network: Network, number: int, hidden: torch.Tensor, grid: Grid, source: Source
+        self, network: Network, number: int, streams: dict[str, torch.Tensor], grid: Grid, source: Source
     ) -> dict[str, Quantized]:
-        """Quantize the layers of a loaded block, and leave the quantized weights in its modules."""
+        """Quantize the layers of a loaded block, and move the hidden states behind it."""
         put = {}
-        found = moments(network, number, hidden, network.linears(number))
-        if number < len(network.blocks) - 1 and not self.values["sequential"]:
+        hidden = streams["hidden"]
+        found = moments(network, number, hidden, network.linears(number), streams.get("original"))
+        if not self.values["sequential"]:
             network.forward(number, hidden, out=hidden)
         for moment in found:
             for linear, quantized, values in self._layers(moment, grid, source):
                 put[linear.name] = quantized
                 linear.put(values)
+        if self.values["sequential"] and number < len(network.blocks) - 1:
+            network.forward(number, hidden, out=hidden)
         return put
 
     def _layers(
@@ -96,6 +103,10 @@ class Gptq(Pass):
         import torch
 
         weight = torch.cat([linear.weight for linear in moment.linears]).float()
+        if moment.drift is not None:
+            weight = aligned(
+                weight, moment.matrix, moment.drift, self.values["align"], self.values["damping"]
+            )
         energy = moment.matrix.diagonal()
         importance = energy + self.values["damping"] * energy.mean() + 1e-12
         scale, offset = grid.scaled(weight, clip=self.values["clip"], importance=importance)
@@ -114,6 +125,20 @@ class Gptq(Pass):
             )  # fmt: skip
             found.append((linear, quantized, grid.values(codes[part], scale[part], shift)))
         return found
+
+
+def aligned(
+    weight: torch.Tensor, moment: torch.Tensor, drift: torch.Tensor, share: float, damping: float
+) -> torch.Tensor:
+    """The weight that gives, from drifted inputs, what the original gives from its own.
+
+    Least squares of ``W y`` on x, damped towards W (Li et al. 2025, "GPTAQ: Efficient Finetuning-Free
+    Quantization for Asymmetric Calibration"), of which `share` is taken.
+    """
+    import torch
+
+    damped = moment + torch.eye(len(moment)) * (damping * moment.diagonal().mean().clamp_min(1e-12))
+    return weight + share * torch.linalg.solve(damped, (weight @ drift).T).T
 
 
 def compensated(
