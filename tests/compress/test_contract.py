@@ -23,3 +23,9 @@ class TestHqq(PassContract):
     @pytest.fixture
     def technique(self) -> str:
         return "hqq:bits=4,group=32"
+
+
+class TestAwq(PassContract):
+    @pytest.fixture
+    def technique(self) -> str:
+        return "awq:bits=3,group=32,points=4"

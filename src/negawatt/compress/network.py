@@ -89,6 +89,15 @@ class Network:
         self._half = bool(torch.cpu._is_avx512_bf16_supported())
         return self
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Multiply in fp32 within the `with` block, whatever `in_half_precision` said."""
+        half, self._half = self._half, False
+        try:
+            yield
+        finally:
+            self._half = half
+
     # -- structure -------------------------------------------------------------------------------
 
     def names(self, block: int) -> dict[str, str]:

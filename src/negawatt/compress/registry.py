@@ -9,6 +9,7 @@ from negawatt.compress.technique import Pass
 from negawatt.errors import UsageError
 
 PASSES = {
+    "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
