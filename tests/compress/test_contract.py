@@ -29,3 +29,9 @@ class TestAwq(PassContract):
     @pytest.fixture
     def technique(self) -> str:
         return "awq:bits=3,group=32,points=4"
+
+
+class TestMixed(PassContract):
+    @pytest.fixture
+    def technique(self) -> str:
+        return "mixed:widths=4+8,average=6,group=32"

@@ -14,6 +14,7 @@ from negawatt.compress import Recipe, Source, compress, parse
 from negawatt.compress.gptq import aligned, compensated
 from negawatt.compress.grid import Grid
 from negawatt.compress.hqq import settled
+from negawatt.compress.mixed import allotted
 from negawatt.compress.network import Network
 from negawatt.testing.small_models import FAMILIES, TEXT, small_model
 
@@ -152,3 +153,21 @@ def test_awq_moves_scales_without_changing_the_model(family: str, tmp_path: Path
     ]
     moved = [n for n in norms if not torch.equal(before.tensor(n), after.tensor(n))]
     assert bool(moved) == (family != "bert")  # behind its norms a second way leads past the layers
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5), st.integers(1, 9)), min_size=1, max_size=8),
+    st.floats(3, 8),
+)
+def test_widths_keep_to_the_budget(blocks: list[tuple[float, float, int]], average: float) -> None:
+    losses = [{3: low + high, 4: high, 8: 0.0} for low, high, _ in blocks]
+    sizes = [size for *_, size in blocks]
+    chosen = allotted(losses, sizes, (3, 4, 8), average)
+    assert sum(b * s for b, s in zip(chosen, sizes, strict=True)) <= average * sum(sizes) + 1e-6
+
+
+def test_bits_go_where_they_are_missed_most() -> None:
+    losses = [{4: 0.1, 8: 0.0}, {4: 3.0, 8: 0.0}, {4: 0.2, 8: 0.0}]
+    assert allotted(losses, [10, 10, 10], (4, 8), 5.4) == [4, 8, 4]
+    assert allotted(losses, [10, 10, 10], (4, 8), 8.0) == [8, 8, 8]
+    assert allotted(losses, [10, 10, 10], (4, 8), 4.0) == [4, 4, 4]

@@ -103,7 +103,7 @@ class _Job:
         self._runs: list[Run] = []
 
     def run(self) -> dict[str, Any]:
-        if self.artifact._manifest is not None:
+        if (self.artifact.path / MANIFEST).is_file():
             self.progress(0, None, "checking the model's files")
             self.artifact.verify()
         source = Source.of(self.artifact)
@@ -118,8 +118,8 @@ class _Job:
                 each.check(source)
             place = self.partial / f"{number + 1}-{each.name}"
             draft = self._drafted(each, place, source, text)
-            self._require_better(each, place, source, draft, text)
-            entry = self._entry(each, draft, text)
+            beaten = self._require_better(each, place, source, draft, text)
+            entry = {**self._entry(each, draft, text), "fallback": beaten}
             current = self._written(place, draft, source, lineage)
             after = self._judged(str(each), Source.of(current), text)
             entry["quality"] = compared(before, after, self.origin or before)
@@ -176,11 +176,15 @@ class _Job:
 
     def _require_better(
         self, each: Pass, place: Path, source: Source, draft: Draft, text: Calibration
-    ) -> None:
-        """Compare with the plain technique at the same size, on text that neither has seen."""
+    ) -> dict[str, Any] | None:
+        """Compare with the plain technique at the same size, on text that neither has seen.
+
+        Returns:
+            what was beaten, for the lineage; None where nothing was compared.
+        """
         plain = each.fallback()
         if plain is None or self.keep_worse:
-            return
+            return None
         other = self._drafted(plain, place.with_name(f"{place.name}-or-{plain.name}"), source, text)
         ours = self._judged(str(each), draft.as_source(source), text)
         theirs = self._judged(str(plain), other.as_source(source), text)
@@ -192,7 +196,7 @@ class _Job:
                 f"model is used for, use {plain.name}, or keep it all the same with --keep-worse: the work "
                 f"done lies in {self.partial}"
             )
-        self.compared_with = {"pass": plain.name, "metric": ours.metric, "value": theirs.value(self.origin)}
+        return {"pass": str(plain), "metric": ours.metric, "value": theirs.value(self.origin)}
 
     def _entry(self, each: Pass, draft: Draft, text: Calibration) -> dict[str, Any]:
         import torch
@@ -212,7 +216,6 @@ class _Job:
                 "negawatt": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
             },
             **draft.cost(),
-            "fallback": self.__dict__.pop("compared_with", None),
         }  # fmt: skip
 
     def _written(

@@ -7,6 +7,7 @@ with it, and the inputs of every block as the quantized blocks before it give th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.draft import Quantized
@@ -60,10 +61,14 @@ class Gptq(Pass):
         return RoundToNearest(**shared)
 
     def apply(self, work: Work) -> None:
+        self.apply_on(work, [Grid(self.values["bits"], self.values["group"], self.values["symmetric"])])
+
+    def apply_on(self, work: Work, grids: Sequence[Grid]) -> None:
+        """As `apply`, with a grid for every block, or one for all."""
         assert work.tokens is not None
         network = work.network().in_half_precision()
-        grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])
         n_blocks = len(network.blocks)
+        grids = list(grids) * (n_blocks if len(grids) == 1 else 1)
         streams: dict[str, torch.Tensor] = dict(work.draft.carried)
         for number in range(n_blocks):
             step = f"block {number}"
@@ -75,7 +80,7 @@ class Gptq(Pass):
                 if self.values["align"]:
                     streams["original"] = streams["hidden"].clone()
             with network.loaded(number):
-                put = self._block(network, number, streams, grid, work.source)
+                put = self._block(network, number, streams, grids[number], work.source)
             work.draft.keep(step, put, carry=streams if number < n_blocks - 1 else {})
         finish_outer(work, network, self.values["embeddings"])
 

@@ -54,6 +54,11 @@ def judge(source: Source, windows: torch.Tensor) -> Judgement:
     for number in range(len(network.blocks)):
         with network.loaded(number):
             network.forward(number, hidden, out=hidden)
+    return judged(network, windows, hidden)
+
+
+def judged(network: Network, windows: torch.Tensor, hidden: torch.Tensor) -> Judgement:
+    """The judgement that follows from what the last block gave for the windows."""
     if network.is_decoder:
         return Judgement("perplexity", network.losses(windows, hidden).mean(dim=1))
     return Judgement("cosine", network.outputs(windows, hidden).mean(dim=1))

@@ -79,7 +79,7 @@ class Network:
         self._tuples = False
 
     def in_half_precision(self) -> Network:
-        """Let blocks multiply in bfloat16 where this processor has the instructions for it.
+        """Let blocks and head multiply in bfloat16 where this processor has the instructions for it.
 
         Sums along the residual stream stay in fp32. Good enough for the statistics that a pass is
         calibrated on; a quality that is reported is computed in fp32.
@@ -241,7 +241,8 @@ class Network:
         found = []
         with torch.inference_mode(), self._weights(self.model, self.outer):
             for window, states in zip(tokens, hidden, strict=True):
-                logits = self._through(self.model, window[None], states[None]).logits[0, :-1].float()
+                with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+                    logits = self._through(self.model, window[None], states[None]).logits[0, :-1].float()
                 found.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
         return torch.stack(found)
 

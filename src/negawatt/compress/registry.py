@@ -12,6 +12,7 @@ PASSES = {
     "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
+    "mixed": "negawatt.compress.mixed:Mixed",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
 }
 
