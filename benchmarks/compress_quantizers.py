@@ -25,8 +25,8 @@ from typing import Any
 from texts import austen, handbook
 
 MODEL = "smollm2-135m-instruct"
-PLAIN = ("rtn:group=64,embeddings=0,clip=false", "rtn:group=64,embeddings=0")
-CALIBRATED = ("gptq:group=64,embeddings=0",)
+PLAIN = ("rtn:group=64,embeddings=0,clip=false", "rtn:group=64,embeddings=0", "hqq:group=64,embeddings=0")
+CALIBRATED = ("gptq:group=64,embeddings=0", "awq:group=64,embeddings=0")
 TEXTS = ("austen", "self", "handbook")
 
 

@@ -192,12 +192,11 @@ class Network:
         """
         import torch
 
-        parts = []
+        hidden = torch.empty(*tokens.shape, self.model.config.hidden_size)
         with torch.inference_mode(), self._weights(self.model, self._without_head()):
-            for batch in self.batches(tokens):
-                calls = self._recorded(batch)
-                parts.append(calls[0].hidden)
-        return torch.cat(parts).clone()
+            for start, batch in _indexed_batches(tokens):
+                hidden[start : start + len(batch)] = self._recorded(batch)[0].hidden
+        return hidden
 
     def forward(self, block: int, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Run a loaded block on hidden states of shape ``(windows, length, hidden)``.
@@ -250,13 +249,12 @@ class Network:
         """The base model's last hidden states, after its final norm if it has one."""
         import torch
 
-        found = []
+        found = torch.empty_like(hidden)
         with torch.inference_mode(), self._weights(self.model, self._without_head()):
-            for (_, batch), (_, states) in zip(
-                _indexed_batches(tokens), _indexed_batches(hidden), strict=True
-            ):
-                found.append(self._through(self._base, batch, states).last_hidden_state)
-        return torch.cat(found).clone()
+            for start, batch in _indexed_batches(tokens):
+                part = slice(start, start + len(batch))
+                found[part] = self._through(self._base, batch, hidden[part]).last_hidden_state
+        return found
 
     def _without_head(self) -> dict[str, str]:
         """The outer parameters that the base model has; a tied head comes with the embedding."""
