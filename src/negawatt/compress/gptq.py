@@ -47,8 +47,8 @@ class Gptq(Pass):
         ),
         Parameter("sequential", True, "blocks see what the quantized blocks before them give"),
         Parameter(
-            "align", 0.0, "how far layers make up for the drift of their inputs from the original's",
-            low=0.0, high=1.0, search=(0.0, 0.5),
+            "align", 0.5, "how far layers make up for the drift of their inputs from the original's",
+            low=0.0, high=1.0, search=(0.5, 0.0),
         ),
     )  # fmt: skip
     calibrated: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class Gptq(Pass):
                 continue
             if not streams:
                 streams["hidden"] = network.embedded(work.tokens)
-                if self.values["align"]:
+                if self.values["align"] and self.values["sequential"]:
                     streams["original"] = streams["hidden"].clone()
             with network.loaded(number):
                 put = self._block(network, number, streams, grids[number], work.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ def _sampled(
 
     cache = transformers.DynamicCache(config=model.config)
     tokens = [start]
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions call the cache otherwise, older ones not
         while len(tokens) < length:
             logits = model(input_ids=tokens[-1], past_key_values=cache, use_cache=True).logits[:, -1].float()
             tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
