@@ -64,7 +64,8 @@ def _sampled(
     import torch
     import transformers
 
-    cache = transformers.DynamicCache(config=model.config)
+    # One that grows is copied at every token, which leaves holes of every size in the heap.
+    cache = transformers.StaticCache(config=model.config, max_cache_len=length)
     tokens = [start]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer versions call the cache otherwise, older ones not
