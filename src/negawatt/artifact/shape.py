@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from negawatt.artifact.gguf_file import GgufFile
-from negawatt.artifact.safetensors_file import StoredTensor
+from negawatt.artifact.packed_file import AnyTensor
 from negawatt.errors import ArtifactError
 
 
@@ -75,7 +75,7 @@ MODEL_TYPES = {"gemma3_text": "gemma3"}
 """Names of config.json that GGUF spells differently."""
 
 
-def from_config(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> ModelShape:
+def from_config(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> ModelShape:
     """The shape that a config.json and the safetensors headers state.
 
     Raises:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from negawatt.artifact import architectures, shape
 from negawatt.artifact.architectures import Architecture, deinterleave
 from negawatt.artifact.gguf_file import GgufFile
+from negawatt.artifact.safetensors_file import Row, write_safetensors
 from negawatt.artifact.tokenizer import Tokenizer
 from negawatt.errors import ArtifactError
 from negawatt.home import write_json, written_beside
@@ -39,34 +40,25 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _weights(gguf: GgufFile, architecture: Architecture, target: Path) -> None:
-    """Stream every tensor into one safetensors file (header, then data in header order)."""
-    names = {}
-    for name in gguf.tensors:
+    heads, kv_heads = _heads(gguf)
+
+    def dense(name: str) -> NDArray[np.float32]:
+        weight = gguf.dequantized(name)
+        if permuted := architecture.heads_permuted(name, heads, kv_heads):
+            weight = deinterleave(weight, permuted, where=f"{gguf.path}: {name}")
+        if architecture.has_plus_one(name):
+            weight = weight - np.float32(1)
+        return weight
+
+    rows = []
+    for name, tensor in gguf.tensors.items():
         mapped = architecture.checkpoint_name(name)
         if mapped is None:
             raise ArtifactError(
                 f"{gguf.path} holds {name}, which a {architecture.name} checkpoint has no place for"
             )
-        names[name] = mapped
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, mapped in names.items():
-        dimensions = gguf.tensors[name].shape
-        length = 4 * math.prod(dimensions)
-        header[mapped] = {"dtype": "F32", "shape": dimensions, "data_offsets": [position, position + length]}
-        position += length
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    heads, kv_heads = _heads(gguf)
-    with target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            weight = gguf.dequantized(name)
-            if permuted := architecture.heads_permuted(name, heads, kv_heads):
-                weight = deinterleave(weight, permuted, where=f"{gguf.path}: {name}")
-            if architecture.has_plus_one(name):
-                weight = weight - np.float32(1)
-            out.write(np.ascontiguousarray(weight, "<f4").data)
+        rows.append(Row(mapped, "F32", tensor.shape, functools.partial(dense, name)))
+    write_safetensors(target, rows)
 
 
 def _heads(gguf: GgufFile) -> tuple[int, int]:

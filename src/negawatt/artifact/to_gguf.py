@@ -1,8 +1,15 @@
-"""Checkpoint → GGUF, keeping the precision of the weights, loadable by llama.cpp."""
+"""Checkpoint or packed weights → GGUF, keeping their precision, loadable by llama.cpp.
+
+A packed matrix keeps its very grid where GGUF has it: symmetric 4 bits as Q4_0, asymmetric 4 bits as
+Q4_1, symmetric 8 bits as Q8_0, when its group is a multiple of their 32 weights. Any other packed
+matrix is written dequantised.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +19,20 @@ from numpy.typing import NDArray
 
 from negawatt.artifact import architectures, shape, vocabulary
 from negawatt.artifact.architectures import Architecture, interleave
-from negawatt.artifact.safetensors_file import StoredTensor, read_headers, read_json
+from negawatt.artifact.packed_file import AnyTensor, PackedTensor, as_stored, read_packed
+from negawatt.artifact.safetensors_file import read_headers, read_json
 from negawatt.artifact.shape import ModelShape
 from negawatt.artifact.tokenizer import Tokenizer
+from negawatt.catalog.manifest import PACKED_FILE
 from negawatt.errors import ArtifactError
 from negawatt.home import written_beside
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-"""``general.file_type`` of a file whose matrices are stored so."""
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
+"""``general.file_type`` of a file most of whose weights are stored so."""
 
 
 def convert(source: Path, target: Path, *, name: str) -> None:
-    """Write the GGUF file `target` from the checkpoint folder `source`, whole or not at all.
+    """Write the GGUF file `target` from the checkpoint or packed folder `source`, whole or not at all.
 
     Matrices keep their type (F32, F16 or BF16); vectors become F32, as llama.cpp wants them.
 
@@ -32,18 +41,21 @@ def convert(source: Path, target: Path, *, name: str) -> None:
     """
     config = read_json(source / "config.json")
     architecture = architectures.of_config(config, str(source))
-    tensors = _named(source, architecture, config)
-    dimensions = shape.from_config(config, read_headers(source))
+    stored = read_packed(source) if (source / PACKED_FILE).is_file() else read_headers(source)
+    tensors = _named(source, stored, architecture, config)
+    dimensions = shape.from_config(config, stored)
     fields = vocabulary.gguf_fields(Tokenizer.from_checkpoint(source), dimensions.vocab)
     with written_beside(target) as temporary:
         _write(temporary, architecture, dimensions, config, tensors, {"general.name": name, **fields})
 
 
-def _named(source: Path, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by their GGUF names; a head tied to the embedding is left out."""
+def _named(
+    source: Path, stored: Mapping[str, AnyTensor], architecture: Architecture, config: Mapping[str, Any]
+) -> dict[str, AnyTensor]:
+    """The tensors by their GGUF names; a head tied to the embedding is left out."""
     tied = bool(config.get("tie_word_embeddings", False))
-    found: dict[str, StoredTensor] = {}
-    for name, tensor in read_headers(source).items():
+    found: dict[str, AnyTensor] = {}
+    for name, tensor in stored.items():
         mapped = architecture.gguf_name(name)
         if (mapped == "output.weight" and tied) or re.search(r"rotary_emb\.inv_freq$", name):
             continue
@@ -58,29 +70,33 @@ def _write(
     architecture: Architecture,
     dimensions: ModelShape,
     config: Mapping[str, Any],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, AnyTensor],
     fields: Mapping[str, Any],
 ) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, architecture.name)
-    stored = tensors["token_embd.weight"].dtype
-    if stored not in _FILE_TYPES:
-        raise ArtifactError(f"the checkpoint's weights are {stored}; F32, F16 and BF16 are converted")
+    kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
+    if unknown := set(kinds.values()) - set(_FILE_TYPES):
+        raise ArtifactError(f"the checkpoint's weights are {unknown.pop()}; F32, F16 and BF16 are converted")
+    weights: Counter[str] = Counter()
+    for name, kind in kinds.items():
+        weights[kind] += math.prod(tensors[name].shape)
     for key, value in {
         "general.type": "model",
-        "general.file_type": _FILE_TYPES[stored],
+        "general.file_type": _FILE_TYPES[weights.most_common(1)[0][0]],
         **_dimension_fields(architecture, dimensions, config),
         **fields,
     }.items():
         _add(writer, key, value)
-    kinds = {}
     for name, tensor in tensors.items():
-        kind = kinds[name] = "F32" if len(tensor.shape) == 1 else tensor.dtype
-        width = 4 if kind == "F32" else 2
+        block, length = _BLOCKS[kinds[name]]
+        n_bytes = math.prod(tensor.shape) // block * length
+        # The writer takes the shape of quantized rows in bytes.
+        shape_ = tensor.shape if block == 1 else (*tensor.shape[:-1], tensor.shape[-1] // block * length)
         writer.add_tensor_info(
-            name, tensor.shape, np.dtype(np.float32), tensor.n_bytes // tensor.itemsize * width,
-            GGMLQuantizationType[kind],
+            name, shape_, np.dtype(np.float32 if block == 1 else np.uint8), n_bytes,
+            GGMLQuantizationType[kinds[name]],
         )  # fmt: skip
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -90,16 +106,49 @@ def _write(
     writer.close()
 
 
+_BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34)}
+"""Weights and bytes of a block of each type that is written."""
+
+
+def _kind(tensor: AnyTensor) -> str:
+    """The GGML type in which a tensor is written."""
+    if len(tensor.shape) == 1:
+        return "F32"
+    if isinstance(tensor, PackedTensor) and tensor.group % 32 == 0 and not tensor.transposed:
+        exact = {(4, True): "Q4_0", (4, False): "Q4_1", (8, True): "Q8_0"}
+        return exact.get((tensor.bits, tensor.offsets is None), tensor.dtype)
+    return tensor.dtype
+
+
 def _weight(
-    name: str, tensor: StoredTensor, kind: str, architecture: Architecture, dimensions: ModelShape
+    name: str, tensor: AnyTensor, kind: str, architecture: Architecture, dimensions: ModelShape
 ) -> NDArray[Any]:
     """A tensor's values as GGUF holds them."""
-    weight = tensor.float32() if kind == "F32" else tensor.raw()
-    if permuted := architecture.heads_permuted(name, dimensions.n_heads, dimensions.n_kv_heads):
-        weight = interleave(weight, permuted, where=f"{tensor.file}: {name}")
+    permuted = architecture.heads_permuted(name, dimensions.n_heads, dimensions.n_kv_heads)
+    if kind.startswith("Q"):
+        assert isinstance(tensor, PackedTensor)
+        rows = _blocks(tensor, kind)
+        return interleave(rows, permuted, where=name) if permuted else rows
+    if isinstance(tensor, PackedTensor):
+        weight = as_stored(tensor.float32, kind)
+    else:
+        weight = tensor.float32() if kind == "F32" else tensor.raw()
+    if permuted:
+        weight = interleave(weight, permuted, where=name)
     if architecture.has_plus_one(name):
         weight = weight + np.float32(1)
     return np.ascontiguousarray(weight)
+
+
+def _blocks(tensor: PackedTensor, kind: str) -> NDArray[np.uint8]:
+    """Rows of GGML blocks, shape ``(rows, bytes)``; a group of several blocks repeats its scale."""
+    rows = tensor.codes.shape[0]
+    codes = tensor.unpacked().reshape(rows, -1, 32)
+    heads = [tensor.scales] if tensor.offsets is None else [tensor.scales, tensor.offsets]
+    halves = [np.repeat(h.raw(), tensor.group // 32, axis=1)[..., None].view(np.uint8) for h in heads]
+    # 8 bits: from unsigned around 128 to two's complement; 4 bits: the halves of a block side by side.
+    body = codes ^ 0x80 if kind == "Q8_0" else codes[..., :16] | (codes[..., 16:] << 4)
+    return np.concatenate([*halves, body], axis=-1).reshape(rows, -1)
 
 
 def _dimension_fields(

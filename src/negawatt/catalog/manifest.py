@@ -33,7 +33,7 @@ class Manifest:
         source: where it comes from (``pypi:…``, ``npm:…``, ``hf:…``, ``file:…``, ``negawatt tune``).
         license: SPDX name or name of the terms; empty when unknown.
         files: relative path → hash and length, for every file but the manifest.
-        formats: of a model: ``gguf``, ``checkpoint``, or both.
+        formats: of a model: ``gguf``, ``checkpoint``, ``packed``.
         lineage: how it was made, oldest step first; each step is a JSON object with at least
             ``step`` and whatever reproduces it.
         notes: what a reader of results must know.
@@ -82,7 +82,19 @@ class Manifest:
         return manifest
 
 
+PACKED_FILE = "packed.safetensors"
+"""Quantized weights in Negawatt's own neutral form; no library takes it for a checkpoint."""
+
+
 def formats_of(names: Iterable[str]) -> tuple[str, ...]:
     """The model formats that files of these names make up."""
     kinds = {".gguf": "gguf", ".safetensors": "checkpoint"}
-    return tuple(sorted({kinds[suffix] for n in names if (suffix := PurePosixPath(n).suffix) in kinds}))
+    return tuple(
+        sorted(
+            {
+                "packed" if name == PACKED_FILE else kinds[suffix]
+                for name in names
+                if (suffix := PurePosixPath(name).suffix) in kinds
+            }
+        )
+    )

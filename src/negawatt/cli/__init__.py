@@ -16,6 +16,7 @@ COMMANDS = {
     "calibrate": "find out, once, how this machine's power follows its load",
     "carbon": "turn a measurement into carbon, water and cost",
     "completion": "print the script that completes commands and options in a shell",
+    "compress": "make a smaller model by passes, judge it, and keep how it was made",
     "data": "list, pull or show data sets and workloads",
     "doctor": "tell what can be measured and run here, and what to do about the rest",
     "engines": "list engines, or pull a compiled one",

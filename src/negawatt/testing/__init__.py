@@ -8,12 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOMES = {"EngineContract": "engine_contract", "SensorContract": "sensor_contract"}
+_HOMES = {
+    "EngineContract": "engine_contract",
+    "PassContract": "pass_contract",
+    "SensorContract": "sensor_contract",
+}
 
-__all__ = ["EngineContract", "SensorContract"]
+__all__ = ["EngineContract", "PassContract", "SensorContract"]
 
 if TYPE_CHECKING:
     from negawatt.testing.engine_contract import EngineContract
+    from negawatt.testing.pass_contract import PassContract
     from negawatt.testing.sensor_contract import SensorContract
 
 

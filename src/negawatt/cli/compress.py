@@ -1,0 +1,115 @@
+"""``negawatt compress``: make a smaller model, judge it, and keep how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from negawatt.cli.catalogue import size
+from negawatt.cli.common import emit, examples, json_option, progress_bar
+from negawatt.errors import UsageError
+
+
+@click.command(
+    epilog=examples(
+        "negawatt compress --list",
+        "negawatt compress smollm2-135m-instruct --pass rtn:bits=4,group=32 -o small",
+        "negawatt compress ./my-model --pass gptq --calibration my-text.txt -o small",
+        "negawatt compress --recipe small/recipe.toml -o small-again",
+    )
+)
+@click.argument("model", required=False)
+@click.option(
+    "--pass", "passes", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="What to do; several in turn."
+)
+@click.option("--recipe", type=click.Path(path_type=Path), help="Replay this instead.")
+@click.option(
+    "--calibration",
+    "text",
+    metavar="TEXT",
+    help="A text file, a workload, or self: what the model writes. [default: self]",
+)
+@click.option("--windows", type=int, help="Windows of text to calibrate on.  [default: 64]")
+@click.option("--heldout", type=int, help="Windows of text to judge on.  [default: 16]")
+@click.option("--length", type=int, help="Tokens in a window.  [default: 512]")
+@click.option("--seed", type=int, help="Of everything random.  [default: 0]")
+@click.option("--threads", type=int, help="Of the arithmetic; the last bits depend on it.")
+@click.option("--keep-worse", is_flag=True, help="Keep a result that plain rounding beats.")
+@click.option("--list", "listing", is_flag=True, help="List the passes with their parameters.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
+@json_option
+def command(
+    model: str | None,
+    passes: tuple[str, ...],
+    recipe: Path | None,
+    keep_worse: bool,
+    listing: bool,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make MODEL smaller by passes, judge the result on held-out text, and write it to a folder.
+
+    Interrupt it, and the same command goes on where it was.
+    """
+    if listing:
+        _list(as_json)
+        return
+    from negawatt.compress import Recipe, compress, parse
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if output is None:
+        raise UsageError("say where to write the result, with -o FOLDER")
+    if recipe is not None:
+        if passes or given:
+            raise UsageError("a recipe holds its passes and their text; give --recipe or those options")
+        wanted = Recipe.read(recipe)
+        wanted = wanted if model is None else replace(wanted, model=model)
+    elif model is None:
+        raise UsageError("name the model to compress, or give a --recipe")
+    else:
+        wanted = Recipe(model, tuple(map(parse, passes)), **given)
+    with progress_bar("compress") as progress:
+        result = compress(wanted, output, keep_worse=keep_worse, progress=progress)
+    if as_json:
+        emit(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from negawatt.energy import Energy
+
+    for step in result["passes"]:
+        quality = step["quality"]
+        click.echo(
+            f"{step['pass']}: {quality['metric']} {quality['before']:.4g} → {quality['after']:.4g} on "
+            f"held-out text; {Energy.from_json(step['energy'])}, {step['cpu_s']:.0f} CPU-seconds"
+        )
+    before, after = result["weight_bytes"]["before"], result["weight_bytes"]["after"]
+    click.echo(f"weights: {size(before)} → {size(after)}")
+    click.echo(f"Ready to use: {result['artifact']}")
+
+
+def _list(as_json: bool) -> None:
+    from negawatt.compress import PASSES, technique
+
+    kinds = [technique(name) for name in sorted(PASSES)]
+    if as_json:
+        emit([
+            {
+                "name": kind.name,
+                "summary": kind.summary,
+                "calibrated": kind.calibrated,
+                "parameters": [p.to_json() for p in kind.parameters],
+            }
+            for kind in kinds
+        ])  # fmt: skip
+        return
+    for kind in kinds:
+        click.echo(f"{kind.name}: {kind.summary}" + (" (calibrated on text)" if kind.calibrated else ""))
+        for p in kind.parameters:
+            click.echo(f"  {p.name}={p.default}".ljust(22) + p.help)

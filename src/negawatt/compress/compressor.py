@@ -1,0 +1,306 @@
+"""`compress`: apply passes to a model, judge what comes out, and keep it with its whole history."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from negawatt.artifact import Artifact
+from negawatt.artifact.packed_file import PackedTensor, rows_of
+from negawatt.artifact.safetensors_file import write_safetensors
+from negawatt.catalog.manifest import NAME as MANIFEST
+from negawatt.catalog.manifest import PACKED_FILE
+from negawatt.compress.calibration import Calibration, calibration
+from negawatt.compress.draft import Draft
+from negawatt.compress.judgement import Judgement, compared, judge
+from negawatt.compress.recipe import NAME as RECIPE
+from negawatt.compress.recipe import Recipe
+from negawatt.compress.source import Source
+from negawatt.compress.technique import Pass, Progress, Work
+from negawatt.errors import (
+    Infeasible,
+    IntegrityError,
+    NegawattError,
+    RunError,
+    UsageError,
+    require,
+)
+from negawatt.home import write_json, written_beside
+from negawatt.meter import Meter
+from negawatt.run import Run
+
+if TYPE_CHECKING:
+    pass
+
+_KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".md")
+
+
+def compress(
+    recipe: Recipe,
+    output: Path | str,
+    *,
+    keep_worse: bool = False,
+    progress: Progress = lambda done, total, text: None,
+) -> dict[str, Any]:
+    """Make a smaller artifact in the folder `output`, by the passes of a recipe.
+
+    Work in progress lies in ``OUTPUT.partial``; the same call goes on there after a kill, and its
+    result is the same to the bit. The model itself is never written to.
+
+    Args:
+        recipe: the model, the passes and the text.
+        output: folder to make; it must not exist, or be empty.
+        keep_worse: keep a result that is no better on held-out text than plain rounding.
+        progress: called with done, total, and what is being done.
+
+    Returns:
+        the document of ``negawatt compress --json``: ``artifact``, ``sha256``, ``passes`` (the steps
+        of the lineage), ``weight_bytes`` before and after, ``judging`` (its cost).
+
+    Raises:
+        UsageError: a parameter does not fit the model, or `output` holds something.
+        ArtifactError: the model is damaged, of an unknown kind, or holds NaN or infinite values.
+        WorkloadError: the text is too short, or not in a language of the model.
+        Infeasible: a pass is no better than its plain fallback; nothing is kept.
+        IntegrityError: work in progress, or what a recipe promises, is not what it was.
+    """
+    torch = require("torch", extra="compress")
+    output = Path(output).expanduser().absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists; choose another folder with -o, or remove it")
+    artifact = Artifact.open(recipe.model)
+    _promised("the model", artifact.sha256, recipe.model_sha256)
+    recipe = replace(recipe, model_sha256=artifact.sha256, threads=recipe.threads or torch.get_num_threads())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)
+    job = _Job(artifact, recipe, output, keep_worse, progress)
+    try:
+        return job.run()
+    except NegawattError:
+        job.forget()
+        raise
+    except OSError as exc:
+        raise NegawattError(f"cannot write {output}: {exc.strerror or exc}") from exc
+    finally:
+        job.close()
+        torch.set_num_threads(threads)
+
+
+class _Job:
+    """One call of `compress`."""
+
+    def __init__(
+        self, artifact: Artifact, recipe: Recipe, output: Path, keep_worse: bool, progress: Progress
+    ) -> None:
+        self.artifact, self.recipe, self.output = artifact, recipe, output
+        self.keep_worse, self.progress = keep_worse, progress
+        self.partial = output.with_name(f"{output.name}.partial")
+        self.judging: list[Any] = []
+        self.origin: Judgement | None = None
+        self._runs: list[Run] = []
+
+    def run(self) -> dict[str, Any]:
+        if (self.artifact.path / MANIFEST).is_file():
+            self.progress(0, None, "checking the model's files")
+            self.artifact.verify()
+        source = Source.of(self.artifact)
+        self.recipe.passes[0].check(source)
+        self._begin()
+        text = self._text(source)
+        current, lineage = self.artifact, list(self.artifact.lineage)
+        before = self._judged("as it is", source, text)
+        for number, each in enumerate(self.recipe.passes):
+            source = Source.of(current)
+            if number:
+                each.check(source)
+            place = self.partial / f"{number + 1}-{each.name}"
+            draft = self._drafted(each, place, source, text)
+            beaten = self._require_better(each, place, source, draft, text)
+            entry = {**self._entry(each, draft, text), "fallback": beaten}
+            current = self._written(place, draft, source, lineage)
+            after = self._judged(str(each), Source.of(current), text)
+            entry["quality"] = compared(before, after, self.origin or before)
+            lineage.append(entry)
+            before = after
+        return self._finished(current, lineage, text)
+
+    def _begin(self) -> None:
+        """Make the folder of work in progress, or find it and see that it belongs to this call."""
+        identity = {"recipe": self.recipe.to_toml()}
+        if (self.partial / "run.json").is_file():
+            run = Run.open(self.partial, kind="compress")
+            if run.manifest.get("recipe") != identity["recipe"]:
+                raise RunError(
+                    f"{self.partial} holds unfinished work of another call; finish that one, or delete it"
+                )
+            run.lock()
+        else:
+            run = Run.create("compress", path=self.partial, **identity)
+        self._runs.append(run)
+
+    def _text(self, source: Source) -> Calibration:
+        recipe = self.recipe
+        windows = recipe.windows if any(p.calibrated for p in recipe.passes) else 0
+        text = calibration(
+            source, recipe.text, windows=windows, heldout=recipe.heldout, length=recipe.length,
+            seed=recipe.seed, progress=self.progress,
+        )  # fmt: skip
+        _promised("the text", text.sha256, recipe.text_sha256)
+        return text
+
+    def _judged(self, what: str, source: Source, text: Calibration) -> Judgement:
+        self.progress(0, None, f"judging on held-out text: {what}")
+        with Meter() as meter:
+            found = judge(source, text.heldout)
+        self.judging.append(meter.measurement)
+        self.origin = self.origin or found
+        return found
+
+    def _drafted(self, each: Pass, place: Path, source: Source, text: Calibration) -> Draft:
+        """Apply a pass, from where it was left."""
+        run = (
+            Run.open(place, kind="pass") if (place / "run.json").is_file() else Run.create("pass", path=place)
+        )
+        run.lock()
+        self._runs.append(run)
+        draft = Draft(source, run)
+
+        def tell(done: float, total: float | None, what: str) -> None:
+            self.progress(done, total, f"{each.name}: {what}")
+
+        each.apply(Work(source, draft, text.windows if each.calibrated else None, self.recipe.seed, tell))
+        return draft
+
+    def _require_better(
+        self, each: Pass, place: Path, source: Source, draft: Draft, text: Calibration
+    ) -> dict[str, Any] | None:
+        """Compare with the plain technique at the same size, on text that neither has seen.
+
+        Returns:
+            what was beaten, for the lineage; None where nothing was compared.
+        """
+        plain = each.fallback()
+        if plain is None or self.keep_worse:
+            return None
+        other = self._drafted(plain, place.with_name(f"{place.name}-or-{plain.name}"), source, text)
+        ours = self._judged(str(each), draft.as_source(source), text)
+        theirs = self._judged(str(plain), other.as_source(source), text)
+        assert self.origin is not None
+        if ours.loss(self.origin) >= theirs.loss(self.origin):
+            raise Infeasible(
+                f"{each} gives {ours.metric} {ours.value(self.origin):.4g} on held-out text, and {plain} "
+                f"{theirs.value(self.origin):.4g}, so nothing was kept; calibrate on text closer to what the "
+                f"model is used for, use {plain.name}, or keep it all the same with --keep-worse: the work "
+                f"done lies in {self.partial}"
+            )
+        return {"pass": str(plain), "metric": ours.metric, "value": theirs.value(self.origin)}
+
+    def _entry(self, each: Pass, draft: Draft, text: Calibration) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        from negawatt import __version__
+
+        return {
+            "step": "compress",
+            "pass": each.name,
+            "parameters": each.values,
+            "seed": self.recipe.seed,
+            "calibration": text.to_json() if each.calibrated else None,
+            "heldout_sha256": text.sha256,
+            "threads": self.recipe.threads,
+            "versions": {
+                "negawatt": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            },
+            **draft.cost(),
+        }  # fmt: skip
+
+    def _written(
+        self, place: Path, draft: Draft, source: Source, lineage: Sequence[Mapping[str, Any]]
+    ) -> Artifact:
+        """The draft as an artifact of its own, opened again from disk."""
+        folder = place / "artifact"
+        self.progress(0, None, "writing")
+        with written_beside(folder) as temporary:
+            temporary.mkdir()
+            _copy_small_files(source.folder, temporary)
+            for name, content in draft.files.items():
+                (temporary / name).write_text(content, "utf-8")
+            write_json(temporary / "config.json", draft.config)
+            packed = any(isinstance(t, PackedTensor) for t in draft.tensors.values())
+            rows, metadata = rows_of(draft.tensors)
+            write_safetensors(temporary / (PACKED_FILE if packed else "model.safetensors"), rows, metadata)
+        return Artifact.create(
+            folder, name=self.output.name, source=f"negawatt compress {self.artifact.name}",
+            license=self.artifact.license, lineage=tuple(lineage), notes=self.artifact.notes,
+        )  # fmt: skip
+
+    def _finished(
+        self, made: Artifact, lineage: Sequence[Mapping[str, Any]], text: Calibration
+    ) -> dict[str, Any]:
+        """Complete the manifest and the recipe, and move the folder to its place."""
+        _promised("the result", made.sha256, self.recipe.result_sha256)
+        recipe = replace(self.recipe, text_sha256=text.sha256, result_sha256=made.sha256)
+        with written_beside(self.output) as temporary:
+            made.path.rename(temporary)
+            (temporary / MANIFEST).unlink()
+            (temporary / RECIPE).write_text(recipe.to_toml(), "utf-8")
+            result = Artifact.create(
+                temporary, name=made.name, source=made.source, license=made.license,
+                lineage=tuple(lineage), notes=made.notes,
+            )  # fmt: skip
+            if result.sha256 != made.sha256:
+                raise IntegrityError(f"{temporary} changed while it was moved")
+        self.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        result = Artifact.open(self.output)
+        spent = self.judging
+        return {
+            "artifact": str(self.output),
+            "sha256": result.sha256,
+            "formats": sorted(result.formats),
+            "passes": [dict(step) for step in lineage[len(self.artifact.lineage) :]],
+            "weight_bytes": {"before": self.artifact.weight_bytes, "after": result.weight_bytes},
+            "judging": {
+                "cpu_s": sum(m.cpu_s for m in spent),
+                "energy": _total(spent).to_json(),
+            },
+        }
+
+    def forget(self) -> None:
+        """Remove the folder of work in progress when it holds none: the call was refused."""
+        ours = bool(self._runs)  # its lock is held; otherwise the folder is another call's
+        if ours and not any(self.partial.glob("*/step-*.safetensors")):
+            self.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def close(self) -> None:
+        """Free the locks on work in progress."""
+        while self._runs:
+            self._runs.pop().close()
+
+
+def _total(spent: Sequence[Any]) -> Any:
+    from negawatt.energy import Energy
+
+    return Energy.total(m.energy for m in spent)
+
+
+def _promised(what: str, found: str, promised: str) -> None:
+    if promised and found != promised:
+        raise IntegrityError(
+            f"{what} is not what the recipe was made with: sha256 {found[:12]}… instead of {promised[:12]}…"
+        )
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Configuration, tokenizer and notes; weights and our own records stay behind."""
+    for file in source.rglob("*"):
+        name = file.relative_to(source)
+        wanted = file.suffix in _KEPT_SUFFIXES or file.name.startswith("LICENSE")
+        if file.is_file() and wanted and file.name not in (MANIFEST, "model.safetensors.index.json"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
