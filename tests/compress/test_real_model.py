@@ -28,7 +28,11 @@ def rounded(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def test_llama_cpp_runs_the_very_weights(rounded: Artifact) -> None:
-    """Log-probabilities of llama.cpp on Q4_0 follow those of transformers on the dequantised weights."""
+    """Log-probabilities of llama.cpp on Q4_0 follow those of transformers on the dequantised weights.
+
+    Its kernels also round activations to 8 bits, which alone moves them by 0.05; the weights before they
+    were rounded are 0.3 away.
+    """
     gguf = GgufFile.open(rounded.gguf())
     assert gguf.tensors["blk.0.ffn_up.weight"].type == "Q4_0"
     assert gguf.tensors["token_embd.weight"].type == "Q8_0"
@@ -38,7 +42,7 @@ def test_llama_cpp_runs_the_very_weights(rounded: Artifact) -> None:
         with Engine(rounded, Settings(engine=engine, threads=1, max_context=128)) as opened:
             ((scores, _),), _ = opened.score([(tokens[:8], tokens[8:])])
             rows.append(scores)
-    assert np.abs(np.subtract(*rows)).mean() < 0.05
+    assert np.abs(np.subtract(*rows)).mean() < 0.12
 
 
 def test_four_bits_are_a_sixth_of_the_weights(model: Artifact, rounded: Artifact) -> None:
