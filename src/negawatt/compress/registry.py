@@ -13,6 +13,9 @@ PASSES = {
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
     "mixed": "negawatt.compress.mixed:Mixed",
+    "depth": "negawatt.compress.depth:Depth",
+    "width": "negawatt.compress.width:Width",
+    "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
 }
 
