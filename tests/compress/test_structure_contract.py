@@ -51,3 +51,11 @@ class TestWidthOfFeedForwardAlone(PassContract):
     @pytest.fixture
     def technique(self) -> str:
         return "width:ffn=0.3"
+
+
+class TestHeal(PassContract):
+    families = ("llama", "qwen2", "gemma3_text", "gpt2")
+
+    @pytest.fixture
+    def technique(self) -> str:
+        return "heal:steps=20,batch=2,rank=2,precision=float32"

@@ -25,7 +25,7 @@ def remove(
 
     Args:
         weight: shape ``(outputs, inputs)``.
-        moments: sum of products of the inputs over all tokens, fp64, shape ``(inputs, inputs)``.
+        moments: mean of products of the inputs over all tokens, shape ``(inputs, inputs)``.
         group: inputs that only leave together; divides the inputs.
         count: groups to remove, fewer than there are.
 

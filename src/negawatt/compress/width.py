@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from negawatt.compress.moments import moments
 from negawatt.compress.network import Linear, Network
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.removal import remove
@@ -103,8 +104,8 @@ class Width(Pass):
                     self._narrow_attention(network, number, hidden, put)
                 if self.values["ffn"]:
                     part = _feed_forward(network, number)
-                    moments = _moments(network, number, part.out, hidden)
-                    kept, weight = remove(part.out.weight, moments, 1, self._channels(part))
+                    (moment,) = moments(network, number, hidden, [part.out])
+                    kept, weight = remove(part.out.weight, moment.matrix, 1, self._channels(part))
                     _narrow(
                         network, number, part, dict.fromkeys(range(len(part.into)), kept), kept, weight, put
                     )
@@ -119,8 +120,8 @@ class Width(Pass):
 
         part, heads, kv_heads = _attention(network, number)
         per_group = part.out.inputs // kv_heads
-        moments = _moments(network, number, part.out, hidden)
-        kept, weight = remove(part.out.weight, moments, per_group, self.values["kv_groups"])
+        (moment,) = moments(network, number, hidden, [part.out])
+        kept, weight = remove(part.out.weight, moment.matrix, per_group, self.values["kv_groups"])
         groups = kept[::per_group] // per_group
         width = per_group // (heads // kv_heads)
         shared = (groups[:, None] * width + torch.arange(width)).flatten()
@@ -183,24 +184,6 @@ def _attention(network: Network, block: int) -> tuple[_Part, int, int]:
     return _Part(tuple(linears[p] for p in into), linears[out]), heads, int(config.num_key_value_heads)
 
 
-def _moments(network: Network, block: int, linear: Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Sum of products of a layer's inputs over all tokens, fp64, shape ``(inputs, inputs)``."""
-    import torch
-
-    found = torch.zeros(linear.inputs, linear.inputs, dtype=torch.float64)
-
-    def add(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].reshape(-1, linear.inputs)
-        found.add_((rows.T @ rows).double())
-
-    hook = linear.module.register_forward_pre_hook(add)
-    try:
-        network.forward(block, hidden)
-    finally:
-        hook.remove()
-    return found
-
-
 def _narrow(
     network: Network, block: int, part: _Part, rows: dict[int, torch.Tensor], columns: torch.Tensor,
     weight: torch.Tensor, put: dict[str, torch.Tensor],
@@ -208,14 +191,14 @@ def _narrow(
     """Cut the loaded layers of a part, and enter them into `put` by their names in the checkpoint."""
     names = network.names(block)
     for place, linear in enumerate(part.into):
-        linear.weight = linear.weight[rows[place]].contiguous()
+        linear.put(linear.weight[rows[place]].contiguous())
         put[linear.name] = linear.module.weight.data
         if getattr(linear.module, "bias", None) is not None:
             linear.module.bias.data = linear.module.bias.data[rows[place]].contiguous()
             put[names[f"{linear.path}.bias"]] = linear.module.bias.data
         if hasattr(linear.module, "nf"):  # transformers' Conv1D keeps its width beside its weight
             linear.module.nf = len(rows[place])
-    part.out.weight = weight.contiguous()
+    part.out.put(weight.contiguous())
     put[part.out.name] = part.out.module.weight.data
 
 
