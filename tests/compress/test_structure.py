@@ -251,3 +251,41 @@ def test_bad_ratios_get_a_sentence(technique: str, value: str, tmp_path: Path) -
 def test_heads_that_cannot_go(family: str, technique: str, kind: type[NegawattError], tmp_path: Path) -> None:
     with pytest.raises(kind, match="heads"):
         made(small_model(tmp_path / "model", family), technique, tmp_path)
+
+
+# -- heal --------------------------------------------------------------------------------------------
+
+
+def test_healing_brings_a_damaged_model_nearer_to_its_teacher(tmp_path: Path) -> None:
+    teacher = small_model(tmp_path / "model", "llama")
+    damaged = small_model(tmp_path / "damaged", "llama")
+
+    def shake(weights: dict[str, torch.Tensor]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in weights.items():
+            if name.endswith("down_proj.weight"):
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+
+    changed(damaged, shake)
+    out = made(
+        damaged, f"heal:teacher={teacher},steps=60,batch=2,rank=8,rate=0.02,precision=float32", tmp_path
+    )
+    outcome = out.lineage[-1]["outcome"]
+    assert outcome["teacher_sha256"] == Artifact.open(teacher).sha256
+    assert outcome["loss_last"] < 0.8 * outcome["loss_first"]
+    tokens = Artifact.open(teacher).tokenizer.encode(TEXT)[:60]
+    wanted = logits(teacher, tokens).log_softmax(-1)
+
+    def distance(folder: Path) -> float:
+        found = logits(folder, tokens).log_softmax(-1)
+        return float(torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean"))
+
+    assert distance(out.path) < 0.8 * distance(damaged)
+
+
+def test_a_teacher_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    teacher = made(small_model(tmp_path / "model", vocab_size=512), "vocabulary:common=0", tmp_path)
+    (tmp_path / "out").rename(tmp_path / "teacher")
+    with pytest.raises(UsageError, match="other tokens"):
+        made(tmp_path / "model", f"heal:teacher={tmp_path / 'teacher'}", tmp_path)
+    assert teacher.name

@@ -150,7 +150,7 @@ def _rows(source: Source, name: str, kept: list[int]) -> torch.Tensor | Quantize
         return source.tensor(name)[kept].to(kinds[tensor.dtype])
     scales = torch.from_numpy(tensor.scales.raw().copy())[kept]
     offsets = None if tensor.offsets is None else torch.from_numpy(tensor.offsets.raw().copy())[kept]
-    codes = torch.from_numpy(tensor.unpacked())[kept]
+    codes = torch.from_numpy(tensor.unpacked()[kept])
     return Quantized(codes, scales, offsets, tensor.bits, tensor.group, tensor.dtype)
 
 
