@@ -182,12 +182,20 @@ def test_blocks_that_do_nothing_go_first(order: str, tmp_path: Path) -> None:
     assert torch.allclose(logits(out.path, tokens), before, atol=1e-4)
 
 
-def test_gemma_keeps_each_layer_s_kind(tmp_path: Path) -> None:
-    out = made(
-        small_model(tmp_path / "model", "gemma3_text", num_hidden_layers=7), "depth:ratio=0.15", tmp_path
-    )
+def test_gemma_keeps_each_layer_s_kind_and_gguf_refuses_another_pattern(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", "gemma3_text", num_hidden_layers=7)
+
+    def idle(weights: dict[str, torch.Tensor]) -> None:
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            weights[f"model.layers.0.{name}.weight"].zero_()
+
+    changed(model, idle)
+    out = made(model, "depth:ratio=0.15", tmp_path)
     config = json.loads((out.path / "config.json").read_text())
-    assert len(config["layer_types"]) == config["num_hidden_layers"] == 6
+    assert config["num_hidden_layers"] == 6
+    assert config["layer_types"].index("full_attention") == 4
+    with pytest.raises(ArtifactError, match="sixth layer"):
+        out.gguf()
 
 
 # -- width -------------------------------------------------------------------------------------------
