@@ -4,9 +4,10 @@
 
 Every pass is applied to the same model, calibrated on the chat traffic and its PIQA questions without
 their answers, and the result stored as llama.cpp's q8_0. Printed beside the model itself in the same
-format: perplexity of held-out windows of that text, PIQA accuracy, on how many of the workload's prompts
-the greedy answer is the same to the token, and CPU seconds a generated token at batch 1 on one thread.
-The last come from requests that both take in turn, so that the host's drift touches both alike.
+format: perplexity of held-out windows of that text, PIQA accuracy, for vocabulary on how many of the
+workload's prompts the greedy answer is the same to the letter, and CPU seconds a generated token at
+batch 1 on one thread. The last come from requests that both take in turn, so that the host's drift
+touches both alike.
 """
 
 from __future__ import annotations
@@ -99,17 +100,17 @@ def main() -> None:
     for technique in options.passes or PASSES:
         made = cut(technique, options.work)
         step = made.lineage[-1]
-        print(f"\n{technique}: {step['outcome']}")
+        print(f"\n{technique}: {step['outcome']}", flush=True)
         print(f"  weights {whole.shape.n_params / 1e6:.1f} → {made.shape.n_params / 1e6:.1f} million")
         if options.only != "cost":
             quality = step["quality"]
             print(f"  {quality['metric']} {quality['before']:.2f} → {quality['after']:.2f}")
             print(f"  PIQA {accuracy(made, settings, options.items)}")
-            if options.answers:
+            if technique.startswith("vocabulary"):
                 print(f"  same answers: {same_answers(whole, made, settings, options.answers)}")
         if options.only != "quality":
             before, after, ratio = cost(whole, made, settings, options.rounds)
-            print(f"  CPU-ms a token {1000 * before:.2f} → {1000 * after:.2f}, ratio {ratio}")
+            print(f"  CPU-ms a token {1000 * before:.2f} → {1000 * after:.2f}, {ratio.text}")
             spent = step["cpu_s"]
             print(f"  the pass took {spent:.0f} CPU-seconds", end="")
             print(f", paid back after {spent / (before - after):,.0f} tokens" if after < before else "")
