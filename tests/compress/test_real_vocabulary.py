@@ -11,7 +11,15 @@ from negawatt.engine import Engine, Settings
 from negawatt.profiling.window import requests_of
 from negawatt.workload import Workload
 
-HEADER = 'schema = 1\nname = "two"\n\n[traffic]\nitems = "traffic.jsonl"\n'
+HEADER = """schema = 1
+name = "few"
+description = "A few prompts."
+source = "this test"
+licence = "Apache-2.0"
+
+[traffic]
+items = "traffic.jsonl"
+"""
 QUESTIONS = ("What makes bread dough rise?", "Name three rivers in Europe, with the sea each one reaches.")
 
 

@@ -17,10 +17,20 @@ from negawatt.compress import Recipe, compress, parse
 from negawatt.compress.lexicon import Lexicon
 from negawatt.compress.removal import remove
 from negawatt.engine import Engine, Request, Settings
-from negawatt.errors import ArtifactError, NegawattError, UsageError
+from negawatt.errors import ArtifactError, NegawattError, UsageError, WorkloadError
 from negawatt.testing.small_models import TEXT, small_model
 
 OTHER = "Ein Kessel summt; 水 is water, 😀 is not. def f(x): return x**2\n\n\t<|endoftext|> zygote"
+
+HEADER = """schema = 1
+name = "few"
+description = "A few prompts."
+source = "this test"
+licence = "Apache-2.0"
+
+[traffic]
+items = "traffic.jsonl"
+"""
 
 
 def made(model: Path, technique: str, tmp_path: Path, text: str = TEXT * 4) -> Artifact:
@@ -139,6 +149,43 @@ def test_a_cut_model_answers_the_same_in_llama_cpp(model: Artifact, tmp_path: Pa
     theirs = before[:, [j for _, j in plain]]
     # The same logits, but for what the softmax divides by.
     assert torch.allclose(ours - ours.mean(1, True), theirs - theirs.mean(1, True), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2"])
+def test_answers_of_a_workload_are_kept_and_proved(family: str, tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", family, vocab_size=512)
+    prompts = (TEXT[:90], TEXT[20:200])
+    rows = [{"id": p, "prompt": p, "max_new_tokens": 5 + 4 * i} for i, p in enumerate(prompts)]
+    (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    technique = parse("vocabulary:common=0,runners_up=1")
+    compress(Recipe(str(model), (technique,), str(tmp_path), heldout=1, length=24), tmp_path / "out")
+    out = Artifact.open(tmp_path / "out")
+    assert out.lineage[-1]["outcome"]["answer_tokens"] == 14
+    source = Artifact.open(model)
+
+    def greedy(artifact: Artifact) -> list[int]:
+        tokens = artifact.tokenizer.encode(prompts[1])
+        for _ in range(9):
+            tokens.append(int(logits(artifact.path, tokens)[-1].argmax()))
+        return tokens
+
+    # A token of the small model that its tokenizer lacks has no text: compare rows of the embedding.
+    from safetensors.torch import load_file
+
+    name = "transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"
+    tables = [load_file(a.path / "model.safetensors")[name] for a in (source, out)]
+    assert torch.equal(tables[0][greedy(source)], tables[1][greedy(out)])
+
+
+def test_a_prompt_longer_than_the_model_can_read_is_named(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", vocab_size=512)
+    row = {"id": "long", "prompt": TEXT[:200], "max_new_tokens": 1000}
+    (tmp_path / "traffic.jsonl").write_text(json.dumps(row), "utf-8")
+    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    recipe = Recipe(str(model), (parse("vocabulary"),), str(tmp_path), heldout=1, length=24)
+    with pytest.raises(WorkloadError, match="shorter answer"):
+        compress(recipe, tmp_path / "out")
 
 
 def test_quantized_rows_keep_their_codes(tmp_path: Path) -> None:

@@ -224,14 +224,11 @@ class _Additions:
 
 def _merged(work: Work, network: Network, block: int) -> dict[str, torch.Tensor]:
     """The weights of a block with their additions, in the types in which they are stored."""
-    import torch
-
-    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     put = {}
     with network.loaded(block):
         for linear in network.linears(block):
             first, second = (work.draft.carried[f"{linear.name}|{part}"] for part in "AB")
             weight = linear.weight + second @ first
             weight = weight.T.contiguous() if linear.transposed else weight
-            put[linear.name] = weight.to(kinds[work.source.tensors[linear.name].dtype])
+            put[linear.name] = work.source.as_stored(linear.name, weight)
     return put

@@ -24,7 +24,7 @@ from negawatt.compress.parameter import Parameter
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
 from negawatt.compress.usage import Usage
-from negawatt.errors import ArtifactError, Infeasible, IntegrityError
+from negawatt.errors import ArtifactError, Infeasible, IntegrityError, WorkloadError
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,12 @@ class Vocabulary(Pass):
     def _answered(self, work: Work, usage: Usage, network: Network) -> list[list[int]]:
         """Answers to every prompt of the workload, a batch a step."""
         prompts = usage.written(work.source.tokenizer)
+        longest = max((len(tokens) + n for tokens, n in prompts), default=0)
+        if longest > (limit := getattr(network.model.config, "max_position_embeddings", longest)):
+            raise WorkloadError(
+                f"a prompt and its answer hold {longest} tokens, and {work.source.name} was made for "
+                f"{limit}; take it out of the workload, or ask for a shorter answer"
+            )
         starts = range(0, len(prompts), BATCH)
         left = [start for start in starts if work.draft.kept(f"answers {start}") is None]
         if left:
@@ -105,7 +111,12 @@ class Vocabulary(Pass):
                 used |= set(answered["near"])
                 step += BATCH
             n_rows = int(source.config["vocab_size"])
-            kept = [i for i in lexicon.closed(used) if i < n_rows]
+            kept = lexicon.closed(used)
+            if kept[-1] >= n_rows:
+                raise ArtifactError(
+                    f"the tokenizer of {source.name} has the token {kept[-1]}, and its embedding "
+                    f"{n_rows} rows; fetch or make the model again"
+                )
             if len(kept) == n_rows:
                 raise Infeasible(f"the workload uses every token of {source.name}; nothing can be dropped")
             work.draft.keep("texts", facts={"kept": kept})
@@ -146,8 +157,7 @@ def _rows(source: Source, name: str, kept: list[int]) -> torch.Tensor | Quantize
 
     tensor = source.tensors[name]
     if not isinstance(tensor, PackedTensor):
-        kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        return source.tensor(name)[kept].to(kinds[tensor.dtype])
+        return source.as_stored(name, source.tensor(name)[kept])
     scales = torch.from_numpy(tensor.scales.raw().copy())[kept]
     offsets = None if tensor.offsets is None else torch.from_numpy(tensor.offsets.raw().copy())[kept]
     codes = torch.from_numpy(tensor.unpacked()[kept])

@@ -110,7 +110,8 @@ class Width(Pass):
                         network, number, part, dict.fromkeys(range(len(part.into)), kept), kept, weight, put
                     )
                 network.forward(number, hidden, out=hidden)
-            draft.keep(step, _as_stored(work.source, put), carry={"hidden": hidden})
+            stored = {name: work.source.as_stored(name, values) for name, values in put.items()}
+            draft.keep(step, stored, carry={"hidden": hidden})
         self._reshape(work, network)
 
     def _narrow_attention(
@@ -200,11 +201,3 @@ def _narrow(
             linear.module.nf = len(rows[place])
     part.out.put(weight.contiguous())
     put[part.out.name] = part.out.module.weight.data
-
-
-def _as_stored(source: Source, put: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """New values in the types in which the source stores them."""
-    import torch
-
-    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    return {name: value.to(kinds[source.tensors[name].dtype]) for name, value in put.items()}
