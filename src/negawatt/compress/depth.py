@@ -44,7 +44,7 @@ class Depth(Pass):
         Raises:
             UsageError: none, or all.
         """
-        count = round(self.values["ratio"] * n_blocks)
+        count: int = round(self.values["ratio"] * n_blocks)
         if not 0 < count < n_blocks:
             raise UsageError(
                 f"depth: a ratio of {self.values['ratio']:g} drops {count} of {n_blocks} layers; give one "

@@ -121,7 +121,7 @@ class Heal(Pass):
         loss = 0.0
         for row in rows:  # one window at a time: the logits are the largest thing in memory
             part = _loss(student, teacher, row[None]) / len(rows)
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             loss += part.item()
         progress = (step + 1) / self.values["steps"]
         factor = (

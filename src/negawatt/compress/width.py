@@ -78,8 +78,8 @@ class Width(Pass):
         Raises:
             UsageError: none, or all.
         """
-        n, multiple = part.out.inputs, self.values["multiple"]
-        left = round(n * (1 - self.values["ffn"]) / multiple) * multiple
+        n, multiple = part.out.inputs, int(self.values["multiple"])
+        left: int = round(n * (1 - self.values["ffn"]) / multiple) * multiple
         if not 0 < left < n:
             raise UsageError(
                 f"width: ffn={self.values['ffn']:g} would leave {left} of {n} channels, as a multiple of "
