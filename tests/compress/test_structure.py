@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.artifact import Artifact
-from negawatt.compress import Recipe, compress, parse
+from negawatt.compress import Draft, Recipe, compress, parse
 from negawatt.compress.lexicon import Lexicon
 from negawatt.compress.removal import remove
 from negawatt.engine import Engine, Request, Settings
@@ -176,6 +176,29 @@ def test_answers_of_a_workload_are_kept_and_proved(family: str, tmp_path: Path) 
     name = "transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"
     tables = [load_file(a.path / "model.safetensors")[name] for a in (source, out)]
     assert torch.equal(tables[0][greedy(source)], tables[1][greedy(out)])
+
+
+def test_a_kill_between_answers_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(tmp_path / "model", vocab_size=512)
+    rows = [{"id": str(i), "prompt": TEXT[i : i + 80], "max_new_tokens": 6} for i in range(3)]
+    (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    monkeypatch.setattr("negawatt.compress.vocabulary.BATCH", 1)
+    recipe = Recipe(str(model), (parse("vocabulary:common=0"),), str(tmp_path), heldout=1, length=24)
+    whole = compress(recipe, tmp_path / "whole")
+    keep, kept = Draft.keep, []
+
+    def keep_and_die(draft: Draft, step: str, *args: Any, **keywords: Any) -> None:
+        keep(draft, step, *args, **keywords)
+        kept.append(step)
+        if step == "answers 1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Draft, "keep", keep_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        compress(recipe, tmp_path / "resumed")
+    assert compress(recipe, tmp_path / "resumed")["sha256"] == whole["sha256"]
+    assert kept == ["answers 0", "answers 1", "answers 2", "texts", "rows", "proof"]
 
 
 def test_a_prompt_longer_than_the_model_can_read_is_named(tmp_path: Path) -> None:
