@@ -1,4 +1,8 @@
-"""The real model with a vocabulary cut to a small workload answers in llama.cpp as it did."""
+"""The real model with a vocabulary cut to a small workload answers in llama.cpp as it did.
+
+In f16, which follows the fp32 that answers were proved in; coarser weights may prefer, where two tokens are
+nearly equal, one that was not kept.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ def test_llama_cpp_answers_the_same_from_a_quarter_of_the_rows(model: Artifact, 
     texts = []
     for each in (model, out):
         requests = requests_of(each.tokenizer, Workload.open(tmp_path).traffic, 128)
-        settings = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=128)
+        settings = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=128)
         with Engine(each, settings) as engine:
             written = [engine.generate([r]).completions[0].tokens for r in requests]
         texts.append([each.tokenizer.decode(tokens, skip_special=False) for tokens in written])
