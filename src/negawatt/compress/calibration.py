@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,14 @@ class Calibration:
         for part in (self.windows, self.heldout):
             digest.update(f"{tuple(part.shape)}\n".encode() + part.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def renumbered(self, kept: Sequence[int]) -> Calibration:
+        """The same text for a model that has only the tokens `kept`, in that order."""
+        import torch
+
+        table = torch.full((max(kept) + 1,), -1, dtype=torch.int64)
+        table[torch.tensor(kept)] = torch.arange(len(kept))
+        return Calibration(self.origin, table[self.windows], table[self.heldout])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -123,22 +131,39 @@ def _frame(source: Source) -> tuple[list[int], list[int]]:
     return around[:1], around[1:]
 
 
-def _read(source: Source, reference: str, seed: int) -> tuple[str, list[int], int]:
-    """Name, tokens, and length in bytes of the text."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text, and whether it holds control tokens from the model's own chat template."""
+
+    text: str
+    is_chat: bool = False
+
+
+def pieces_of(source: Source, reference: str, seed: int) -> tuple[str, list[Piece], Workload | None]:
+    """Where a text comes from, the text, and the whole workload where it is one.
+
+    Raises:
+        UsageError: there is no such file or workload.
+        WorkloadError: the file is not UTF-8.
+    """
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix != ".toml":
-        origin, pieces = f"file:{path.name}", [_text_of(path)]
-    else:
-        try:
-            workload = Workload.open(reference)
-        except UsageError as exc:
-            raise UsageError(f"{reference} is no text file, no workload, and not {SELF!r}: {exc}") from exc
-        origin, pieces = f"workload:{workload.name}", list(_texts(source, workload, seed))
+        return f"file:{path.name}", [Piece(_text_of(path))], None
+    try:
+        workload = Workload.open(reference)
+    except UsageError as exc:
+        raise UsageError(f"{reference} is no text file, no workload, and not {SELF!r}: {exc}") from exc
+    return f"workload:{workload.name}", list(_texts(source, workload, seed)), workload
+
+
+def _read(source: Source, reference: str, seed: int) -> tuple[str, list[int], int]:
+    """Name, tokens, and length in bytes of the text."""
+    origin, pieces, _ = pieces_of(source, reference, seed)
     tokenizer = source.tokenizer
     tokens: list[int] = []
     for piece in pieces:
-        tokens += tokenizer.encode(piece, parse_special=isinstance(piece, _Chat))
-    return origin, tokens, sum(len(piece.encode()) for piece in pieces)
+        tokens += tokenizer.encode(piece.text, parse_special=piece.is_chat)
+    return origin, tokens, sum(len(piece.text.encode()) for piece in pieces)
 
 
 def _require_known_language(source: Source, reference: str, tokens: list[int], n_bytes: int) -> None:
@@ -163,11 +188,7 @@ def _text_of(path: Path) -> str:
         raise WorkloadError(f"cannot read {path}: {exc.strerror or exc}") from exc
 
 
-class _Chat(str):
-    """A text with control tokens in it, from the model's own template."""
-
-
-def _texts(source: Source, workload: Workload, seed: int) -> Iterator[str]:
+def _texts(source: Source, workload: Workload, seed: int) -> Iterator[Piece]:
     """What a workload asks, without the answers that judge it."""
     if len(workload.quality) > 1 and len(workload.traffic) != 1:
         workload, _ = workload.split(0.5, seed)  # the other half stays unseen for a proof
@@ -175,17 +196,17 @@ def _texts(source: Source, workload: Workload, seed: int) -> Iterator[str]:
         yield _rendered(source, item.prompt)
     for question in workload.quality:
         if isinstance(question, PerplexityItem):
-            yield question.text + "\n\n"
+            yield Piece(question.text + "\n\n")
         else:
             asked = question.context if isinstance(question, ChooseItem) else question.prompt
             yield _rendered(source, asked)
 
 
-def _rendered(source: Source, prompt: Prompt) -> str:
+def _rendered(source: Source, prompt: Prompt) -> Piece:
     if isinstance(prompt, str):
-        return prompt + "\n\n"
+        return Piece(prompt + "\n\n")
     if not source.tokenizer.chat_template:
-        return "\n".join(m.content for m in prompt) + "\n\n"
+        return Piece("\n".join(m.content for m in prompt) + "\n\n")
     messages = [{"role": m.role, "content": m.content} for m in prompt]
     ids = source.tokenizer.chat(messages, add_generation_prompt=False)
-    return _Chat(source.tokenizer.decode(ids, skip_special=False))
+    return Piece(source.tokenizer.decode(ids, skip_special=False), is_chat=True)

@@ -109,7 +109,7 @@ class _Job:
         source = Source.of(self.artifact)
         self.recipe.passes[0].check(source)
         self._begin()
-        text = self._text(source)
+        text = original = self._text(source)
         current, lineage = self.artifact, list(self.artifact.lineage)
         before = self._judged("as it is", source, text)
         for number, each in enumerate(self.recipe.passes):
@@ -121,11 +121,13 @@ class _Job:
             beaten = self._require_better(each, place, source, draft, text)
             entry = {**self._entry(each, draft, text), "fallback": beaten}
             current = self._written(place, draft, source, lineage)
+            if draft.kept_tokens is not None:
+                text = text.renumbered(draft.kept_tokens)
             after = self._judged(str(each), Source.of(current), text)
             entry["quality"] = compared(before, after, self.origin or before)
             lineage.append(entry)
             before = after
-        return self._finished(current, lineage, text)
+        return self._finished(current, lineage, original)
 
     def _begin(self) -> None:
         """Make the folder of work in progress, or find it and see that it belongs to this call."""
@@ -171,7 +173,8 @@ class _Job:
         def tell(done: float, total: float | None, what: str) -> None:
             self.progress(done, total, f"{each.name}: {what}")
 
-        each.apply(Work(source, draft, text.windows if each.calibrated else None, self.recipe.seed, tell))
+        windows = text.windows if each.calibrated else None
+        each.apply(Work(source, draft, windows, self.recipe.text, self.recipe.seed, tell))
         return draft
 
     def _require_better(
@@ -215,6 +218,7 @@ class _Job:
             "versions": {
                 "negawatt": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
             },
+            "outcome": draft.outcome,
             **draft.cost(),
         }  # fmt: skip
 
@@ -228,7 +232,10 @@ class _Job:
             temporary.mkdir()
             _copy_small_files(source.folder, temporary)
             for name, content in draft.files.items():
-                (temporary / name).write_text(content, "utf-8")
+                if content is None:
+                    (temporary / name).unlink(missing_ok=True)
+                else:
+                    (temporary / name).write_text(content, "utf-8")
             write_json(temporary / "config.json", draft.config)
             packed = any(isinstance(t, PackedTensor) for t in draft.tensors.values())
             rows, metadata = rows_of(draft.tensors)

@@ -63,7 +63,10 @@ class Draft:
 
     Attributes:
         config: content of the new config.json; a pass changes it in place.
-        files: new content of other files by name (such as ``tokenizer.json``).
+        files: new content of other files by name (such as ``tokenizer.json``); None drops one.
+        kept_tokens: ids, in the source's numbering, of the only tokens that the result has, in their
+            new order; None where the vocabulary stays. Text is renumbered by it for what follows.
+        outcome: what the pass decided, as JSON for the lineage.
         tensors: every tensor of the result by name. A pass may rename and drop entries, which
             computes and copies nothing; new values come in with `keep`. Such edits are not kept
             over a kill: a pass makes them again from `facts`.
@@ -77,7 +80,9 @@ class Draft:
         """
         self._run = run
         self.config: dict[str, Any] = dict(source.config)
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str | None] = {}
+        self.kept_tokens: list[int] | None = None
+        self.outcome: dict[str, Any] = {}
         self.tensors: dict[str, AnyTensor] = dict(source.tensors)
         self._steps: dict[str, dict[str, Any]] = {}
         for record in run.records("step"):

@@ -50,6 +50,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.passes:
             raise UsageError("no pass is given; name at least one, such as --pass rtn:bits=4")
+        reading = [each.name for each in self.passes if each.reads_usage]
+        if reading and self.text == SELF:
+            raise UsageError(
+                f"{reading[0]} keeps what the model is used for, so it must know that; name a workload or a "
+                "text with --calibration"
+            )
         for name, fewest in (("windows", 1), ("heldout", 1), ("length", 8)):
             if (value := getattr(self, name)) < fewest:
                 raise UsageError(f"{name} must be at least {fewest}, not {value}")

@@ -13,6 +13,10 @@ PASSES = {
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
     "mixed": "negawatt.compress.mixed:Mixed",
+    "heal": "negawatt.compress.heal:Heal",
+    "depth": "negawatt.compress.depth:Depth",
+    "width": "negawatt.compress.width:Width",
+    "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
 }
 

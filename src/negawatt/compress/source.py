@@ -67,3 +67,10 @@ class Source:
                 f"{self.name}: {name} holds NaN or infinite values; fetch or make the model again"
             )
         return values
+
+    def as_stored(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """New values for a tensor, in the type in which the source stores it."""
+        import torch
+
+        kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        return values.to(kinds[self.tensors[name].dtype])

@@ -30,6 +30,7 @@ class Work:
             renames and drops tensors in it, step by step.
         tokens: calibration windows, int64, shape ``(windows, length)``; None for a pass that
             declares that it needs none.
+        text: reference of the text, as `calibration` takes it, for a pass that must see all of it.
         seed: the only source of randomness.
         progress: called often enough for a progress bar.
     """
@@ -37,6 +38,7 @@ class Work:
     source: Source
     draft: Draft
     tokens: torch.Tensor | None
+    text: str
     seed: int
     progress: Progress
 
@@ -55,12 +57,14 @@ class Pass(ABC):
         summary: one line for ``--help`` and tables.
         parameters: every knob, with defaults and search ranges.
         calibrated: whether it needs text; a calibrated pass is compared with `fallback`.
+        reads_usage: whether it needs to know what the model is used for, in full.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     calibrated: ClassVar[bool] = False
+    reads_usage: ClassVar[bool] = False
 
     def __init__(self, **values: Any) -> None:
         """Raises:
