@@ -216,6 +216,7 @@ class _Job:
                 "negawatt": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
             },
             **draft.cost(),
+            "notes": list(draft.notes),
         }  # fmt: skip
 
     def _written(
@@ -250,7 +251,7 @@ class _Job:
             (temporary / RECIPE).write_text(recipe.to_toml(), "utf-8")
             result = Artifact.create(
                 temporary, name=made.name, source=made.source, license=made.license,
-                lineage=tuple(lineage), notes=made.notes,
+                lineage=tuple(lineage), notes=_notes(made.notes, lineage),
             )  # fmt: skip
             if result.sha256 != made.sha256:
                 raise IntegrityError(f"{temporary} changed while it was moved")
@@ -281,6 +282,12 @@ class _Job:
         """Free the locks on work in progress."""
         while self._runs:
             self._runs.pop().close()
+
+
+def _notes(before: str, lineage: Sequence[Mapping[str, Any]]) -> str:
+    """What was known before, and what the passes add to it, each once."""
+    new = [note for step in lineage for note in step.get("notes", ()) if note not in before]
+    return "; ".join(dict.fromkeys(filter(None, [before, *new])))
 
 
 def _total(spent: Sequence[Any]) -> Any:

@@ -64,6 +64,7 @@ class Draft:
     Attributes:
         config: content of the new config.json; a pass changes it in place.
         files: new content of other files by name (such as ``tokenizer.json``).
+        notes: sentences that a reader of the result must know; they end in its manifest.
         tensors: every tensor of the result by name. A pass may rename and drop entries, which
             computes and copies nothing; new values come in with `keep`. Such edits are not kept
             over a kill: a pass makes them again from `facts`.
@@ -78,6 +79,7 @@ class Draft:
         self._run = run
         self.config: dict[str, Any] = dict(source.config)
         self.files: dict[str, str] = {}
+        self.notes: list[str] = []
         self.tensors: dict[str, AnyTensor] = dict(source.tensors)
         self._steps: dict[str, dict[str, Any]] = {}
         for record in run.records("step"):

@@ -12,8 +12,11 @@ PASSES = {
     "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
+    "magnitude": "negawatt.compress.magnitude:Magnitude",
     "mixed": "negawatt.compress.mixed:Mixed",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
+    "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
+    "wanda": "negawatt.compress.wanda:Wanda",
 }
 
 
