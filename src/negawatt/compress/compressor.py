@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negawatt.artifact import Artifact
-from negawatt.artifact.packed_file import PackedTensor, rows_of
-from negawatt.artifact.safetensors_file import write_safetensors
+from negawatt.artifact.packed_file import rows_of
+from negawatt.artifact.safetensors_file import StoredTensor, write_safetensors
 from negawatt.catalog.manifest import NAME as MANIFEST
 from negawatt.catalog.manifest import PACKED_FILE
 from negawatt.compress.calibration import Calibration, calibration
@@ -231,7 +231,7 @@ class _Job:
             for name, content in draft.files.items():
                 (temporary / name).write_text(content, "utf-8")
             write_json(temporary / "config.json", draft.config)
-            packed = any(isinstance(t, PackedTensor) for t in draft.tensors.values())
+            packed = not all(isinstance(t, StoredTensor) for t in draft.tensors.values())
             rows, metadata = rows_of(draft.tensors)
             write_safetensors(temporary / (PACKED_FILE if packed else "model.safetensors"), rows, metadata)
         return Artifact.create(

@@ -58,6 +58,26 @@ class Quantized:
                 "dtype": self.dtype, "transposed": self.transposed}  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """A matrix in memory as the product of two.
+
+    Attributes:
+        left: shape ``(out, rank)``, in the type in which it is to be kept.
+        right: shape ``(rank, in)``.
+        dtype: type that the matrix had, as safetensors names it.
+        transposed: the checkpoint stores it as ``(in, out)``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    dtype: str
+    transposed: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        return {"rank": int(self.left.shape[1]), "dtype": self.dtype, "transposed": self.transposed}
+
+
 class Draft:
     """The result of a pass in the making.
 
@@ -102,7 +122,7 @@ class Draft:
     def keep(
         self,
         step: str,
-        put: Mapping[str, torch.Tensor | Quantized] | None = None,
+        put: Mapping[str, torch.Tensor | Quantized | Factored] | None = None,
         *,
         drop: Iterable[str] = (),
         carry: Mapping[str, torch.Tensor] | None = None,
@@ -138,7 +158,7 @@ class Draft:
         rows: list[Row] = []
         packed = {}
         for key, value in tensors.items():
-            if isinstance(value, Quantized):
+            if isinstance(value, Quantized | Factored):
                 packed[key] = value.facts()
                 rows += _parts(key, value)
             else:
@@ -196,7 +216,9 @@ class Draft:
         return Source(source.name, source.identity, source.folder, self.config, self.tensors)
 
 
-def _parts(name: str, value: Quantized) -> list[Row]:
+def _parts(name: str, value: Quantized | Factored) -> list[Row]:
+    if isinstance(value, Factored):
+        return [_row(f"{name}.left", value.left), _row(f"{name}.right", value.right)]
     codes: NDArray[np.uint8] = value.codes.numpy()
     parts = [_array(f"{name}.codes", "U8", pack(codes, value.bits))]
     parts.append(_row(f"{name}.scales", value.scales))
