@@ -19,6 +19,7 @@ from compress_quantizers import in_a_process
 from compress_sparsity import MODEL, in_turns
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
+from negawatt.errors import NegawattError
 
 SETTINGS = (("transformers", "fp32"), ("openvino", "f16"), ("openvino", "int8"))
 
@@ -68,7 +69,11 @@ def speed(ratios: list[float], batches: list[int], rounds: int) -> None:
             models = {"dense": dense, "factored": Artifact.open(made)}
             for engine, weights in SETTINGS:
                 for batch in batches:
-                    base, split = in_turns(engine, weights, models, rounds, batch).values()
+                    try:
+                        base, split = in_turns(engine, weights, models, rounds, batch).values()
+                    except NegawattError as exc:
+                        print(f"{engine + ' ' + weights:<20}{exc}", flush=True)
+                        continue
                     shares = sorted(b / a for a, b in zip(base, split, strict=True))
                     middle = [statistics.median(each) for each in (base, split, shares)]
                     print(

@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from compress_quantizers import in_a_process
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
 from negawatt.engine import Engine, Request, Settings
+from negawatt.errors import NegawattError
 
 TECHNIQUES = ("magnitude", "wanda", "sparsegpt")
 MODEL = "smollm2-135m-instruct"
@@ -72,7 +74,11 @@ def speed(rounds: int) -> None:
         models = {"dense": dense, "2:4 zeros": Artifact.open(sparse)}
         print(f"{'engine':<20}{'dense':>9}{'2:4 zeros':>11}{'ratio':>8}   CPU-ms a token, batch 1, 1 thread")
         for engine, weights in SETTINGS:
-            base, zeros = in_turns(engine, weights, models, rounds).values()
+            try:
+                base, zeros = in_turns(engine, weights, models, rounds).values()
+            except NegawattError as exc:
+                print(f"{engine + ' ' + weights:<20}{exc}", flush=True)
+                continue
             ratios = sorted(b / a for a, b in zip(base, zeros, strict=True))
             middle = [statistics.median(each) for each in (base, zeros, ratios)]
             print(
@@ -87,18 +93,15 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """CPU-ms a generated token of each model, one figure a round."""
     settings = Settings(engine=engine, weight_format=weights, threads=1, batch=batch)
-    open_now = {name: Engine(artifact, settings).open() for name, artifact in models.items()}
     found: dict[str, list[float]] = {name: [] for name in models}
-    try:
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(Engine(each, settings)) for name, each in models.items()}
         for number in range(-1, rounds):  # the first warms up
             for name in sorted(models, reverse=bool(number % 2)):
                 tokens = models[name].tokenizer.encode("The history of the lighthouse begins")
-                usage = open_now[name].generate([Request(tokens, NEW_TOKENS)] * batch).usage
+                usage = opened[name].generate([Request(tokens, NEW_TOKENS)] * batch).usage
                 if number >= 0:
                     found[name].append(1000 * usage.cpu_s / (NEW_TOKENS * batch))
-    finally:
-        for each in open_now.values():
-            each.close()
     return found
 
 
