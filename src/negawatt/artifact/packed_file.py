@@ -10,8 +10,9 @@ A folder with ``config.json``, the tokenizer's files and ``packed.safetensors``.
 
 A weight is ``scale × code + offset``, and without offsets ``scale × (code − 2^(bits−1))``. The header's
 metadata holds, under the key ``negawatt``, a JSON object that says for every packed matrix its bits,
-group, type before packing, and whether the checkpoint stores it transposed (inputs × outputs). All
-other tensors are stored as they are in a checkpoint. Exporters read nothing else.
+group, type before packing, and whether the checkpoint stores it transposed (inputs × outputs). A
+factored matrix is stored as ``NAME.left`` and ``NAME.right`` (see `FactoredTensor`), and has a rank
+there. All other tensors are stored as they are in a checkpoint. Exporters read nothing else.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from negawatt.artifact.factored_tensor import FactoredTensor
 from negawatt.artifact.safetensors_file import (
     Row,
     StoredTensor,
@@ -110,7 +112,7 @@ class PackedTensor:
         }
 
 
-AnyTensor = StoredTensor | PackedTensor
+AnyTensor = StoredTensor | PackedTensor | FactoredTensor
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -162,13 +164,17 @@ def read_packed_file(file: Path) -> dict[str, AnyTensor]:
         raise IntegrityError(f"{file} is damaged: its description of packed weights fails ({exc})") from exc
 
 
-def _taken(plain: dict[str, AnyTensor], name: str, facts: Mapping[str, Any]) -> PackedTensor:
+def _taken(plain: dict[str, AnyTensor], name: str, facts: Mapping[str, Any]) -> AnyTensor:
     """Take the parts of one matrix out of `plain` and check that they fit each other."""
+    if "rank" in facts:
+        return FactoredTensor.of(
+            {side: plain.pop(f"{name}.{side}", None) for side in ("left", "right")}, facts
+        )
     parts = {part: plain.pop(f"{name}.{part}", None) for part in ("codes", "scales", "offsets")}
     codes, scales, offsets = parts["codes"], parts["scales"], parts["offsets"]
     if not isinstance(codes, StoredTensor) or not isinstance(scales, StoredTensor):
         raise ValueError(f"{name} lacks its codes or scales")
-    if isinstance(offsets, PackedTensor):
+    if offsets is not None and not isinstance(offsets, StoredTensor):
         raise ValueError(f"{name} is described twice")
     packed = PackedTensor(
         codes, scales, offsets, int(facts["bits"]), int(facts["group"]), int(facts["columns"]),
@@ -196,7 +202,7 @@ def rows_of(tensors: Mapping[str, AnyTensor]) -> tuple[list[Row], dict[str, str]
             f"{name}.{suffix}": part for suffix, part in tensor.parts.items()
         }  # fmt: skip
         rows += [Row(n, part.dtype, part.shape, part.stored_bytes) for n, part in parts.items()]
-        if isinstance(tensor, PackedTensor):
+        if not isinstance(tensor, StoredTensor):
             packed[name] = tensor.facts()
     return rows, description(packed)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from negawatt.artifact import architectures, shape, vocabulary
 from negawatt.artifact.architectures import Architecture, interleave
 from negawatt.artifact.packed_file import AnyTensor, PackedTensor, as_stored, read_packed
-from negawatt.artifact.safetensors_file import read_headers, read_json
+from negawatt.artifact.safetensors_file import StoredTensor, read_headers, read_json
 from negawatt.artifact.shape import ModelShape
 from negawatt.artifact.tokenizer import Tokenizer
 from negawatt.catalog.manifest import PACKED_FILE
@@ -129,10 +129,10 @@ def _weight(
         assert isinstance(tensor, PackedTensor)
         rows = _blocks(tensor, kind)
         return interleave(rows, permuted, where=name) if permuted else rows
-    if isinstance(tensor, PackedTensor):
-        weight = as_stored(tensor.float32, kind)
-    else:
+    if isinstance(tensor, StoredTensor):
         weight = tensor.float32() if kind == "F32" else tensor.raw()
+    else:
+        weight = as_stored(tensor.float32, kind)
     if permuted:
         weight = interleave(weight, permuted, where=name)
     if architecture.has_plus_one(name):

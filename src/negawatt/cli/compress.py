@@ -89,6 +89,8 @@ def _show(result: dict[str, Any]) -> None:
             f"{step['pass']}: {quality['metric']} {quality['before']:.4g} → {quality['after']:.4g} on "
             f"held-out text; {Energy.from_json(step['energy'])}, {step['cpu_s']:.0f} CPU-seconds"
         )
+        for note in step["notes"]:
+            click.echo(f"  {note}")
     before, after = result["weight_bytes"]["before"], result["weight_bytes"]["after"]
     click.echo(f"weights: {size(before)} → {size(after)}")
     click.echo(f"Ready to use: {result['artifact']}")

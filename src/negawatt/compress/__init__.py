@@ -1,7 +1,7 @@
 """Compress: a `Pass` turns an artifact into a smaller one, and is charged for its own energy."""
 
 from negawatt.compress.compressor import compress
-from negawatt.compress.draft import Draft, Quantized
+from negawatt.compress.draft import Draft, Factored, Quantized
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.recipe import Recipe
 from negawatt.compress.registry import PASSES, parse, technique
@@ -11,6 +11,7 @@ from negawatt.compress.technique import Pass, Work
 __all__ = [
     "PASSES",
     "Draft",
+    "Factored",
     "Parameter",
     "Pass",
     "Quantized",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negawatt.artifact import Artifact
-from negawatt.artifact.packed_file import PackedTensor, rows_of
-from negawatt.artifact.safetensors_file import write_safetensors
+from negawatt.artifact.packed_file import rows_of
+from negawatt.artifact.safetensors_file import StoredTensor, write_safetensors
 from negawatt.catalog.manifest import NAME as MANIFEST
 from negawatt.catalog.manifest import PACKED_FILE
 from negawatt.compress.calibration import Calibration, calibration
@@ -220,6 +220,7 @@ class _Job:
             },
             "outcome": draft.outcome,
             **draft.cost(),
+            "notes": list(draft.notes),
         }  # fmt: skip
 
     def _written(
@@ -237,7 +238,7 @@ class _Job:
                 else:
                     (temporary / name).write_text(content, "utf-8")
             write_json(temporary / "config.json", draft.config)
-            packed = any(isinstance(t, PackedTensor) for t in draft.tensors.values())
+            packed = not all(isinstance(t, StoredTensor) for t in draft.tensors.values())
             rows, metadata = rows_of(draft.tensors)
             write_safetensors(temporary / (PACKED_FILE if packed else "model.safetensors"), rows, metadata)
         return Artifact.create(
@@ -257,7 +258,7 @@ class _Job:
             (temporary / RECIPE).write_text(recipe.to_toml(), "utf-8")
             result = Artifact.create(
                 temporary, name=made.name, source=made.source, license=made.license,
-                lineage=tuple(lineage), notes=made.notes,
+                lineage=tuple(lineage), notes=_notes(made.notes, lineage),
             )  # fmt: skip
             if result.sha256 != made.sha256:
                 raise IntegrityError(f"{temporary} changed while it was moved")
@@ -288,6 +289,12 @@ class _Job:
         """Free the locks on work in progress."""
         while self._runs:
             self._runs.pop().close()
+
+
+def _notes(before: str, lineage: Sequence[Mapping[str, Any]]) -> str:
+    """What was known before, and what the passes add to it, each once."""
+    new = [note for step in lineage for note in step.get("notes", ()) if note not in before]
+    return "; ".join(dict.fromkeys(filter(None, [before, *new])))
 
 
 def _total(spent: Sequence[Any]) -> Any:

@@ -58,6 +58,26 @@ class Quantized:
                 "dtype": self.dtype, "transposed": self.transposed}  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """A matrix in memory as the product of two.
+
+    Attributes:
+        left: shape ``(out, rank)``, in the type in which it is to be kept.
+        right: shape ``(rank, in)``.
+        dtype: type that the matrix had, as safetensors names it.
+        transposed: the checkpoint stores it as ``(in, out)``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    dtype: str
+    transposed: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        return {"rank": int(self.left.shape[1]), "dtype": self.dtype, "transposed": self.transposed}
+
+
 class Draft:
     """The result of a pass in the making.
 
@@ -67,6 +87,7 @@ class Draft:
         kept_tokens: ids, in the source's numbering, of the only tokens that the result has, in their
             new order; None where the vocabulary stays. Text is renumbered by it for what follows.
         outcome: what the pass decided, as JSON for the lineage.
+        notes: sentences that a reader of the result must know; they end in its manifest.
         tensors: every tensor of the result by name. A pass may rename and drop entries, which
             computes and copies nothing; new values come in with `keep`. Such edits are not kept
             over a kill: a pass makes them again from `facts`.
@@ -83,6 +104,7 @@ class Draft:
         self.files: dict[str, str | None] = {}
         self.kept_tokens: list[int] | None = None
         self.outcome: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.tensors: dict[str, AnyTensor] = dict(source.tensors)
         self._steps: dict[str, dict[str, Any]] = {}
         for record in run.records("step"):
@@ -105,7 +127,7 @@ class Draft:
     def keep(
         self,
         step: str,
-        put: Mapping[str, torch.Tensor | Quantized] | None = None,
+        put: Mapping[str, torch.Tensor | Quantized | Factored] | None = None,
         *,
         drop: Iterable[str] = (),
         carry: Mapping[str, torch.Tensor] | None = None,
@@ -141,7 +163,7 @@ class Draft:
         rows: list[Row] = []
         packed = {}
         for key, value in tensors.items():
-            if isinstance(value, Quantized):
+            if isinstance(value, Quantized | Factored):
                 packed[key] = value.facts()
                 rows += _parts(key, value)
             else:
@@ -199,7 +221,9 @@ class Draft:
         return Source(source.name, source.identity, source.folder, self.config, self.tensors)
 
 
-def _parts(name: str, value: Quantized) -> list[Row]:
+def _parts(name: str, value: Quantized | Factored) -> list[Row]:
+    if isinstance(value, Factored):
+        return [_row(f"{name}.left", value.left), _row(f"{name}.right", value.right)]
     codes: NDArray[np.uint8] = value.codes.numpy()
     parts = [_array(f"{name}.codes", "U8", pack(codes, value.bits))]
     parts.append(_row(f"{name}.scales", value.scales))

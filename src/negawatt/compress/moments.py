@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,18 @@ def moments(
         )
         for key, matrix in matrices.items()
     ]
+
+
+def moment(rows: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Mean of ``x xᵀ`` over inputs that come in parts of shape ``(tokens, inputs)``; fp32."""
+    import torch
+
+    total, n_tokens = torch.zeros(0, 0), 0
+    for part in rows:
+        total = total if n_tokens else torch.zeros(part.shape[1], part.shape[1])
+        _add_products(total, part)
+        n_tokens += len(part)
+    return _mirrored(total) / n_tokens
 
 
 def _inputs(

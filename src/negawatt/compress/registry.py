@@ -12,12 +12,17 @@ PASSES = {
     "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
+    "lowrank": "negawatt.compress.lowrank:LowRank",
+    "magnitude": "negawatt.compress.magnitude:Magnitude",
     "mixed": "negawatt.compress.mixed:Mixed",
     "heal": "negawatt.compress.heal:Heal",
     "depth": "negawatt.compress.depth:Depth",
     "width": "negawatt.compress.width:Width",
     "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
+    "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
+    "svd": "negawatt.compress.svd:Svd",
+    "wanda": "negawatt.compress.wanda:Wanda",
 }
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from negawatt.artifact import Artifact
-from negawatt.engine import openvino_ir
+from negawatt.engine import factored, openvino_ir
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
@@ -19,6 +19,8 @@ from negawatt.errors import EngineError, UnsupportedSetting, installed_version, 
 
 class OpenVinoBackend(Backend):
     """Architectures that OpenVINO GenAI reads from GGUF: Llama, Qwen2 and Qwen3.
+
+    Matrices that an artifact holds as two factors are multiplied with one after the other.
 
     Weight formats: ``native`` is the GGUF file's own quantization (a checkpoint's: half precision),
     ``f16`` half precision, ``int8`` one symmetric scale an output channel, ``int4-gN-sym|asym`` one
@@ -49,9 +51,10 @@ class OpenVinoBackend(Backend):
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
         target = cache / f"{cls.version()}-{weight_format}"
         if not target.exists():
-            gguf = Artifact.open(artifact_path).gguf()
+            artifact = Artifact.open(artifact_path)
+            gguf = artifact.gguf()
             with _translated(f"read {gguf}"):
-                openvino_ir.make_ir(gguf, weight_format, target)
+                openvino_ir.make_ir(gguf, weight_format, target, factored.factors(artifact.path))
         return target
 
     def load(self, path: Path) -> None:

@@ -8,14 +8,16 @@ SmolLM2-135M from perplexity 25.0 to 32.3; `restore_offsets` puts the true offse
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from negawatt.artifact.factored_tensor import FactoredTensor
 from negawatt.artifact.gguf_file import GgufFile
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
@@ -27,6 +29,9 @@ KEEP = "keep"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """What OpenVINO GenAI reads from GGUF."""
 
+_HALF = 2e-3
+"""Two values that agree in half precision differ by no more, absolutely and relatively."""
+
 Values = NDArray[np.float32]
 
 _SOURCE = "model.gguf"  # the reader saves beside its input
@@ -36,8 +41,12 @@ _OFFSET_TOLERANCE = 0.05
 half precision, so `weight - code * scale` is not quite constant."""
 
 
-def make_ir(gguf: Path, weight_format: str, target: Path) -> None:
+def make_ir(
+    gguf: Path, weight_format: str, target: Path, factors: Mapping[str, FactoredTensor] | None = None
+) -> None:
     """Write the IR of `gguf` into the folder `target`, whole or not at all.
+
+    Matrices that `factors` names, whose product the file holds, become two.
 
     ``native`` keeps quantized weights as they are; every other format starts from the weights in
     half precision, which the reader takes and which every format here is coarser than. That start
@@ -59,6 +68,8 @@ def make_ir(gguf: Path, weight_format: str, target: Path) -> None:
             folder.mkdir()
             _write_half(gguf, folder / _SOURCE)
             _read_gguf(folder)
+            if factors:
+                _rewrite(folder, folder, lambda model: factorise(model, factors))
     elif weight_format == "native" and not plain:
         with written_beside(target) as folder:
             folder.mkdir()
@@ -67,7 +78,7 @@ def make_ir(gguf: Path, weight_format: str, target: Path) -> None:
             _rewrite(folder, folder, lambda model: restore_offsets(model, header))
     else:
         if not half.exists():
-            make_ir(gguf, "f16", half)
+            make_ir(gguf, "f16", half, factors)
         with written_beside(target) as folder:
             folder.mkdir()
             _rewrite(half, folder, lambda model: _compress(model, weight_format))
@@ -147,6 +158,34 @@ def cut_head(model: Any) -> None:
     head.input(0).replace_source_output(last.output(0))
     model.add_parameters([keep])
     model.validate_nodes_and_infer_types()
+
+
+def factorise(model: Any, factors: Mapping[str, FactoredTensor]) -> Any:
+    """Put two multiplications where the model multiplies with a matrix that is a product of two.
+
+    Raises:
+        EngineError: a matrix is not in the model, or holds something else.
+    """
+    opset = require("openvino.opset13", extra="openvino")
+    wanted = {re.sub(r"\.(\d+)\.", r"[\1].", name): tensor for name, tensor in factors.items()}
+    for constant in model.get_ordered_ops():
+        tensor = wanted.pop(constant.get_friendly_name(), None)
+        if tensor is None:
+            continue
+        if not np.allclose(constant.get_data(), tensor.float32(), rtol=_HALF, atol=_HALF):
+            raise EngineError(f"{constant.get_friendly_name()} in OpenVINO is not the product of its factors")
+        multiply = constant
+        while multiply.get_type_name() in ("Constant", "Convert"):
+            multiply = next(iter(multiply.output(0).get_target_inputs())).get_node()
+        found = multiply.input_value(0)
+        for part in (tensor.right, tensor.left):
+            half = opset.constant(part.float32().astype(np.float16))
+            found = opset.matmul(found, opset.convert(half, "f32"), False, True).output(0)
+        multiply.output(0).replace(found)
+    if wanted:
+        raise EngineError(f"OpenVINO GenAI read no {next(iter(wanted))} from the GGUF file")
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 def restore_offsets(model: Any, gguf: GgufFile) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
+from negawatt.engine import factored
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
@@ -22,6 +23,8 @@ from negawatt.errors import EngineError, UnsupportedSetting, installed_version, 
 
 class TransformersBackend(Backend):
     """Any causal language model that transformers has code for.
+
+    Layers that an artifact holds as two factors run as two layers.
 
     Weight formats: ``native`` is the precision the checkpoint is stored in; ``fp32`` and ``bf16``
     convert it. There is no ``int8``: torch's dynamic quantization has one scale for all activations
@@ -46,16 +49,20 @@ class TransformersBackend(Backend):
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
-        checkpoint = Artifact.open(artifact_path).checkpoint()
+        artifact = Artifact.open(artifact_path)
+        checkpoint = artifact.checkpoint()
         _refuse_unknown_architecture(checkpoint)
-        return checkpoint
+        return artifact.path if factored.factors(artifact.path) else checkpoint
 
     def load(self, path: Path) -> None:
         torch, transformers = require("torch", extra="transformers"), _transformers()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
+        split = factored.factors(path)
+        path = Artifact.open(path).checkpoint() if split else path
         self._torch = torch
         self._model = causal_lm(path, self.settings.weight_format)
+        self._n_factored = factored.install(self._model, split)
         self._new_cache = transformers.DynamicCache
         self._cache: Any = None
         self._batch = Lockstep()
@@ -91,7 +98,8 @@ class TransformersBackend(Backend):
         self._cache.crop(-self._batch.truncate(length))
 
     def info(self) -> dict[str, object]:
-        """Keys: ``version``, ``isa``, ``threads``, ``dtype``, ``attention``, ``architecture``."""
+        """Keys: ``version``, ``isa``, ``threads``, ``dtype``, ``attention``, ``architecture``, and
+        ``factored``, how many layers run as two."""
         return {
             "version": self.version(),
             "isa": self._torch.backends.cpu.get_cpu_capability(),
@@ -99,6 +107,7 @@ class TransformersBackend(Backend):
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "attention": self._model.config._attn_implementation,
             "architecture": type(self._model).__name__,
+            "factored": self._n_factored,
         }
 
 
