@@ -146,7 +146,11 @@ def main() -> None:
     for number in range(-1, options.rounds):  # round -1 warms up
         for k in range(len(runtimes)):
             runtime = runtimes[(max(number, 0) + k) % len(runtimes)]
-            group = [prompts[(max(number, 0) * 7 + i) % len(prompts)] for i in range(runtime.batch)]
+            # Each round's prompts begin in a way of their own: some peers keep prefixes from round to round.
+            group = [
+                f"{number}.{i}\n{prompts[(max(number, 0) * 7 + i) % len(prompts)]}"
+                for i in range(runtime.batch)
+            ]
             answer = runtime.run(group, NEW_TOKENS if number >= 0 else 4)
             if number >= 0:
                 samples[runtime.name].append(answer["cpu_s"] / answer["tokens"])
