@@ -99,7 +99,7 @@ def test_native_weights_are_the_files_own(
     assert divergence(rows, reference[0]) < 0.02
 
 
-def test_a_padded_batch_gives_each_sequence_its_own_logits(
+def test_a_batch_of_unequal_lengths_gives_each_sequence_its_own_logits(
     batch: OpenVinoBackend, prompts: list[list[int]]
 ) -> None:
     alone = [whole(batch, tokens) for tokens in prompts]
@@ -127,6 +127,38 @@ def test_tokens_taken_back_are_forgotten(batch: OpenVinoBackend, prompts: list[l
     batch.truncate(0, 4)
     (rows,) = batch.forward([Chunk(0, tokens[4:], rows=len(tokens) - 4)])
     assert divergence(rows, straight[4:]) < 0.01
+
+
+def test_sequences_come_go_and_take_back_while_others_go_on(
+    batch: OpenVinoBackend, prompts: list[list[int]]
+) -> None:
+    """Slots advance by unequal numbers of tokens, one is filled again, and pages of 32 tokens are crossed."""
+    long = (prompts[0] * 5)[:75]
+    straight = whole(batch, long)[-1:]
+    batch.forward([Chunk(0, long[:20]), Chunk(1, prompts[1])])
+    batch.forward([Chunk(0, long[20:50]), Chunk(1, [17, 18]), Chunk(2, prompts[2])])
+    batch.truncate(1, len(prompts[1]))
+    batch.release(2)
+    rows, _, again = batch.forward([Chunk(0, long[50:]), Chunk(1, [19]), Chunk(2, long, rows=3)])
+    assert divergence(rows, straight) < 0.02
+    assert again.shape == (3, batch.vocab_size)
+    assert divergence(again[-1:], straight) < 0.02
+
+
+def test_more_tokens_than_one_step_takes(
+    batch: OpenVinoBackend, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = prompts[0]
+    straight = whole(batch, tokens)
+    monkeypatch.setattr("negawatt.engine.openvino.TOKENS_PER_STEP", 5)
+    first, second = batch.forward([Chunk(0, prompts[1]), Chunk(1, tokens, rows=len(tokens))])
+    assert first.shape == (1, batch.vocab_size)
+    assert divergence(second, straight) < 0.01
+
+
+def test_a_sequence_that_does_not_fit_is_refused(batch: OpenVinoBackend) -> None:
+    with pytest.raises(EngineError, match="does not fit max_context"):
+        batch.forward([Chunk(0, [1] * (batch.settings.max_context + 1))])
 
 
 @pytest.mark.parametrize(("weight_format", "most_nats"), [("int8", 0.05), ("int4-g32-asym", 1.0)])
@@ -159,7 +191,6 @@ def test_nothing_is_written_beside_the_model(model: Artifact, cache: Path) -> No
         (Settings(weight_format="int4-g128-sym"), "'int4-g128-sym'; it has native, f16, int8"),
         (Settings(kv_cache="q4"), "'q4'; it has default"),
         (Settings(flash_attention=False), "no flash-attention switch"),
-        (Settings(speculation="ngram", batch=2), "batch 1 only"),
     ],
 )
 def test_what_it_lacks_is_refused_by_name(settings: Settings, named: str) -> None:

@@ -9,7 +9,7 @@ attribute the energy of each step to the sequences that were in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +37,42 @@ class Chunk:
     slot: int
     tokens: Sequence[int]
     rows: int = 1
+
+
+def in_parts(
+    chunks: Sequence[Chunk], most: int, step: Callable[[Sequence[Chunk]], list[Logits]]
+) -> list[Logits]:
+    """Feed chunks through `step`, at most `most` tokens at a time, split between and inside chunks.
+
+    Where they fit into one step, its arrays are returned as they are; else they are copied, since each
+    step may reuse their memory.
+    """
+    if sum(len(chunk.tokens) for chunk in chunks) <= most:
+        return step(chunks)
+    rows: list[list[Logits]] = [[] for _ in chunks]
+    part: list[Chunk] = []
+    owners: list[int] = []
+
+    def feed() -> None:
+        for owner, logits in zip(owners, step(part), strict=True):
+            rows[owner].append(logits.copy())
+        part.clear()
+        owners.clear()
+
+    for number, chunk in enumerate(chunks):
+        start = 0
+        while start < len(chunk.tokens):
+            room = most - sum(len(c.tokens) for c in part)
+            tokens = chunk.tokens[start : start + room]
+            start += len(tokens)
+            after = len(chunk.tokens) - start
+            part.append(Chunk(chunk.slot, tokens, max(0, min(len(tokens), chunk.rows - after))))
+            owners.append(number)
+            if len(tokens) == room:
+                feed()
+    if part:
+        feed()
+    return [np.concatenate(found) for found in rows]
 
 
 class Backend(ABC):

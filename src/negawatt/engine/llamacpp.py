@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from negawatt.artifact import Artifact
-from negawatt.engine.backend import Backend, Chunk, Logits
+from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
 from negawatt.engine.llamacpp_library import (
     FILE_TYPES,
     GGML_TYPES,
@@ -102,21 +102,7 @@ class LlamaCppBackend(Backend):
         return params  # type: ignore[no-any-return]
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        total = sum(len(chunk.tokens) for chunk in chunks)
-        if total <= TOKENS_PER_STEP:
-            return self._step(chunks)
-        # More than one step's worth: split between and inside chunks; copy, since each step reuses memory.
-        results: list[Logits] = []
-        for chunk in chunks:
-            rows: list[Logits] = []
-            for start in range(0, len(chunk.tokens), TOKENS_PER_STEP):
-                part = chunk.tokens[start : start + TOKENS_PER_STEP]
-                after = len(chunk.tokens) - start - len(part)
-                wanted = max(0, min(len(part), chunk.rows - after))
-                (logits,) = self._step([Chunk(chunk.slot, part, wanted)])
-                rows.append(logits.copy())
-            results.append(np.concatenate(rows))
-        return results
+        return in_parts(chunks, TOKENS_PER_STEP, self._step)
 
     def _step(self, chunks: Sequence[Chunk]) -> list[Logits]:
         batch, lengths = self._batch, self._lengths

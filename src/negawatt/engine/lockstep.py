@@ -90,11 +90,6 @@ class Lockstep:
         self._mask = self._mask[:, :length]
         return removed
 
-    def mask_out(self, slot: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a sequence, leaving their places as padding."""
-        row = self._mask[self._rows[slot]]
-        row[row.cumsum() > length] = 0
-
 
 def rows_of(logits: Logits, chunks: Sequence[Chunk]) -> list[Logits]:
     """Split logits of shape ``(rows, wanted, vocabulary)`` into what each chunk asked for."""

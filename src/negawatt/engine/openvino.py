@@ -1,4 +1,4 @@
-"""`OpenVinoBackend`: OpenVINO's CPU plugin on a stateful model, with raw logits."""
+"""`OpenVinoBackend`: OpenVINO's CPU plugin with a paged cache, ragged batches and raw logits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from negawatt.artifact import Artifact
 from negawatt.engine import factored, openvino_ir
-from negawatt.engine.backend import Backend, Chunk, Logits
-from negawatt.engine.lockstep import Lockstep, rows_of
-from negawatt.engine.settings import Settings
-from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
+from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
+from negawatt.errors import EngineError, installed_version, require
+
+TOKENS_PER_STEP = 2048
+"""Most tokens handed to one inference."""
+PAGE_TOKENS = 32
+"""Tokens of a page of the cache, a constant of OpenVINO's CPU plugin."""
 
 
 class OpenVinoBackend(Backend):
@@ -35,12 +39,7 @@ class OpenVinoBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "u8", "f16", "bf16")
     has_speculation: ClassVar[bool] = True
-
-    @classmethod
-    def check(cls, settings: Settings) -> None:
-        super().check(settings)
-        if settings.speculation != "none" and settings.batch > 1:
-            raise UnsupportedSetting(f"{cls.name} speculates at batch 1 only, not at batch {settings.batch}")
+    ragged: ClassVar[bool] = True
 
     @classmethod
     def version(cls) -> str:
@@ -67,32 +66,69 @@ class OpenVinoBackend(Backend):
         with _translated(f"load {path}"):
             core = openvino.Core()
             model = core.read_model(path / openvino_ir.MODEL)
-            openvino_ir.cut_head(model)
+            openvino_ir.page_attention(model)
             self._compiled = core.compile_model(model, "CPU", properties)
             self._request = self._compiled.create_infer_request()
+            self._make_pages()
         self.vocab_size = int(self._compiled.output("logits").partial_shape[2].get_length())
-        self._batch = Lockstep()
+
+    def _make_pages(self) -> None:
+        """Give every slot the pages of its longest sequence; what is never written takes no memory."""
+        openvino = require("openvino", extra="openvino")
+        self._lengths = [0] * self.settings.batch
+        self._slot_pages = -(-self.settings.max_context // PAGE_TOKENS)
+        for entry in self._compiled.inputs:
+            name = entry.get_any_name()
+            if "cache" in name:  # pages, heads, and the numbers of a page, scales of an 8-bit cache included
+                sides = [side.get_length() for side in list(entry.get_partial_shape())[1:]]
+                shape = [self._slot_pages * self.settings.batch, *sides]
+                self._request.set_tensor(name, openvino.Tensor(entry.get_element_type(), shape))
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        step = self._batch.step(chunks)
+        return in_parts(chunks, TOKENS_PER_STEP, self._step)
+
+    def _step(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        past = [self._lengths[chunk.slot] for chunk in chunks]
+        begins = np.cumsum([0, *(len(chunk.tokens) for chunk in chunks)])
+        longest = max(have + len(chunk.tokens) for have, chunk in zip(past, chunks, strict=True))
+        if longest > self.settings.max_context:
+            raise EngineError(
+                f"a sequence of {longest} tokens does not fit max_context {self.settings.max_context}"
+            )
+        pages = [
+            np.arange(-(-(have + len(chunk.tokens)) // PAGE_TOKENS)) + chunk.slot * self._slot_pages
+            for have, chunk in zip(past, chunks, strict=True)
+        ]
+        rows = [np.arange(end - chunk.rows, end) for end, chunk in zip(begins[1:], chunks, strict=True)]
+        positions = [
+            np.arange(have, have + len(chunk.tokens)) for have, chunk in zip(past, chunks, strict=True)
+        ]
         with _translated("run the model"):
-            if step.fresh:
-                self._request.reset_state()
-            inputs = {
-                "input_ids": step.tokens,
-                "attention_mask": step.mask,
-                "position_ids": step.positions,
-                "beam_idx": step.kept,
-                openvino_ir.KEEP: np.array(step.wanted),
-            }
-            self._request.infer(inputs, share_inputs=True)
-            return rows_of(self._request.get_tensor("logits").data, chunks)
+            self._set("input_ids", np.concatenate([np.asarray(c.tokens) for c in chunks]), np.int64)
+            self._set("position_ids", np.concatenate(positions), np.int64)
+            self._set("past_lens", np.array(past), np.int32)
+            self._set("subsequence_begins", begins, np.int32)
+            self._set("block_indices", np.concatenate(pages), np.int32)
+            self._set("block_indices_begins", np.cumsum([0, *map(len, pages)]), np.int32)
+            self._set("max_context_len", np.array(longest), np.int32)
+            self._set(openvino_ir.ROWS, np.concatenate(rows), np.int64)
+            self._request.infer()
+        for have, chunk in zip(past, chunks, strict=True):
+            self._lengths[chunk.slot] = have + len(chunk.tokens)
+        logits = self._request.get_tensor("logits").data.reshape(-1, self.vocab_size)
+        return np.split(logits, np.cumsum([chunk.rows for chunk in chunks])[:-1])
+
+    def _set(self, name: str, values: NDArray[np.integer], kind: type[np.integer]) -> None:
+        openvino = require("openvino", extra="openvino")
+        tensor = openvino.Tensor(openvino.Type(np.dtype(kind)), values.shape)
+        tensor.data[...] = values
+        self._request.set_tensor(name, tensor)
 
     def release(self, slot: int) -> None:
-        self._batch.release(slot)
+        self._lengths[slot] = 0
 
     def truncate(self, slot: int, length: int) -> None:
-        self._batch.mask_out(slot, length)
+        self._lengths[slot] = length
 
     def info(self) -> dict[str, object]:
         """Keys: ``version``, ``processor``, ``isa``, ``threads``, ``inference_precision``, ``kv_cache``,

@@ -1,7 +1,8 @@
 """From a GGUF file to OpenVINO's intermediate representation (IR), with weights as asked for.
 
-OpenVINO GenAI reads GGUF itself, but two things need mending. Its IR computes the output head for
-every position of a prompt; `cut_head` gives the model an input that says for how many. And it
+OpenVINO GenAI reads GGUF itself, but two things need mending. Its IR keeps one cache for a whole
+batch that advances in lockstep, and computes the output head for every position; `page_attention`
+gives each sequence pages of a cache of its own, and the model an input that says which rows. And it
 rounds the offset of asymmetric 4-bit blocks (Q4_1, Q4_K) to a 4-bit integer, which takes
 SmolLM2-135M from perplexity 25.0 to 32.3; `restore_offsets` puts the true offset back.
 """
@@ -23,8 +24,8 @@ from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
 MODEL = "openvino_model.xml"
-KEEP = "keep"
-"""Name of the input that `cut_head` adds."""
+ROWS = "rows"
+"""Name of the input that `page_attention` adds."""
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """What OpenVINO GenAI reads from GGUF."""
@@ -146,17 +147,22 @@ def _compress(model: Any, weight_format: str) -> Any:
 # -- changes to the graph ------------------------------------------------------------------------
 
 
-def cut_head(model: Any) -> None:
-    """Add a scalar input `KEEP`: logits come for that many last positions only."""
+def page_attention(model: Any) -> None:
+    """Turn the stateful model into one over tokens of many sequences, whose caches lie in pages.
+
+    It then takes tokens and positions in one row, where each sequence begins in it, how much of each is
+    in the cache, and the pages it lies in (W. Kwon et al., PagedAttention, SOSP 2023); and the input
+    `ROWS`: logits come for those places only.
+    """
+    transformations = require("openvino._offline_transformations", extra="openvino")
     opset = require("openvino.opset13", extra="openvino")
+    transformations.paged_attention_transformation(model)
     head = model.get_results()[0].input_value(0).get_node()
-    keep = opset.parameter([], np.int64, name=KEEP)
-    keep.output(0).set_names({KEEP})
-    start = opset.unsqueeze(opset.negative(keep), opset.constant(0))
-    end, one = opset.constant(np.array([np.iinfo(np.int64).max])), opset.constant(np.array([1]))
-    last = opset.slice(head.input_value(0), start, end, one, one)
-    head.input(0).replace_source_output(last.output(0))
-    model.add_parameters([keep])
+    rows = opset.parameter([-1], np.int64, name=ROWS)
+    rows.output(0).set_names({ROWS})
+    wanted = opset.gather(head.input_value(0), rows, opset.constant(0))
+    head.input(0).replace_source_output(wanted.output(0))
+    model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
 
 
