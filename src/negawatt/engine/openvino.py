@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,9 @@ class OpenVinoBackend(Backend):
         with _translated(f"load {path}"):
             core = openvino.Core()
             model = core.read_model(path / openvino_ir.MODEL)
+            if self.settings.threads == 1 and openvino_ir.has_plain_matrices(model):
+                # On one thread the kernels for AMX divide by zero over such matrices (2026.4.1).
+                os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
             openvino_ir.page_attention(model)
             self._compiled = core.compile_model(model, "CPU", properties)
             self._request = self._compiled.create_infer_request()

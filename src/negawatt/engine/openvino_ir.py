@@ -166,6 +166,18 @@ def page_attention(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def has_plain_matrices(model: Any) -> bool:
+    """Whether a matrix that the model multiplies with is stored in full, half or single precision."""
+    for matmul in model.get_ordered_ops():
+        if matmul.get_type_name() == "MatMul":
+            weight = matmul.input_value(1).get_node()
+            if weight.get_type_name() == "Convert":
+                weight = weight.input_value(0).get_node()
+            if weight.get_type_name() == "Constant" and weight.get_element_type().is_real():
+                return True
+    return False
+
+
 def factorise(model: Any, factors: Mapping[str, FactoredTensor]) -> Any:
     """Put two multiplications where the model multiplies with a matrix that is a product of two.
 
