@@ -37,7 +37,8 @@ class Sampler:
         self.samples = 0
         self.before_cpu_s = time.process_time()
         self._stacks: dict[tuple[str, ...], list[float]] = {}
-        self._lock = threading.Lock()
+        # Reentrant: a sample may be due on the very thread that holds it, as it is let go.
+        self._lock = threading.RLock()
         self._threads: dict[int, float] = {}
         self._charged_s = self.before_cpu_s
         self._running = False
