@@ -141,7 +141,7 @@ def tensor(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[s
         (b"abc", "header claims"),
         (safetensors({}, length=1 << 62), "header claims"),
         (safetensors(b"not json"), "its header is not JSON"),
-        (safetensors([1, 2]), "does not describe tensors"),
+        (safetensors([1, 2]), "its header is not a JSON object"),
         (safetensors({"w": 3}), "does not describe tensors"),
         (safetensors({"w": tensor(0, 8, [2])}, bytes(4)), "should be .* bytes by its header"),
         (safetensors({"w": tensor(0, 8, [2])}, bytes(12)), "should be .* bytes by its header"),

@@ -1,7 +1,7 @@
-"""The real model with a vocabulary cut to a small workload answers in llama.cpp as it did.
+"""The real model with a vocabulary cut to a small workload answers as it did, and runs in llama.cpp.
 
-In f16, which follows the fp32 that answers were proved in; coarser weights may prefer, where two tokens are
-nearly equal, one that was not kept.
+As it did in fp32, in which the answers were proved; other arithmetic, even f16, may prefer, where two tokens
+are nearly equal, one that was not kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ items = "traffic.jsonl"
 QUESTIONS = ("What makes bread dough rise?", "Name three rivers in Europe, with the sea each one reaches.")
 
 
-def test_llama_cpp_answers_the_same_from_a_quarter_of_the_rows(model: Artifact, tmp_path: Path) -> None:
+def test_a_quarter_of_the_rows_answers_the_same(model: Artifact, tmp_path: Path) -> None:
     (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
     rows = [{"id": q, "prompt": [{"role": "user", "content": q}], "max_new_tokens": 16} for q in QUESTIONS]
     (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -37,12 +37,14 @@ def test_llama_cpp_answers_the_same_from_a_quarter_of_the_rows(model: Artifact, 
     out = Artifact.open(tmp_path / "out")
     assert out.lineage[-1]["outcome"]["answer_tokens"] == 32
     assert out.shape.vocab < 0.25 * model.shape.vocab
-    texts = []
-    for each in (model, out):
-        requests = requests_of(each.tokenizer, Workload.open(tmp_path).traffic, 128)
-        settings = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=128)
-        with Engine(each, settings) as engine:
-            written = [engine.generate([r]).completions[0].tokens for r in requests]
-        texts.append([each.tokenizer.decode(tokens, skip_special=False) for tokens in written])
-    assert texts[0] == texts[1]
-    assert all(texts[0])
+    before, after = (answers(each, tmp_path, Settings(weight_format="fp32")) for each in (model, out))
+    assert before == after
+    assert all(before)
+    assert all(answers(out, tmp_path, Settings(engine="llamacpp", weight_format="f16")))
+
+
+def answers(model: Artifact, workload: Path, settings: Settings) -> list[str]:
+    requests = requests_of(model.tokenizer, Workload.open(workload).traffic, 128)
+    with Engine(model, settings.replace(threads=1, max_context=128)) as engine:
+        written = [engine.generate([r]).completions[0].tokens for r in requests]
+    return [model.tokenizer.decode(tokens, skip_special=False) for tokens in written]

@@ -37,7 +37,8 @@ def by_cpu_time(
         return whole.scaled(0.0)
     share = cpu_s / busy_s
     low_share = cpu_s / capacity_s
-    high_share = cpu_s / max(cpu_s, busy_s - 2 * TICK_S * cores)
+    least_busy_s = max(cpu_s, busy_s - 2 * TICK_S * cores)
+    high_share = cpu_s / least_busy_s if least_busy_s > 0 else 0.0  # none of it was this tree's
     reason = f"{share:.0%} of the busy CPU time"
     return Energy(
         whole.value_j * share,
