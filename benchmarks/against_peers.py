@@ -114,6 +114,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--batch", default="1", help="of the peers; several are separated by commas")
+    parser.add_argument("--our-batch", type=int, help="instead of the winner's own")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--environments", type=Path, default=Path(".negawatt/peers"))
     parser.add_argument("--json", type=Path, help="write all samples here")
@@ -123,6 +124,7 @@ def main() -> None:
     assert run.result is not None, "the run is not finished"
     artifact = Artifact.open(run.manifest["artifact"]["name"])
     winner = Settings.from_json(run.result["best"]["settings"])
+    winner = winner.replace(batch=options.our_batch or winner.batch)
     gguf, checkpoint = str(artifact.gguf()), str(artifact.checkpoint())
     python = {
         name: environment(options.environments.absolute(), name, packages)

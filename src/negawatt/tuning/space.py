@@ -129,10 +129,12 @@ class Space:
     def starts(self, without: str | None = None) -> list[Settings]:
         """Where the search begins: on the fewest threads, each engine with one format of each kind.
 
+        In the largest batch, where the weights are read once for the most tokens.
+
         Args:
             without: an engine that is known already, because the baseline runs on it.
         """
-        batch = self.batches[len(self.batches) // 2]
+        batch = max(self.batches)
         rows = []
         for name in self.engines:
             if name == without and len(self.engines) > 1:
