@@ -58,7 +58,7 @@ class OpenVinoBackend(Backend):
         return target
 
     def load(self, path: Path) -> None:
-        openvino = require("openvino", extra="openvino")
+        openvino = self._openvino = require("openvino", extra="openvino")
         properties: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.settings.threads is not None:
             properties["INFERENCE_NUM_THREADS"] = self.settings.threads
@@ -78,7 +78,6 @@ class OpenVinoBackend(Backend):
 
     def _make_pages(self) -> None:
         """Give every slot the pages of its longest sequence; what is never written takes no memory."""
-        openvino = require("openvino", extra="openvino")
         self._lengths = [0] * self.settings.batch
         self._slot_pages = -(-self.settings.max_context // PAGE_TOKENS)
         for entry in self._compiled.inputs:
@@ -86,7 +85,7 @@ class OpenVinoBackend(Backend):
             if "cache" in name:  # pages, heads, and the numbers of a page, scales of an 8-bit cache included
                 sides = [side.get_length() for side in list(entry.get_partial_shape())[1:]]
                 shape = [self._slot_pages * self.settings.batch, *sides]
-                self._request.set_tensor(name, openvino.Tensor(entry.get_element_type(), shape))
+                self._request.set_tensor(name, self._openvino.Tensor(entry.get_element_type(), shape))
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
         return in_parts(chunks, TOKENS_PER_STEP, self._step)
@@ -123,8 +122,7 @@ class OpenVinoBackend(Backend):
         return np.split(logits, np.cumsum([chunk.rows for chunk in chunks])[:-1])
 
     def _set(self, name: str, values: NDArray[np.integer], kind: type[np.integer]) -> None:
-        openvino = require("openvino", extra="openvino")
-        tensor = openvino.Tensor(openvino.Type(np.dtype(kind)), values.shape)
+        tensor = self._openvino.Tensor(self._openvino.Type(np.dtype(kind)), values.shape)
         tensor.data[...] = values
         self._request.set_tensor(name, tensor)
 
