@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -44,8 +43,9 @@ def test_nested_stages_hold_what_is_inside_them() -> None:
         spin(0.01)
     train, evaluate = meter.measurement.stages
     assert (train.name, train.parent, evaluate.name, evaluate.parent) == ("train", None, "evaluate", 0)
-    assert evaluate.cpu_s == pytest.approx(0.03, abs=0.005)
-    assert train.cpu_s == pytest.approx(0.05, abs=0.007)
+    # In a process with many threads and children the stages' own looks take milliseconds, too.
+    assert evaluate.cpu_s == pytest.approx(0.03, abs=0.015)
+    assert train.cpu_s == pytest.approx(evaluate.cpu_s + 0.02, abs=0.015)
     assert train.energy.value_j == pytest.approx(train.self_energy.value_j + evaluate.energy.value_j)
     assert meter.measurement.energy.value_j > train.energy.value_j
     assert train.duration_s >= evaluate.duration_s
@@ -228,13 +228,19 @@ def test_metered_functions_report_outside_a_meter(caplog: pytest.LogCaptureFixtu
     assert "logged" in caplog.text
 
 
-def test_a_start_and_a_stop_are_quick(tmp_path: Path) -> None:
-    """Under 100 microseconds on a quiet machine; here only that it is no matter of milliseconds."""
-    meter = Meter(BLIND)
-    took_s = []
-    for _ in range(200):
-        begun = time.thread_time()
-        with meter:
-            pass
-        took_s.append(time.thread_time() - begun)
-    assert sorted(took_s)[len(took_s) // 2] < 5e-3
+def test_a_start_and_a_stop_are_quick() -> None:
+    """Under 100 microseconds on a quiet machine; here only that it is no matter of milliseconds.
+
+    In a process of its own: this one has the threads and children of all tests before.
+    """
+    code = (
+        "import time\nfrom negawatt.meter import Meter, Station\n"
+        "meter, took_s = Meter(Station([])), []\n"
+        "for _ in range(200):\n"
+        "    begun = time.thread_time()\n"
+        "    with meter:\n        pass\n"
+        "    took_s.append(time.thread_time() - begun)\n"
+        "print(sorted(took_s)[100])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1e-3
