@@ -78,7 +78,7 @@ def main() -> None:
         return
     with Run.create("tune", path=folder / "finals") as run:
         finals = Finals(run, artifact, requests, say)
-        _, profile = finals.compare(best[search], best[grid])
+        _, profile = finals.compare(best[search], best[grid], lambda: 1.0)
     assert profile is not None and profile.ratio is not None
     print(f"the search's choice costs {profile.ratio.text} times the grid's, in turn")
 

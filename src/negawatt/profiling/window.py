@@ -21,6 +21,8 @@ NEIGHBOUR_SHARE = 0.10
 """Other processes using more than this share of one core during a window are reported."""
 STEAL_SHARE = 0.02
 """A host that withholds more than this share of the time is reported."""
+FILLED_ONCE = 32
+"""Requests that are enough for one window."""
 DRIFT = 1.15
 """A reference load whose cost varies by more than this factor is reported."""
 
@@ -93,9 +95,10 @@ def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: 
     """For each round a group of requests, together spread over the lengths of the traffic.
 
     A group has `per_round` requests or, for batches, enough to fill the batch twice: slots are filled
-    again, or prompts of similar length put together, as under load.
+    again, or prompts of similar length put together, as under load. From a batch of 32 on it is filled
+    once: that many answers are a long measurement already.
     """
-    size = per_round if batch == 1 else max(per_round, 2 * batch)
+    size = per_round if batch == 1 else max(per_round, batch, min(2 * batch, FILLED_ONCE))
     chosen = spread(requests, rounds * size)
     return [chosen[number::rounds] for number in range(rounds)]
 
@@ -130,6 +133,7 @@ def interleave(
     engines: Sequence[Engine],
     rounds: Sequence[Sequence[Sequence[Request]]],
     progress: Callable[[int], None] = lambda done: None,
+    enough: Callable[[int], bool] = lambda rounds: False,
 ) -> list[list[Window]]:
     """Measure engines in turn, the first of each round rotating.
 
@@ -137,6 +141,7 @@ def interleave(
         engines: open and warmed up.
         rounds: for each round, for each engine, the group of requests to run.
         progress: called with the number of windows done.
+        enough: asked after each round, with the rounds done, whether the rest can be left out.
 
     Returns:
         For each engine its windows, one a round: those of one round are a pair (or more).
@@ -149,6 +154,8 @@ def interleave(
             windows[position].append(measure(engines[position], groups[position]))
             done += 1
             progress(done)
+        if enough(number + 1):
+            break
     return windows
 
 

@@ -24,6 +24,9 @@ RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
 BASELINE_ROUNDS = 2
 """Rounds to rank finalists, to compare the winner with the baseline, and where nothing competes."""
+FEWEST_RANKING_ROUNDS = 1
+FEWEST_FINAL_ROUNDS = 3
+"""The same where the time is over."""
 
 
 class Finals:
@@ -42,22 +45,25 @@ class Finals:
         self.run, self.artifact, self.requests, self.tick = run, artifact, requests, tick
         self._engines: dict[Settings, Engine] = {}  # closed again; kept for what they tell of themselves
 
-    def ranked(self, finalists: Sequence[Settings]) -> list[Settings]:
+    def ranked(self, finalists: Sequence[Settings], time_left: Callable[[], float]) -> list[Settings]:
         """The finalists by their cost in fresh, interleaved windows, cheapest first."""
         if len(finalists) < 2:
             return list(finalists)
-        windows = self._interleaved(finalists, RANKING_ROUNDS)
+        windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
         costs = {settings: Summary(tuple(w)).cpu_s_per_token for settings, w in windows.items()}
         return sorted(costs, key=lambda settings: costs[settings])
 
-    def compare(self, baseline: Settings, winner: Settings | None) -> tuple[Profile, Profile | None]:
+    def compare(
+        self, baseline: Settings, winner: Settings | None, time_left: Callable[[], float]
+    ) -> tuple[Profile, Profile | None]:
         """Profiles of both from windows taken in turn; the winner's carries the ratio of the two.
 
         Raises:
             EngineError: one of them can no longer be loaded.
         """
         chosen = [baseline] if winner is None else [baseline, winner]
-        windows = self._interleaved(chosen, FINAL_ROUNDS if winner else BASELINE_ROUNDS)
+        rounds, fewest = (FINAL_ROUNDS, FEWEST_FINAL_ROUNDS) if winner else (BASELINE_ROUNDS, BASELINE_ROUNDS)
+        windows = self._interleaved(chosen, rounds, fewest, time_left)
         if lost := [s for s in chosen if s not in windows]:
             raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
         before = self._profile(baseline, windows[baseline])
@@ -67,7 +73,9 @@ class Finals:
         ratio = baseline_ratio(costs[baseline], costs[winner])
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
 
-    def _interleaved(self, settings: Sequence[Settings], rounds: int) -> dict[Settings, list[Window]]:
+    def _interleaved(
+        self, settings: Sequence[Settings], rounds: int, fewest: int, time_left: Callable[[], float]
+    ) -> dict[Settings, list[Window]]:
         """Windows of several settings, taken in turn; one that fails now is left out, with a note."""
         with ExitStack() as stack:
             engines: list[Engine] = []
@@ -82,7 +90,12 @@ class Finals:
             groups = [groups_for(self.requests, e.settings.batch, rounds, 1) for e in engines]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
-            taken = interleave(engines, plan, lambda n: self.tick(f"measuring in turn: {n} of {total}"))
+            taken = interleave(
+                engines,
+                plan,
+                lambda n: self.tick(f"measuring in turn: {n} of {total}"),
+                lambda done: done >= fewest and time_left() <= 0,
+            )
             self._engines |= {e.settings: e for e in engines}
             return {e.settings: w for e, w in zip(engines, taken, strict=True)}
 

@@ -37,11 +37,13 @@ class Proof:
         proved: the drop is at most the limit, with the confidence asked for.
         difference: at the last look.
         reason: why not, in a sentence; empty when proved.
+        hasty: it might have been, with more time.
     """
 
     proved: bool
     difference: Difference
     reason: str = ""
+    hasty: bool = False
 
 
 class Judge:
@@ -119,6 +121,7 @@ class Judge:
                     difference,
                     f"there was no time for more than {count:,} items, which prove a drop of at most "
                     f"{difference.upper_one_sided:.2%}",
+                    hasty=True,
                 )
         raise AssertionError("the last look always decides")
 

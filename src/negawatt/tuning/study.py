@@ -16,30 +16,25 @@ from typing import Any
 from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, require
 from negawatt.profiling.reference_load import reference_load
-from negawatt.profiling.window import Summary, groups_for, measure, warm_up
+from negawatt.profiling.window import warm_up
 from negawatt.run import Run
+from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.space import Space
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
-SCREEN_TOKENS = 16
-"""Tokens generated in the first, cheap look at a candidate."""
 SCREEN_FACTOR = 1.3
 """A candidate whose first look costs more than this times the best one's is dropped."""
 QUALITY_WITHIN = 1.15
 """Quality is judged only for candidates that cost at most this times the best one."""
-PATIENCE = 14
+PATIENCE = 20
 """The search ends after so many trials in a row without an improvement of 1 %."""
 HOPELESS = 3.0
 """An engine whose best trial costs more than this times the best of all is not tried again."""
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
-SEARCH_GROUPS = 2
-"""Groups of requests that a candidate which passes the first look is measured on."""
-ENOUGH_S = 20.0
-"""A candidate is measured no longer than this, one group of requests at least."""
 
 QUALITY = "quality drop"
 """Name of the constraint on quality among a trial's violations."""
@@ -79,6 +74,7 @@ class Study:
         self.trials: list[Trial] = []
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
+        self._looks: dict[Settings, Look] = {}
         self._fresh_from = 0  # trials before this one do not count against the search's patience
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
         self._optuna = _quiet_optuna()
@@ -99,9 +95,9 @@ class Study:
         if not any(t.settings == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_settings(self.baseline, tick, screen=False), None)
-        for settings in self.space.starts(without=self.baseline.engine):
-            if settings not in self._tried:
-                self._study.enqueue_trial(self.space.parameters(settings))
+        starts = [s for s in self.space.starts(without=self.baseline.engine) if s not in self._tried]
+        for settings in self._looked_at(starts, tick):
+            self._study.enqueue_trial(self.space.parameters(settings))
         while time_left() > 0 and self._since_improvement() < PATIENCE:
             proposed = self._propose()
             if proposed is None:
@@ -109,6 +105,17 @@ class Study:
             optuna_trial, settings = proposed
             tick(f"trial {len(self.trials)}: {settings}")
             self._keep(self.try_settings(settings, tick), optuna_trial)
+
+    def _looked_at(self, starts: Sequence[Settings], tick: Tick) -> list[Settings]:
+        """Where to begin, the cheapest at a first look before the others; what fails is kept as failed."""
+        for settings in starts:
+            tick(f"first look at {settings}")
+            look = self.look(settings)
+            if isinstance(look, Trial):
+                self._keep(look, None)
+            else:
+                self._looks[settings] = look
+        return sorted((s for s in starts if s in self._looks), key=lambda s: self._looks[s].cost)
 
     def _take_over(self) -> None:
         """Trials of an earlier, interrupted session."""
@@ -237,66 +244,68 @@ class Study:
 
     # -- one trial -------------------------------------------------------------------------------
 
-    def try_settings(self, settings: Settings, tick: Tick, *, screen: bool = True) -> Trial:
-        """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
-        number, started = len(self.trials), time.monotonic()
-        trial = Trial(number, settings, "failed", None)
+    def look(self, settings: Settings) -> Look | Trial:
+        """A first look at one candidate, or the trial that failed."""
+        started = time.monotonic()
         try:
             with Engine(self.judge.artifact, settings) as engine:
                 warm_up(engine, self.requests[0])
-                first = self._screen(engine)
-                best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
-                if screen and first > SCREEN_FACTOR * best:
-                    reason = (
-                        f"its first {SCREEN_TOKENS} tokens cost {first / best:.2f} times the best candidate's"
-                    )
-                    trial = replace(trial, state="pruned", cost=first, reason=reason)
-                else:
-                    trial = self._measured(trial, engine)
-                figures = {"screen_cost": first, "peak_rss_bytes": engine.last_usage.peak_rss_bytes}
-                trial = replace(trial, figures={**trial.figures, **figures})
-                spent = engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
+                return replace(
+                    first_look(engine, self.requests, self.reference_s), lasted_s=time.monotonic() - started
+                )
         except MissingDependency:
             raise
         except EngineError as exc:
-            died = isinstance(exc, WorkerDied)
-            self._deaths[settings.engine] += died
-            trial, spent = replace(trial, reason=str(exc), figures={"died": died}), 0.0
-        trial = self._checked(trial)
+            return self._failed(settings, exc, time.monotonic() - started)
+
+    def try_settings(self, settings: Settings, tick: Tick, *, screen: bool = True) -> Trial:
+        """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
+        started, earlier = time.monotonic(), self._looks.get(settings)
+        if screen and earlier is not None and (reason := self._too_dear(earlier)):
+            return self._pruned(settings, earlier, reason)
+        try:
+            with Engine(self.judge.artifact, settings) as engine:
+                warm_up(engine, self.requests[0])
+                look = earlier or first_look(engine, self.requests, self.reference_s)
+                if screen and (reason := self._too_dear(look)):
+                    return self._pruned(settings, replace(look, lasted_s=time.monotonic() - started), reason)
+                groups = 2 if settings == self.baseline else None
+                cost, figures = measured(engine, self.requests, self.reference_s, look, groups)
+                peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
+        except MissingDependency:
+            raise
+        except EngineError as exc:
+            return self._failed(settings, exc, time.monotonic() - started)
+        figures |= {"screen_cost": look.cost, "peak_rss_bytes": peak}
+        trial = self._checked(Trial(len(self.trials), settings, "complete", cost, figures=figures))
         if trial.feasible:
             trial = self._judged(trial, tick)
-        lasted = {"duration_s": time.monotonic() - started, "cpu_s_spent": spent}
-        return replace(trial, figures={**trial.figures, **lasted})
+        lasted_s = time.monotonic() - started
+        if earlier is not None:
+            lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
+        return replace(trial, figures={**trial.figures, "duration_s": lasted_s, "cpu_s_spent": spent_cpu_s})
 
-    def _screen(self, engine: Engine) -> float:
-        """Cost per token of one short answer for each slot, with the reference load taken out."""
-        (group,) = groups_for(self.requests, engine.settings.batch, 1, 1)
-        window = measure(engine, [replace(r, max_new_tokens=SCREEN_TOKENS) for r in group])
-        return window.cpu_s_per_token * self.reference_s / window.reference_s
-
-    def _measured(self, trial: Trial, engine: Engine) -> Trial:
-        groups = SEARCH_GROUPS if engine.settings.batch < 8 else 1
-        if engine.settings == self.baseline:
-            groups = 2
-        windows, started = [], time.monotonic()
-        for group in groups_for(self.requests, engine.settings.batch, groups, 1):
-            windows.append(measure(engine, group))
-            if time.monotonic() - started > ENOUGH_S:
-                break  # a slow candidate, or a busy machine: more windows would eat the search's time
-        summary = Summary(tuple(windows))
-        reference = median(w.reference_s for w in windows)
+    def _pruned(self, settings: Settings, look: Look, reason: str) -> Trial:
         figures = {
-            "energy_per_token": summary.energy_per_token.to_json(),
-            "cpu_s_per_token": summary.cpu_s_per_token,
-            "tokens_per_s": summary.tokens_per_s,
-            "ttft_ms": summary.ttft_ms,
-            "tpot_ms": summary.tpot_ms,
-            "reference_s": reference,
-            "engine": {"version": engine.version, **engine.info},
-            "warnings": summary.warnings,
+            "screen_cost": look.cost,
+            "peak_rss_bytes": look.peak_rss_bytes,
+            "cpu_s_spent": look.spent_cpu_s,
+            "duration_s": look.lasted_s,
         }
-        cost = summary.cpu_s_per_token * self.reference_s / reference
-        return replace(trial, state="complete", cost=cost, figures=figures)
+        return Trial(len(self.trials), settings, "pruned", look.cost, reason, figures=figures)
+
+    def _failed(self, settings: Settings, error: EngineError, lasted_s: float) -> Trial:
+        died = isinstance(error, WorkerDied)
+        self._deaths[settings.engine] += died
+        figures = {"died": died, "duration_s": lasted_s, "cpu_s_spent": 0.0}
+        return Trial(len(self.trials), settings, "failed", None, str(error), figures=figures)
+
+    def _too_dear(self, look: Look) -> str:
+        """Why a candidate of such a first look is not worth measuring, or nothing."""
+        best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
+        if look.cost <= SCREEN_FACTOR * best:
+            return ""
+        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / best:.2f} times the best candidate's"
 
     def _checked(self, trial: Trial) -> Trial:
         """Latency and memory against their limits."""

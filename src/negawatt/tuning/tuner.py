@@ -44,6 +44,8 @@ AGAIN_SHARE_OF_TIME = 0.4
 FINALISTS = 4
 FINALIST_WITHIN = 1.25
 """Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
+RANKING_SHARE_OF_TIME = 0.08
+"""For measuring the finalists in turn."""
 FINALS_SHARE_OF_TIME = 0.12
 """Kept free of the time for measuring the winner and the baseline in turn."""
 
@@ -229,19 +231,13 @@ class _Session:
         winner: Settings | None = None
         proof: Proof | None = None
         while winner is None and (finalists := self._finalists(study)):
-            ranked = self.finals.ranked([t.settings for t in finalists])
+            until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
+            ranked = self.finals.ranked([t.settings for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
             for lost in [t for t in finalists if t.settings not in ranked]:
                 study.drop(lost.settings, "it ran during the search but not any more; see the notes")
-            for settings in ranked:
-                if any(t.settings == settings and not t.feasible for t in study.trials):
-                    continue  # one of the same arithmetic has just failed its proof
-                proof = self._prove(settings)
-                if proof is None or proof.proved:
-                    winner = settings
-                    break
-                reasons.append(f"{settings}: {proof.reason}.")
-                self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
-                study.refute(settings, proof.reason, {"quality_drop": difference_json(proof.difference)})
+            winner, proof, hasty = self._first_proved(study, ranked, reasons)
+            if hasty:
+                break
             if winner is None:
                 pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
                 study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
@@ -250,6 +246,26 @@ class _Session:
         self._numbers = {t.settings: t.number for t in study.trials}
         quality = proof.difference if proof is not None else None
         return self._compared(study, winner, quality, reasons)
+
+    def _first_proved(
+        self, study: Study, ranked: Sequence[Settings], reasons: list[str]
+    ) -> tuple[Settings | None, Proof | None, bool]:
+        """The first of the finalists whose quality is proved, and whether any proof lacked but time."""
+        proof: Proof | None = None
+        hasty = False
+        for settings in ranked:
+            if any(t.settings == settings and not t.feasible for t in study.trials):
+                continue  # one of the same arithmetic has just failed its proof
+            proof = self._prove(settings)
+            if proof is None or proof.proved:
+                return settings, proof, False
+            reasons.append(f"{settings}: {proof.reason}.")
+            self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
+            if proof.hasty:
+                hasty = True
+            else:
+                study.refute(settings, proof.reason, {"quality_drop": difference_json(proof.difference)})
+        return None, proof, hasty
 
     def _finalists(self, study: Study) -> list[Trial]:
         """The cheapest feasible trials other than the baseline that cost less than it."""
@@ -285,7 +301,7 @@ class _Session:
         self, study: Study, winner: Settings | None, quality: Difference | None, reasons: list[str]
     ) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
-        baseline, best = self.finals.compare(self.baseline, winner)
+        baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
         answer = verdict(best, baseline, best.ratio if best else None, quality, self.constraints, reasons)
         documents = {"baseline": self._document(baseline, None), "best": self._document(baseline, None)}
         self._record_final(baseline, documents["baseline"])

@@ -1,0 +1,107 @@
+"""What one candidate costs, on an open engine: a first look at a few tokens, then whole answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from negawatt.engine import Engine, Request
+from negawatt.profiling.window import Summary, groups_for, measure, spread
+
+SCREEN_TOKENS = 16
+"""Tokens of each answer in the first, cheap look at a candidate."""
+SEARCH_GROUPS = 2
+"""Groups of requests that a candidate which passes the first look is measured on."""
+ENOUGH_S = 20.0
+"""A candidate is measured no longer than this, as far as one group of short answers allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A first look at a candidate.
+
+    Attributes:
+        cost: CPU seconds per token, with the reference load taken out.
+        s_per_token: seconds by the clock.
+        peak_rss_bytes: of the worker.
+        spent_cpu_s: what the look itself cost, loading included.
+        lasted_s: how long it took, loading included.
+    """
+
+    cost: float
+    s_per_token: float
+    peak_rss_bytes: int
+    spent_cpu_s: float
+    lasted_s: float = 0.0
+
+
+def first_look(engine: Engine, requests: Sequence[Request], reference_s: float) -> Look:
+    """One short answer for each slot.
+
+    Args:
+        engine: open and warmed up.
+        requests: traffic to draw from.
+        reference_s: cost of the reference load at the start of the run.
+    """
+    group = spread(requests, engine.settings.batch)
+    window = measure(engine, [replace(r, max_new_tokens=SCREEN_TOKENS) for r in group])
+    return Look(
+        cost=window.cpu_s_per_token * reference_s / window.reference_s,
+        s_per_token=window.wall_s / sum(window.outputs),
+        peak_rss_bytes=engine.last_usage.peak_rss_bytes,
+        spent_cpu_s=spent(engine),
+    )
+
+
+def measured(
+    engine: Engine, requests: Sequence[Request], reference_s: float, look: Look, groups: int | None = None
+) -> tuple[float, dict[str, Any]]:
+    """The cost per token of whole answers, as `Look.cost` is given, and the figures for the record.
+
+    Args:
+        engine, requests, reference_s: as for `first_look`.
+        look: what was seen first; a slow candidate in a large batch gets shorter answers.
+        groups: of requests; by default fewer in a large batch, whose groups are large.
+    """
+    windows, started = [], time.monotonic()
+    for group in groups_for(
+        requests, engine.settings.batch, groups or (SEARCH_GROUPS if engine.settings.batch < 8 else 1), 1
+    ):
+        windows.append(measure(engine, _shortened(group, look.s_per_token)))
+        if time.monotonic() - started > ENOUGH_S:
+            break  # a slow candidate, or a busy machine: more windows would eat the search's time
+    summary = Summary(tuple(windows))
+    reference = median(w.reference_s for w in windows)
+    figures = {
+        "energy_per_token": summary.energy_per_token.to_json(),
+        "cpu_s_per_token": summary.cpu_s_per_token,
+        "tokens_per_s": summary.tokens_per_s,
+        "ttft_ms": summary.ttft_ms,
+        "tpot_ms": summary.tpot_ms,
+        "reference_s": reference,
+        "engine": {"version": engine.version, **engine.info},
+        "warnings": summary.warnings,
+    }
+    return summary.cpu_s_per_token * reference_s / reference, figures
+
+
+def _shortened(group: Sequence[Request], s_per_token: float) -> list[Request]:
+    """The group, its answers cut so far that it takes `ENOUGH_S`, though not to a mere first look."""
+    foreseen_s = s_per_token * sum(r.max_new_tokens for r in group)
+    if len(group) == 1 or foreseen_s <= ENOUGH_S:
+        return list(group)
+    share = ENOUGH_S / foreseen_s
+    return [
+        replace(
+            r, max_new_tokens=min(r.max_new_tokens, max(2 * SCREEN_TOKENS, round(share * r.max_new_tokens)))
+        )
+        for r in group
+    ]
+
+
+def spent(engine: Engine) -> float:
+    """CPU seconds that an engine has used, its weights' preparation included."""
+    return engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
