@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--our-batch", type=int, help="instead of the winner's own")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--environments", type=Path, default=Path(".negawatt/peers"))
-    parser.add_argument("--json", type=Path, help="write all samples here")
+    parser.add_argument("--json", type=Path, help="write all samples here, after every round")
     options = parser.parse_args()
 
     run = Run.open(options.run, kind="tune")
@@ -157,12 +157,13 @@ def main() -> None:
             if number >= 0:
                 samples[runtime.name].append(answer["cpu_s"] / answer["tokens"])
         references.append(reference_load())
+        if options.json:
+            found = {"cpu_s_per_token": samples, "reference_s": references}
+            options.json.write_text(json.dumps(found, indent=1))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     for runtime in runtimes:
         runtime.close()
     report(samples, references, [r.name for r in runtimes])
-    if options.json:
-        options.json.write_text(json.dumps({"cpu_s_per_token": samples, "reference_s": references}, indent=1))
 
 
 def report(samples: dict[str, list[float]], references: list[float], names: list[str]) -> None:
