@@ -10,6 +10,7 @@ import click
 
 from negawatt.cli.catalogue import size
 from negawatt.cli.common import emit, examples, json_option, progress_bar
+from negawatt.cli.settings import parse_settings
 from negawatt.errors import UsageError
 
 
@@ -19,6 +20,7 @@ from negawatt.errors import UsageError
         "negawatt compress smollm2-135m-instruct --pass rtn:bits=4,group=32 -o small",
         "negawatt compress ./my-model --pass gptq --calibration my-text.txt -o small",
         "negawatt compress --recipe small/recipe.toml -o small-again",
+        "negawatt compress smollm2-135m-instruct --explain llamacpp:q8_0:1 --batch 8",
     )
 )
 @click.argument("model", required=False)
@@ -39,6 +41,12 @@ from negawatt.errors import UsageError
 @click.option("--threads", type=int, help="Of the arithmetic; the last bits depend on it.")
 @click.option("--keep-worse", is_flag=True, help="Keep a result that plain rounding beats.")
 @click.option("--list", "listing", is_flag=True, help="List the passes with their parameters.")
+@click.option(
+    "--explain",
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="Make nothing: measure where a token's joules go there, and say which passes can save.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="With --explain.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @json_option
 def command(
@@ -47,6 +55,8 @@ def command(
     recipe: Path | None,
     keep_worse: bool,
     listing: bool,
+    explain: str | None,
+    batch: int,
     output: Path | None,
     as_json: bool,
     **options: Any,
@@ -57,6 +67,9 @@ def command(
     """
     if listing:
         _list(as_json)
+        return
+    if explain is not None:
+        _explain(model, explain, batch, passes, as_json)
         return
     from negawatt.compress import Recipe, compress, parse
 
@@ -78,6 +91,35 @@ def command(
         emit(result)
     else:
         _show(result)
+
+
+def _explain(model: str | None, way: str, batch: int, passes: tuple[str, ...], as_json: bool) -> None:
+    if model is None:
+        raise UsageError("name the model to explain")
+    from negawatt.compress import parse
+    from negawatt.compress.explain import explain
+
+    settings = parse_settings(way, 1024).replace(batch=batch)
+    with progress_bar("explain") as progress:
+        found = explain(model, settings, [parse(p) for p in passes], lambda text: progress(0, None, text))
+    if as_json:
+        emit(found)
+        return
+    token_s, step = found["cpu_s_per_token"], found["step"]
+    click.echo(f"{found['artifact']} on {settings}: {1000 * token_s:.3g} CPU-ms a token, prompt included")
+    for name, seconds in found["parts"].items():
+        click.echo(f"  {name:<11}{1000 * seconds:8.3f} CPU-ms {seconds / token_s:6.1%}")
+    once_ms, read_ms = 1000 * (step["read_s"] + step["unpack_s"]), 1000 * step["read_s"]
+    once_ms, read_ms = 1000 * (step["read_s"] + step["unpack_s"]), 1000 * step["read_s"]
+    click.echo(
+        f"Weights cost {once_ms:.2f} CPU-ms a step, {read_ms:.2f} of it reading them at the "
+        f"{step['bytes_per_s'] / 1e9:.1f} GB/s that one core reads; "
+        f"a batch that was not fitted is {found['median_error']:.1%} off."
+    )
+    click.echo(f"{found['verdict']}. From a batch of {found['ridge_batch']:.0f} on, arithmetic costs more.")
+    for row in found["passes"]:
+        ratio = "does not fit" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+        click.echo(f"{'+' if row['saves'] else '-'} {row['pass']:<24} {ratio:>6}  {row['why']}")
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from negawatt.compress.draft import Quantized
+from negawatt.compress.effect import Effect, Situation, rounded
 from negawatt.compress.grid import BITS, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.moments import Moment, moments
 from negawatt.compress.network import Network
@@ -49,6 +50,9 @@ class Awq(Pass):
     def fallback(self) -> Pass:
         shared = {name: self.values[name] for name in ("bits", "group", "symmetric", "embeddings")}
         return RoundToNearest(**shared)
+
+    def effect(self, at: Situation) -> Effect:
+        return rounded(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None

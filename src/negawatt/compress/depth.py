@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from negawatt.compress.draft import Draft
+from negawatt.compress.effect import Effect, Situation
 from negawatt.compress.network import Network
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.source import Source
@@ -51,6 +52,12 @@ class Depth(Pass):
                 f"from {1 / n_blocks:.2g} to {(n_blocks - 1) / n_blocks:.2g}"
             )
         return count
+
+    def effect(self, at: Situation) -> Effect:
+        n_layers = at.shape.n_layers
+        left = 1 - self._count(n_layers) / n_layers
+        work = at.work_factor(left)
+        return Effect(at.bytes_factor(left), work, work, left, left, f"{left:.0%} of the layers are left")
 
     def apply(self, work: Work) -> None:
         network = work.network()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.draft import Factored
+from negawatt.compress.effect import Effect, Situation, split
 from negawatt.compress.factoring import (
     RATIO,
     Spectrum,
@@ -51,6 +52,9 @@ class LowRank(Pass):
 
     def fallback(self) -> Pass:
         return Svd(ratio=self.values["ratio"])
+
+    def effect(self, at: Situation) -> Effect:
+        return split(at, self.values["ratio"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None

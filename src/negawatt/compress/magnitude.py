@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from negawatt.compress.effect import NO_GAIN, Effect, Situation
 from negawatt.compress.network import Linear
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.source import Source
@@ -24,6 +25,9 @@ class Magnitude(Pass):
 
     def check(self, source: Source) -> None:
         check_pattern(source, self.values["ratio"], self.values["pattern"], self.name)
+
+    def effect(self, at: Situation) -> Effect:
+        return Effect(why=NO_GAIN)
 
     def apply(self, work: Work) -> None:
         ratio, pattern = self.values["ratio"], self.values["pattern"]

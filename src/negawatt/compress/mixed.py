@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from negawatt.compress.effect import Effect, Situation, rounded
 from negawatt.compress.gptq import Gptq
 from negawatt.compress.grid import EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.judgement import Judgement, judged
@@ -65,6 +66,9 @@ class Mixed(Pass):
         within = max(bits for bits in self.widths if bits <= self.values["average"])
         shared = {name: self.values[name] for name in ("group", "symmetric", "embeddings")}
         return RoundToNearest(bits=within, **shared)
+
+    def effect(self, at: Situation) -> Effect:
+        return rounded(at, self.values["average"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None

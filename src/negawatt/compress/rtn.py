@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from negawatt.compress.effect import Effect, Situation, rounded
 from negawatt.compress.grid import BITS, CLIP, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import check_groups, nearest, quantize_blocks
@@ -24,6 +25,9 @@ class RoundToNearest(Pass):
 
     def check(self, source: Source) -> None:
         check_groups(source, self.values["group"], self.name)
+
+    def effect(self, at: Situation) -> Effect:
+        return rounded(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])

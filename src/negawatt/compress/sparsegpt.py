@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from negawatt.compress.effect import NO_GAIN, Effect, Situation
 from negawatt.compress.magnitude import Magnitude
 from negawatt.compress.moments import moment
 from negawatt.compress.network import Linear
@@ -47,6 +48,9 @@ class SparseGpt(Pass):
 
     def fallback(self) -> Pass:
         return Magnitude(ratio=self.values["ratio"], pattern=self.values["pattern"])
+
+    def effect(self, at: Situation) -> Effect:
+        return Effect(why=NO_GAIN)
 
     def apply(self, work: Work) -> None:
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from negawatt.compress.effect import Effect, Situation, split
 from negawatt.compress.factoring import RATIO, Spectrum, check_ratio, factored, note, ranks, spectrum
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.source import Source
@@ -19,6 +20,9 @@ class Svd(Pass):
 
     def check(self, source: Source) -> None:
         check_ratio(source, self.values["ratio"], self.name)
+
+    def effect(self, at: Situation) -> Effect:
+        return split(at, self.values["ratio"])
 
     def apply(self, work: Work) -> None:
         network, draft = work.network(), work.draft

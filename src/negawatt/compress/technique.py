@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from negawatt.compress.draft import Draft
+from negawatt.compress.effect import VALUES_ONLY, Effect, Situation
 from negawatt.compress.parameter import Parameter, values_of
 from negawatt.compress.source import Source
 
@@ -91,6 +92,10 @@ class Pass(ABC):
     def fallback(self) -> Pass | None:
         """The plain technique that this one must beat on held-out text to be worth its joules."""
         return None
+
+    def effect(self, at: Situation) -> Effect:
+        """What this pass, with its parameters, would change in what a decoding step needs there."""
+        return VALUES_ONLY
 
     def __str__(self) -> str:
         """As on the command line: ``NAME:key=value,…`` with the values that are not defaults."""

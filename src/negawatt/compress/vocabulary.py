@@ -18,6 +18,7 @@ from negawatt.artifact.packed_file import PackedTensor
 from negawatt.artifact.safetensors_file import read_json
 from negawatt.compress.answers import BATCH, answers, choices
 from negawatt.compress.draft import Draft, Quantized
+from negawatt.compress.effect import Effect, Situation
 from negawatt.compress.lexicon import Lexicon, named_ids, with_new_ids
 from negawatt.compress.network import Network
 from negawatt.compress.parameter import Parameter
@@ -54,6 +55,12 @@ class Vocabulary(Pass):
     def check(self, source: Source) -> None:
         Lexicon(source.tokenizer.definition)
         _tables(Network(source))
+
+    def effect(self, at: Situation) -> Effect:
+        left = min(1.0, self.values["common"] / at.shape.vocab)
+        work = at.work_factor(1.0, left)
+        why = f"at most, if the workload needs no more than the {self.values['common']:,} commonest tokens"
+        return Effect(at.bytes_factor(1.0, left), work, work, why=why)
 
     def apply(self, work: Work) -> None:
         usage = Usage.of(work.source, work.text, work.seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from negawatt.compress.effect import NO_GAIN, Effect, Situation
 from negawatt.compress.magnitude import Magnitude
 from negawatt.compress.network import Linear
 from negawatt.compress.parameter import Parameter
@@ -33,6 +34,9 @@ class Wanda(Pass):
 
     def fallback(self) -> Pass:
         return Magnitude(**self.values)
+
+    def effect(self, at: Situation) -> Effect:
+        return Effect(why=NO_GAIN)
 
     def apply(self, work: Work) -> None:
         import torch

@@ -7,9 +7,10 @@ narrowed, give. Query heads leave together with the key and value head that they
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from negawatt.compress.effect import Effect, Situation, narrowed
 from negawatt.compress.moments import moments
 from negawatt.compress.network import Linear, Network
 from negawatt.compress.parameter import Parameter
@@ -86,6 +87,15 @@ class Width(Pass):
                 f"{multiple}; give another share or a smaller multiple"
             )
         return n - left
+
+    def effect(self, at: Situation) -> Effect:
+        shape, ffn, groups = at.shape, self.values["ffn"], self.values["kv_groups"]
+        gone = groups / shape.n_kv_heads
+        own = 2 * shape.hidden * shape.head_dim * (shape.n_heads + shape.n_kv_heads)
+        wide = (2 if shape.architecture in ("gpt2", "bert", "mpnet") else 3) * shape.hidden * shape.ffn
+        kept = 1 - (ffn * wide + gone * own) / (own + wide)
+        found = narrowed(at, kept, f"{kept:.0%} of the layers' weights are left, in as many operations")
+        return replace(found, context=1 - gone)
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None
