@@ -152,9 +152,9 @@ def dissect(artifact: Artifact, settings: Settings, tick: Tick = lambda text: No
     shape = artifact.shape
     tick("reading memory")
     bytes_per_s = streamed(int(layer_bytes + head_bytes))
-    read_s = min((layer_bytes + head_bytes) / bytes_per_s, model.decode_call_s)
     tick("running a twin of almost empty layers")
-    start_s = min(_started(artifact, settings, bytes_per_s), model.decode_call_s - read_s)
+    start_s = min(_started(artifact, settings, bytes_per_s), model.decode_call_s)
+    read_s = min((layer_bytes + head_bytes) / bytes_per_s, model.decode_call_s - start_s)
     return Dissection(
         settings=settings,
         shape=shape,

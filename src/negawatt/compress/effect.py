@@ -78,11 +78,21 @@ PACKED_ENGINES = ("llamacpp", "openvino")
 """Engines that run a packed grid as it is."""
 
 
-def rounded(at: Situation, bits: float, symmetric: bool, embeddings: int) -> Effect:
-    """The effect of storing the blocks in `bits`, and embedding and head in `embeddings` (0: as they are)."""
+def rounded(
+    at: Situation, bits: int, symmetric: bool, embeddings: int, average: float | None = None
+) -> Effect:
+    """The effect of storing the blocks in `bits`, and embedding and head in `embeddings` (0: as they are).
+
+    Args:
+        at: what runs.
+        bits, symmetric, embeddings: of the pass.
+        average: bits of a weight where some layers get more than `bits`.
+    """
     if at.engine not in PACKED_ENGINES:
         return Effect(why=f"{at.engine} runs the weights unpacked: it reads as many bytes as before")
-    stored = _GRIDS.get((round(bits), symmetric), 16.0) if bits == round(bits) else bits + 0.5
+    stored = _GRIDS.get((bits, symmetric), 16.0)
+    if average is not None and stored < 16.0:
+        stored += average - bits
     head = _GRIDS[embeddings, True] if embeddings in (4, 8) else None
     layers = stored / at.layer_bits
     head_bits = 8 * at.head_bytes / (at.shape.vocab * at.shape.hidden)

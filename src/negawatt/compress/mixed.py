@@ -68,7 +68,8 @@ class Mixed(Pass):
         return RoundToNearest(bits=within, **shared)
 
     def effect(self, at: Situation) -> Effect:
-        return rounded(at, self.values["average"], self.values["symmetric"], self.values["embeddings"])
+        least, symmetric = self.widths[0], self.values["symmetric"]
+        return rounded(at, least, symmetric, self.values["embeddings"], self.values["average"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None
