@@ -13,9 +13,11 @@ from negawatt.artifact.packed_file import rows_of
 from negawatt.artifact.safetensors_file import StoredTensor, write_safetensors
 from negawatt.catalog.manifest import NAME as MANIFEST
 from negawatt.catalog.manifest import PACKED_FILE
-from negawatt.compress.calibration import Calibration, calibration
+from negawatt.compress.calibration import SELF, Calibration, calibration
 from negawatt.compress.draft import Draft
 from negawatt.compress.judgement import Judgement, compared, judge
+from negawatt.compress.labelled import has_labels, labelled
+from negawatt.compress.network import Network
 from negawatt.compress.recipe import NAME as RECIPE
 from negawatt.compress.recipe import Recipe
 from negawatt.compress.source import Source
@@ -150,15 +152,18 @@ class _Job:
             source, recipe.text, windows=windows, heldout=recipe.heldout, length=recipe.length,
             seed=recipe.seed, progress=self.progress,
         )  # fmt: skip
+        if not Network(source).is_decoder and recipe.text != SELF and has_labels(recipe.text):
+            text = replace(text, questions=labelled(recipe.text, recipe.seed)[1])
         _promised("the text", text.sha256, recipe.text_sha256)
         return text
 
     def _judged(self, what: str, source: Source, text: Calibration) -> Judgement:
         self.progress(0, None, f"judging on held-out text: {what}")
         with Meter() as meter:
-            found = judge(source, text.heldout)
+            found = judge(source, text.heldout, text.questions)
         self.judging.append(meter.measurement)
-        self.origin = self.origin or found
+        if self.origin is None or self.origin.metric != found.metric:
+            self.origin = found
         return found
 
     def _drafted(self, each: Pass, place: Path, source: Source, text: Calibration) -> Draft:

@@ -30,7 +30,8 @@ from negawatt.run import Run
 if TYPE_CHECKING:
     import torch
 
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+          "uint8": "U8"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,15 @@ class Draft:
         """What the latest step handed on, such as hidden states; nothing before the first."""
         return self._carried
 
+    def aside(self, step: str) -> dict[str, torch.Tensor]:
+        """What a step laid aside, such as the answers of a teacher: no part of the result.
+
+        Raises:
+            IntegrityError: it is not what was written.
+        """
+        written = self._steps[step].get("aside")
+        return self._tensors_of(written) if written else {}
+
     def keep(
         self,
         step: str,
@@ -131,6 +141,7 @@ class Draft:
         *,
         drop: Iterable[str] = (),
         carry: Mapping[str, torch.Tensor] | None = None,
+        aside: Mapping[str, torch.Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """End a step: what it made is durable when this returns.
@@ -140,6 +151,7 @@ class Draft:
             put: new or replaced tensors of the result, by name.
             drop: names that leave the result.
             carry: replaces what earlier steps handed on to later ones; None hands on the same.
+            aside: what any later step may read again, see `aside`.
             facts: a JSON object to remember.
 
         Raises:
@@ -151,6 +163,7 @@ class Draft:
         record["put"] = self._written(f"step-{number:04d}.safetensors", put) if put else None
         carried = self._written(f"carry-{number:04d}.safetensors", carry) if carry else None
         record["carry"] = carried if carry is not None else previous.get("carry")
+        record["aside"] = self._written(f"aside-{number:04d}.safetensors", aside) if aside else None
         record |= self._spent()
         self._run.append("step", record)
         self._take(record, verify=False)
@@ -192,9 +205,10 @@ class Draft:
         return path
 
     def _carry_of(self, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        if not record["carry"]:
-            return {}
-        return {name: _loaded(t) for name, t in read_header(self._file(record["carry"], True)).items()}
+        return self._tensors_of(record["carry"]) if record["carry"] else {}
+
+    def _tensors_of(self, written: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        return {name: _loaded(t) for name, t in read_header(self._file(written, True)).items()}
 
     # -- the cost --------------------------------------------------------------------------------
 
@@ -251,6 +265,6 @@ def _loaded(stored: StoredTensor) -> torch.Tensor:
     import torch
 
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-             "U8": torch.uint8}  # fmt: skip
+             "I32": torch.int32, "U8": torch.uint8}  # fmt: skip
     flat = torch.frombuffer(bytearray(stored.stored_bytes()), dtype=kinds[stored.dtype])
     return flat.reshape(stored.shape)

@@ -9,6 +9,8 @@ from negawatt.compress.technique import Pass
 from negawatt.errors import UsageError
 
 PASSES = {
+    "classifier": "negawatt.compress.classifier:Classifier",
+    "distil": "negawatt.compress.distil:Distil",
     "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
