@@ -71,6 +71,7 @@ def give_head(draft: Draft, source: Source, labels: Sequence[str], seed: int) ->
     fresh = [path for path in wanted if path not in held]
     if draft.kept("head") is None:
         draft.keep("head", _drawn({path: wanted[path] for path in fresh}, source, seed))
+    draft.tensors = {path: draft.tensors[path] for path in wanted}  # the same order after a kill
     return fresh
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from negawatt.artifact import Tokenizer
 from negawatt.compress.source import Source
@@ -105,6 +106,9 @@ def _of(origin: str, workload: Workload, names: tuple[str, ...]) -> Labelled:
 
 def has_labels(reference: str) -> bool:
     """Whether a reference names a workload with items of kind classify."""
+    path = Path(reference).expanduser()
+    if path.is_file() and path.suffix != ".toml":
+        return False  # a plain text
     try:
         return ClassifyItem.kind in Workload.open(reference).kinds
     except UsageError:
