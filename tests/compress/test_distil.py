@@ -226,6 +226,6 @@ def test_a_training_that_falls_apart_says_so(
 ) -> None:
     model = small_model(tmp_path / "model", "bert")
     monkeypatch.setattr(classifier, "_labels_alone", lambda logits, *rest: logits.sum() * float("inf"))
-    with pytest.raises(NegawattError, match="no number any more; lower the rate from 0.01"):
+    with pytest.raises(NegawattError, match=r"no number any more; lower the rate from 0\.01"):
         made(model, "classifier:rate=0.01", texts, tmp_path / "out")
     assert not (tmp_path / "out").exists()

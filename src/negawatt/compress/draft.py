@@ -30,6 +30,8 @@ from negawatt.run import Run
 if TYPE_CHECKING:
     import torch
 
+ADAPTER = "adapter"
+"""Folder of a result in which an adapter lies that its weights do not hold."""
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
           "uint8": "U8"}  # fmt: skip
 
@@ -85,6 +87,7 @@ class Draft:
     Attributes:
         config: content of the new config.json; a pass changes it in place.
         files: new content of other files by name (such as ``tokenizer.json``); None drops one.
+        beside: safetensors files that lie beside the model by name, each with its tensors.
         kept_tokens: ids, in the source's numbering, of the only tokens that the result has, in their
             new order; None where the vocabulary stays. Text is renumbered by it for what follows.
         outcome: what the pass decided, as JSON for the lineage.
@@ -103,6 +106,7 @@ class Draft:
         self._run = run
         self.config: dict[str, Any] = dict(source.config)
         self.files: dict[str, str | None] = {}
+        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
         self.kept_tokens: list[int] | None = None
         self.outcome: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -210,6 +214,18 @@ class Draft:
     def _tensors_of(self, written: Mapping[str, str]) -> dict[str, torch.Tensor]:
         return {name: _loaded(t) for name, t in read_header(self._file(written, True)).items()}
 
+    def write_beside(self, folder: Path) -> None:
+        """Write the files of `files` and `beside` into a folder that holds the source's own."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                (folder / name).write_text(content, "utf-8")
+        for name, tensors in self.beside.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(folder / name, [_row(*pair) for pair in sorted(tensors.items())])
+
     # -- the cost --------------------------------------------------------------------------------
 
     def _spent(self) -> dict[str, Any]:
@@ -266,5 +282,7 @@ def _loaded(stored: StoredTensor) -> torch.Tensor:
 
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
              "I32": torch.int32, "U8": torch.uint8}  # fmt: skip
+    if not stored.n_bytes:  # such as a layer that AdaLoRA left no rank
+        return torch.empty(stored.shape, dtype=kinds[stored.dtype])
     flat = torch.frombuffer(bytearray(stored.stored_bytes()), dtype=kinds[stored.dtype])
     return flat.reshape(stored.shape)

@@ -104,37 +104,53 @@ def _run(
     work: Work, network: Network, lesson: Lesson, learnt: Callable[[Any], dict[str, Any]], precision: Any
 ) -> None:
     """Ask the teacher, and train what `learnt` names of the loaded model."""
-    import torch
-
-    assert work.tokens is not None
-    tokens, draft, teacher = work.tokens, work.draft, lesson.teacher
-    if teacher is not None:
-        draft.outcome["teacher_sha256"] = teacher.identity
-        ask_about_windows(
-            work, teacher, top_k=lesson.top_k, temperature=lesson.temperature,
-            with_hidden=lesson.hidden > 0, precision=getattr(torch, lesson.precision),
-        )  # fmt: skip
-        draft.outcome["teacher"] = draft.kept(STEP)
-    if not is_done(draft, lesson.steps):
-        said = draft.aside(STEP) if teacher is not None else {}
+    said = asked(work, lesson)
+    if not is_done(work.draft, lesson.steps):
         across = None
         if "hidden" in said:
             across = bridge(network.model.config.hidden_size, said["hidden"].shape[-1], work.seed)
         with network.whole(precision) as model:
             values = learnt(model) | ({} if across is None else {BRIDGE: across})
+            train(
+                work.draft, values, step_of(model, work, lesson, said, across), steps=lesson.steps,
+                rate=lesson.rate, progress=work.progress,
+            )  # fmt: skip
+    work.draft.outcome |= losses(work.draft, lesson.steps)
 
-            def step(number: int) -> float:
-                loss = 0.0
-                places = chosen(number, lesson.batch, len(tokens), work.seed)
-                for place in places:  # one window at a time: the logits are the largest thing in memory
-                    row = {name: value[place] for name, value in said.items()}
-                    part = window_loss(model, tokens[place], row, lesson, across) / len(places)
-                    part.backward()
-                    loss += part.item()
-                return loss
 
-            train(draft, values, step, steps=lesson.steps, rate=lesson.rate, progress=work.progress)
-    draft.outcome |= losses(draft, lesson.steps)
+def asked(work: Work, lesson: Lesson) -> dict[str, torch.Tensor]:
+    """What the teacher says of the windows; nothing without a teacher."""
+    import torch
+
+    if lesson.teacher is None:
+        return {}
+    work.draft.outcome["teacher_sha256"] = lesson.teacher.identity
+    ask_about_windows(
+        work, lesson.teacher, top_k=lesson.top_k, temperature=lesson.temperature,
+        with_hidden=lesson.hidden > 0, precision=getattr(torch, lesson.precision),
+    )  # fmt: skip
+    work.draft.outcome["teacher"] = work.draft.kept(STEP)
+    return work.draft.aside(STEP)
+
+
+def step_of(
+    model: Any, work: Work, lesson: Lesson, said: dict[str, torch.Tensor], across: Any = None
+) -> Callable[[int], float]:
+    """A training step on windows: sends the gradients back, and gives the loss in nats a token."""
+    assert work.tokens is not None
+    tokens, seed = work.tokens, work.seed
+
+    def step(number: int) -> float:
+        loss = 0.0
+        places = chosen(number, lesson.batch, len(tokens), seed)
+        for place in places:  # one window at a time: the logits are the largest thing in memory
+            row = {name: value[place] for name, value in said.items()}
+            part = window_loss(model, tokens[place], row, lesson, across) / len(places)
+            part.backward()
+            loss += part.item()
+        return loss
+
+    return step
 
 
 def window_loss(

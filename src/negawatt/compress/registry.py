@@ -9,6 +9,7 @@ from negawatt.compress.technique import Pass
 from negawatt.errors import UsageError
 
 PASSES = {
+    "adapter": "negawatt.compress.adapter:Adapter",
     "classifier": "negawatt.compress.classifier:Classifier",
     "distil": "negawatt.compress.distil:Distil",
     "awq": "negawatt.compress.awq:Awq",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from negawatt.compress.draft import Draft
 from negawatt.compress.technique import Progress
@@ -68,7 +68,7 @@ class Adam:
                     value.copy_(state[key])
 
     def update(self, rate: float) -> None:
-        """One step with the gradients at hand, which are then cleared."""
+        """One step with the gradients at hand."""
         import torch
 
         self.count += 1
@@ -82,13 +82,30 @@ class Adam:
                 square.mul_(slower).addcmul_(value.grad, value.grad, value=1 - slower)
                 scale = (square / (1 - slower**self.count)).sqrt_().add_(1e-8)
                 value.addcdiv_(mean, scale, value=-rate / (1 - slow**self.count))
-                value.grad = None
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for value in self.values.values():
+            value.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
         import torch
 
         values = {key: value.detach() for key, value in self.values.items()}
         return {"count": torch.tensor([self.count]), **values, **self.moments}
+
+
+class Companion(Protocol):
+    """What goes along with a training, such as a choice of ranks, and is kept with its checkpoints."""
+
+    def after(self, step: int) -> None:
+        """Called when a step has changed the values, with its gradients still at hand."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `restore` needs, by names that no value has."""
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what a checkpoint holds."""
 
 
 def is_done(draft: Draft, steps: int) -> bool:
@@ -110,6 +127,7 @@ def train(
     steps: int,
     rate: float,
     progress: Progress,
+    companion: Companion | None = None,
 ) -> None:
     """Learn, from the last checkpoint on.
 
@@ -120,12 +138,16 @@ def train(
         steps: in all.
         rate: the highest learning rate.
         progress: told of every step.
+        companion: what goes along.
 
     Raises:
         NegawattError: the loss is no longer a number.
     """
     adam = Adam(values)
-    adam.restore(draft.carried if any(draft.kept(f"step {end}") for end in checkpoints(steps)) else {})
+    known = draft.carried if any(draft.kept(f"step {end}") for end in checkpoints(steps)) else {}
+    adam.restore(known)
+    if companion is not None and known:
+        companion.restore(known)
     done = 0
     for end in checkpoints(steps):
         if draft.kept(f"step {end}") is None:
@@ -140,7 +162,11 @@ def train(
                     )
                 mean += found / (end - done)
                 adam.update(rate_at(step, steps, rate))
-            draft.keep(f"step {end}", carry=adam.state(), facts={"loss": mean})
+                if companion is not None:
+                    companion.after(step)
+                adam.clear()
+            also = {} if companion is None else companion.state()
+            draft.keep(f"step {end}", carry=adam.state() | also, facts={"loss": mean})
         done = end
 
 
