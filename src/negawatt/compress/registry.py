@@ -22,6 +22,7 @@ PASSES = {
     "depth": "negawatt.compress.depth:Depth",
     "width": "negawatt.compress.width:Width",
     "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
+    "qat": "negawatt.compress.qat:Qat",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
     "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
     "svd": "negawatt.compress.svd:Svd",
