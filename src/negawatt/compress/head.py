@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from negawatt.compress.draft import Draft
 from negawatt.compress.modules import without_weights
 from negawatt.compress.source import Source
-from negawatt.errors import ArtifactError, require
+from negawatt.engine import quiet
+from negawatt.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def give_head(draft: Draft, source: Source, labels: Sequence[str], seed: int) ->
     Raises:
         ArtifactError: transformers has no classifier of this kind, or the source has other labels.
     """
-    transformers = require("transformers", extra="compress")
+    transformers = quiet.transformers(extra="compress")
     if is_classifier(source.config):
         if labels_of(source.config) != tuple(labels):
             raise ArtifactError(

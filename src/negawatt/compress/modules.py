@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from negawatt.compress.source import Source
-from negawatt.errors import ArtifactError, require
+from negawatt.engine import quiet
+from negawatt.errors import ArtifactError
 
 
 def built(source: Source) -> tuple[Any, dict[str, str]]:
     """The model without weights, and the checkpoint's name of every parameter it has."""
-    transformers = require("transformers", extra="compress")
-    transformers.utils.logging.set_verbosity_error()
+    transformers = quiet.transformers(extra="compress")
     config = _config(transformers, source)
     named = getattr(transformers, str((source.config.get("architectures") or [""])[0]), None)
     missing: list[str] = []
@@ -32,7 +32,7 @@ def built(source: Source) -> tuple[Any, dict[str, str]]:
 
 def without_weights(maker: Any, content: Mapping[str, Any], source: Source) -> Any:
     """The modules of a class of transformers for a config.json, with nothing in their parameters."""
-    return _made(maker, _config(require("transformers", extra="compress"), source, content))
+    return _made(maker, _config(quiet.transformers(extra="compress"), source, content))
 
 
 def _made(maker: Any, config: Any) -> Any:

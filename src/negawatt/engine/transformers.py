@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
-from negawatt.engine import classifier, factored
+from negawatt.engine import classifier, factored, quiet
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
@@ -159,11 +159,7 @@ def _loaded(maker: Any, checkpoint: Path, weight_format: str) -> Any:
 
 
 def _transformers() -> Any:
-    """The library, quiet: no progress bars and no advice on standard error."""
-    transformers = require("transformers", extra="transformers")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    return quiet.transformers(extra="transformers")
 
 
 def _refuse_unknown_architecture(checkpoint: Path) -> None:
