@@ -14,9 +14,11 @@ from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
 from negawatt.errors import UsageError
 from negawatt.testing.small_models import TEXT, small_model
+from negawatt.testing.small_workload import small_workload
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 SMALL = "steps=30,batch=2,rank=4,rate=0.01,precision=float32"
 LOADING = """
@@ -64,6 +66,22 @@ def test_merged_and_unmerged_are_the_same_function(kind: str, tmp_path: Path) ->
         assert len(set(outcome["ranks"].values())) > 1
 
 
+def test_a_classifier_is_trained_on_labels(tmp_path: Path) -> None:
+    texts, model = small_workload(tmp_path / "texts"), small_model(tmp_path / "model", "bert")
+    for merge in ("true", "false"):
+        technique = parse(f"adapter:kind=dora,merge={merge},steps=30,batch=8,rank=4,rate=0.01")
+        recipe = Recipe(str(model), (technique,), str(texts), windows=4, heldout=2, length=64, threads=1)
+        step = compress(recipe, tmp_path / merge)["passes"][0]
+        assert step["quality"]["metric"] == "accuracy"
+        assert (step["quality"]["after"] > 0.9) == (merge == "true")
+    merged, base = (Artifact.open(tmp_path / m).checkpoint() for m in ("true", "false"))
+    maker, tokens = transformers.AutoModelForSequenceClassification, torch.arange(5, 25)[None]
+    adapted = peft.PeftModel.from_pretrained(maker.from_pretrained(base), base / "adapter")
+    with torch.no_grad():
+        ours, theirs = (m.eval()(input_ids=tokens).logits for m in (maker.from_pretrained(merged), adapted))
+    assert (ours - theirs).abs().max() < 2e-3
+
+
 def test_a_prefix_is_kept_beside_the_model(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", "llama")
     document = made(model, f"adapter:kind=prefix,merge=false,{SMALL}", tmp_path / "out")
@@ -84,7 +102,8 @@ def test_an_adapter_does_not_follow_other_weights(tmp_path: Path) -> None:
     ("technique", "family", "sentence"),
     [
         ("adapter:kind=prefix", "llama", "a prefix is no change of weights and cannot be merged"),
-        ("adapter", "bert", "is an encoder; train it with classifier or distil"),
+        ("adapter:kind=prefix,merge=false", "bert", "a prefix is for decoders, and model is an encoder"),
+        ("adapter", "bert", "adapter learns from labelled texts"),
     ],
 )
 def test_what_cannot_be_done(technique: str, family: str, sentence: str, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from negawatt.testing import PassContract
+from negawatt.testing.small_workload import small_workload
 
 pytest.importorskip("peft")
 
@@ -49,3 +52,15 @@ class TestUnmerged(_OnDecoders):
     @pytest.fixture
     def technique(self) -> str:
         return f"adapter:merge=false,{SMALL}"
+
+
+class TestOnLabels(PassContract):
+    families = ("bert", "mpnet")
+
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> Path:
+        return small_workload(tmp_path / "texts")
+
+    @pytest.fixture
+    def technique(self) -> str:
+        return "adapter:steps=20,batch=4,rank=2,precision=float32"

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from negawatt.compress.classifier import BATCH, TEXTS_A_STEP, WINDOWS_A_STEP, require_labels
 from negawatt.compress.draft import ADAPTER
+from negawatt.compress.head import give_head
+from negawatt.compress.labelled import labelled
 from negawatt.compress.network import Network
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.recovery import Lesson, step_of
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
-from negawatt.compress.training import losses, train
+from negawatt.compress.text_model import TextModel
+from negawatt.compress.training import chosen, losses, train
 from negawatt.errors import UsageError, require
 
 if TYPE_CHECKING:
@@ -34,14 +38,14 @@ class Adapter(Pass):
     """Train an adapter on the text."""
 
     name: ClassVar[str] = "adapter"
-    summary: ClassVar[str] = "train an adapter on the text, to be merged or kept beside the model"
+    summary: ClassVar[str] = "train an adapter on text or on labels, to be merged or kept beside the model"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("kind", "lora", "what is trained", choices=("lora", "adalora", "dora", "prefix")),
         Parameter("merge", True, "put it into the weights; false: the weights stay, and the adapter lies in "
                   "adapter/ beside them"),
         Parameter("rank", 16, "rank of the additions, or tokens of a prefix", low=1, search=(4, 16)),
         Parameter("steps", 64, "training steps", low=1, search=(64, 256)),
-        Parameter("batch", 4, "windows a step", low=1),
+        BATCH,
         Parameter("rate", 1e-3, "highest learning rate", low=0.0, high=1.0, open=True, search=(3e-4, 1e-3)),
         Parameter("precision", "bfloat16", "of the arithmetic while training",
                   choices=("bfloat16", "float32")),
@@ -55,12 +59,14 @@ class Adapter(Pass):
                 f"adapter: a {self.values['kind']} is no change of weights and cannot be merged; add "
                 "merge=false to keep it beside the model"
             )
-        if not Network(source).is_decoder:
-            raise UsageError(
-                f"adapter trains on text, and {source.name} is an encoder; train it with classifier or distil"
-            )
+        if self.values["kind"] == "prefix" and not Network(source).is_decoder:
+            raise UsageError(f"adapter: a prefix is for decoders, and {source.name} is an encoder")
 
     def apply(self, work: Work) -> None:
+        if not work.network().is_decoder:
+            require_labels(work, self.name)
+            texts, _ = labelled(work.text, work.seed)
+            give_head(work.draft, work.source, texts.names, work.seed)
         if work.draft.kept("adapter") is None:
             self._train(work)
         steps = self.values["steps"]
@@ -76,16 +82,15 @@ class Adapter(Pass):
     def _train(self, work: Work) -> None:
         import torch
 
-        values, network = self.values, work.network()
-        lesson = Lesson(
-            None, 1.0, 1, 0.0, 1.0, values["steps"], values["batch"], values["rate"], values["precision"]
-        )
+        values = self.values
+        source = work.draft.as_source(work.source)
+        network = Network(source)
         with network.whole(torch.float32) as model, _quiet():
             adapted = self._adapted(model, network, work)
             learnt = {f"adapter|{n}": p for n, p in adapted.named_parameters() if p.requires_grad}
             companion = _Ranks(adapted) if values["kind"] == "adalora" else None
             train(
-                work.draft, learnt, step_of(adapted, work, lesson, {}), steps=values["steps"],
+                work.draft, learnt, self._step(adapted, work, source), steps=values["steps"],
                 rate=values["rate"], progress=work.progress, companion=companion,
             )  # fmt: skip
             outcome = {"trained_values": sum(p.numel() for p in learnt.values())}
@@ -93,11 +98,33 @@ class Adapter(Pass):
                 outcome["ranks"] = companion.ranks()
             if values["merge"]:
                 put = _merged(adapted, network)
-                stored = {name: work.source.as_stored(name, value) for name, value in put.items()}
+                stored = {name: source.as_stored(name, value) for name, value in put.items()}
                 work.draft.keep("adapter", stored, facts={"outcome": outcome})
             else:
                 files, tensors = _exported(adapted, work.source)
                 work.draft.keep("adapter", aside=tensors, facts={"outcome": outcome, "files": files})
+
+    def _step(self, adapted: Any, work: Work, source: Source) -> Callable[[int], float]:
+        """A training step on windows of text, or on labelled texts."""
+        import torch
+
+        values, is_decoder = self.values, work.network().is_decoder
+        batch = values["batch"] or (WINDOWS_A_STEP if is_decoder else TEXTS_A_STEP)
+        if is_decoder:
+            steps, rate, precision = values["steps"], values["rate"], values["precision"]
+            return step_of(adapted, work, Lesson(None, 1.0, 1, 0.0, 1.0, steps, batch, rate, precision), {})
+        texts, _ = labelled(work.text, work.seed)
+        model = TextModel(source, half=values["precision"] == "bfloat16")
+        rows, answers = texts.encoded(source), torch.tensor(texts.answers)
+
+        def step(number: int) -> float:
+            places = chosen(number, batch, len(rows), work.seed)
+            logits, _ = model.run(adapted, [rows[i] for i in places])
+            loss = torch.nn.functional.cross_entropy(logits, answers[places])
+            loss.backward()
+            return float(loss.detach())
+
+        return step
 
     def _adapted(self, model: Any, network: Network, work: Work) -> Any:
         """The model with an untrained adapter, whose values the seed decides."""
@@ -105,13 +132,14 @@ class Adapter(Pass):
         import torch
 
         kind, rank = self.values["kind"], self.values["rank"]
+        task = "CAUSAL_LM" if network.is_decoder else "SEQ_CLS"
         if kind == "prefix":
-            config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=rank)
+            config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=rank)
         else:
             of = {n: path.removesuffix(".weight") for path, n in network.checkpoint_names.items()}
             linears = [each for block in range(len(network.blocks)) for each in network.linears(block)]
             common: dict[str, Any] = {
-                "task_type": "CAUSAL_LM", "target_modules": [of[each.name] for each in linears],
+                "task_type": task, "target_modules": [of[each.name] for each in linears],
                 "fan_in_fan_out": any(each.transposed for each in linears), "lora_alpha": 2 * rank,
             }  # fmt: skip
             if kind == "adalora":
@@ -168,13 +196,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _merged(adapted: Any, network: Network) -> dict[str, torch.Tensor]:
-    """The weights with the adapter in them, by their names in the checkpoint."""
+    """The weights with the adapter in them, and a classifier's head, by their names in the checkpoint."""
     names, plain = network.checkpoint_names, adapted.merge_and_unload()
     linears = {each.name for block in range(len(network.blocks)) for each in network.linears(block)}
+    prefix = "" if network.is_decoder else f"{network.model.base_model_prefix}."
     return {
         names[path]: parameter.detach()
         for path, parameter in plain.named_parameters()
-        if names.get(path) in linears
+        if names[path] in linears or not path.startswith(prefix)
     }
 
 

@@ -18,14 +18,16 @@ from negawatt.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+TEXTS_A_STEP = 32
+WINDOWS_A_STEP = 4
+BATCH = Parameter("batch", 0, "texts, or windows of a decoder, a step; 0: 32 texts or 4 windows", low=0)
 TRAINING = (
     Parameter("epochs", 4, "times every text is seen", low=1, search=(2, 4, 8)),
-    Parameter("batch", 0, "texts (or windows of a decoder) a step; 0: 32 texts, or 4 windows", low=0),
+    BATCH,
     Parameter("rate", 1e-4, "highest learning rate", low=0.0, high=1.0, open=True, search=(5e-5, 1e-4, 2e-4)),
     Parameter("frozen", 0, "first blocks that stay as they are; what they give is computed once", low=0),
 )
 """What every pass that trains an encoder on texts can be told."""
-TEXTS_A_STEP = 32
 
 
 class Classifier(Pass):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from negawatt.compress.classifier import TRAINING, check_encoder, fit, require_labels
+from negawatt.compress.classifier import TRAINING, WINDOWS_A_STEP, check_encoder, fit, require_labels
 from negawatt.compress.labelled import Labelled, labelled
 from negawatt.compress.network import Network
 from negawatt.compress.parameter import Parameter
@@ -67,7 +67,7 @@ class Distil(Pass):
         assert work.tokens is not None
         values = self.values
         teacher = teacher_of(values["teacher"], work.source, self.name)
-        batch = values["batch"] or 4
+        batch = values["batch"] or WINDOWS_A_STEP
         steps = -(-values["epochs"] * len(work.tokens) // batch)
         lesson = Lesson(
             teacher, values["temperature"], values["top_k"], values["hidden"], values["labels"], steps, batch,
