@@ -7,6 +7,7 @@ checkpoints are small; full training changes all weights of the blocks.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from negawatt.compress.network import Network
@@ -34,7 +35,7 @@ class Heal(Pass):
                   open=True, search=(1e-4, 3e-4, 1e-3)),
         Parameter("precision", "bfloat16", "of the arithmetic while training",
                   choices=("bfloat16", "float32")),
-        TEMPERATURE,
+        replace(TEMPERATURE, default=1.0),
         TOP_K,
         HIDDEN,
     )  # fmt: skip
