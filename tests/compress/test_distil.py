@@ -10,7 +10,9 @@ import pytest
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, classifier, compress, parse
 from negawatt.compress.labelled import labelled
+from negawatt.compress.source import Source
 from negawatt.compress.teacher import divergence
+from negawatt.compress.text_model import TextModel
 from negawatt.compress.training import batches, checkpoints, rate_at
 from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import ArtifactError, EngineError, NegawattError, UsageError, WorkloadError
@@ -111,6 +113,27 @@ def test_later_passes_are_judged_by_accuracy(student: Path, texts: Path, tmp_pat
 def test_training_goes_on_from_a_head_that_is_there(student: Path, texts: Path, tmp_path: Path) -> None:
     document = made(student, "classifier:epochs=1,batch=8,rate=0.0001", texts, tmp_path / "out")
     assert document["passes"][0]["quality"]["before"] is not None
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_blocks_that_are_run_once_change_nothing(family: str, texts: Path, tmp_path: Path) -> None:
+    made(small_model(tmp_path / "model", family), "classifier:epochs=1", texts, tmp_path / "made")
+    source = Source.of(Artifact.open(tmp_path / "made"))
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+    model = TextModel(source)
+    with model.network.whole(torch.float32) as module, torch.no_grad():
+        whole, mean = model.run(module, rows, with_hidden=True)
+        for blocks in range(4):
+            given = model.given(module, rows, blocks) if blocks else []
+            with model.beginning_at(blocks) as give:
+                give(given)
+                found, _ = model.run(module, rows)
+            assert (found - whole).abs().max() < 1e-5
+    assert mean is not None
+    assert mean.shape == (3, 64)
+    alone = model.answers(rows[1:2], with_hidden=True)
+    assert (alone["logits"][0] - whole[1]).abs().max() < 1e-5
+    assert (alone["hidden"][0] - mean[1]).abs().max() < 1e-5  # padding is no part of a mean
 
 
 # -- decoders ----------------------------------------------------------------------------------------
