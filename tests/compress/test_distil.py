@@ -115,6 +115,18 @@ def test_training_goes_on_from_a_head_that_is_there(student: Path, texts: Path, 
     assert document["passes"][0]["quality"]["before"] is not None
 
 
+def test_pieces_are_runs_of_words_without_labels(texts: Path) -> None:
+    learnt, _ = labelled(str(texts), 0)
+    more = learnt.with_pieces(2, seed=1)
+    pieces = more.texts[len(learnt.texts) :]
+    assert more.texts[: len(learnt.texts)] == learnt.texts
+    assert len(pieces) == 2 * len(learnt.texts)
+    assert set(more.answers[len(learnt.texts) :]) == {-1}
+    assert all(piece and piece in learnt.texts[i // 2] for i, piece in enumerate(pieces))
+    assert learnt.with_pieces(2, seed=1) == more
+    assert learnt.with_pieces(0, seed=1) == learnt
+
+
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
 def test_blocks_that_are_run_once_change_nothing(family: str, texts: Path, tmp_path: Path) -> None:
     made(small_model(tmp_path / "model", family), "classifier:epochs=1", texts, tmp_path / "made")

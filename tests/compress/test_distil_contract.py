@@ -39,7 +39,7 @@ class TestDistilledClassifier(_OnLabels):
         model = small_model(tmp_path / "larger", "bert", seed=1, hidden_size=96)
         recipe = Recipe(str(model), (parse("classifier:epochs=1"),), str(texts), 4, 2, 64, threads=1)
         compress(recipe, tmp_path / "teacher")
-        return f"distil:teacher={tmp_path / 'teacher'},epochs=3,batch=8,hidden=0.5"
+        return f"distil:teacher={tmp_path / 'teacher'},epochs=2,batch=8,hidden=0.5,pieces=1"
 
 
 class TestDistilledDecoder(PassContract):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from negawatt.compress.classifier import TRAINING, WINDOWS_A_STEP, check_encoder, fit, require_labels
-from negawatt.compress.labelled import Labelled, labelled
+from negawatt.compress.labelled import UNKNOWN, Labelled, labelled
 from negawatt.compress.network import Network
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.recovery import BRIDGE, HIDDEN, TEMPERATURE, TOP_K, Lesson, learn_all
@@ -42,6 +42,8 @@ class Distil(Pass):
                   low=0.0, high=1.0, search=(0.0, 0.1, 0.5)),
         HIDDEN,
         TOP_K,
+        Parameter("pieces", 0, "of every text so many random runs of its words are learnt too, which only the "
+                  "teacher labels", low=0, search=(0, 2)),
         *TRAINING,
     )  # fmt: skip
     calibrated: ClassVar[bool] = True
@@ -77,7 +79,7 @@ class Distil(Pass):
 
     def _classifier(self, work: Work) -> None:
         require_labels(work, self.name)
-        learnt, _ = labelled(work.text, work.seed)
+        learnt = labelled(work.text, work.seed)[0].with_pieces(self.values["pieces"], work.seed)
         teacher = classifier_of(self.values["teacher"], learnt.names, self.name)
         work.draft.outcome["teacher_sha256"] = teacher.identity
         ask_about_texts(work, teacher, learnt, self.values["hidden"] > 0)
@@ -97,8 +99,9 @@ class Distil(Pass):
             wanted = (said["logits"][chosen] / heat).log_softmax(-1)
             found = (logits / heat).log_softmax(-1)
             kl = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True) * heat**2
-            truth = torch.nn.functional.cross_entropy(logits, answers)
-            total: torch.Tensor = (1 - weight) * kl + weight * truth
+            known = answers != UNKNOWN
+            truth = torch.nn.functional.cross_entropy(logits[known], answers[known], reduction="sum")
+            total: torch.Tensor = (1 - weight) * kl + weight * truth / len(answers)
             if hidden:
                 ours = mean if across is None else mean @ across.T
                 total = total + hidden * unlike(ours, said["hidden"][chosen])

@@ -16,6 +16,8 @@ from negawatt.workload.items import ClassifyItem, prompt_text
 LEARNT_SHARE = 0.8
 """Share of a workload's items that a classifier is trained on; the others judge it."""
 
+UNKNOWN = -1
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -25,7 +27,7 @@ class Labelled:
         origin: where they come from, as in `Calibration`.
         names: the labels, in alphabetical order.
         texts: what is to be classified.
-        answers: for each text the place of its label in `names`.
+        answers: for each text the place of its label in `names`, or `UNKNOWN`.
     """
 
     origin: str
@@ -38,6 +40,23 @@ class Labelled:
         """Hash over texts and labels."""
         content = "\0".join([*self.names, "", *self.texts, "", *map(str, self.answers)])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def with_pieces(self, each: int, seed: int) -> Labelled:
+        """The texts, and of each of them `each` random runs of its words, whose labels nobody knows.
+
+        Texts of a single word have no pieces.
+        """
+        import numpy as np
+
+        draw, pieces = np.random.default_rng(seed), []
+        for text in self.texts:
+            words = text.split()
+            for _ in range(each if len(words) > 1 else 0):
+                length = int(draw.integers(1, len(words)))
+                start = int(draw.integers(0, len(words) - length + 1))
+                pieces.append(" ".join(words[start : start + length]))
+        unknown = (UNKNOWN,) * len(pieces)
+        return Labelled(self.origin, self.names, (*self.texts, *pieces), (*self.answers, *unknown))
 
     def encoded(self, source: Source) -> list[list[int]]:
         """The texts as a model reads them, cut to its longest context.

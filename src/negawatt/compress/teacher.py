@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from negawatt.artifact import Artifact
 from negawatt.compress.head import is_classifier, labels_of
-from negawatt.compress.labelled import Labelled
+from negawatt.compress.labelled import UNKNOWN, Labelled
 from negawatt.compress.network import Network
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Work
@@ -64,8 +64,9 @@ def ask_about_texts(work: Work, teacher: Source, texts: Labelled, with_hidden: b
     answers = TextModel(teacher, half=True).answers(
         rows, with_hidden=with_hidden, tell=lambda n: work.progress(n, len(rows), "asking the teacher")
     )
-    right = (answers["logits"].argmax(-1) == _tensor(texts.answers)).float().mean()
-    work.draft.keep(STEP, aside=answers, facts={"agrees_with_labels": float(right)})
+    found = answers["logits"].argmax(-1).tolist()
+    right = [a == b for a, b in zip(found, texts.answers, strict=True) if b != UNKNOWN]
+    work.draft.keep(STEP, aside=answers, facts={"agrees_with_labels": sum(right) / len(right)})
 
 
 def ask_about_windows(
@@ -140,9 +141,3 @@ def bridge(ours: int, theirs: int, seed: int) -> torch.Tensor | None:
         return None
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(theirs, ours, generator=generator) / ours**0.5).requires_grad_(True)
-
-
-def _tensor(values: tuple[int, ...]) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(values)
