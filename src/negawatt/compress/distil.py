@@ -42,7 +42,7 @@ class Distil(Pass):
                   low=0.0, high=1.0, search=(0.0, 0.1, 0.5)),
         HIDDEN,
         TOP_K,
-        Parameter("pieces", 0, "of every text so many random runs of its words are learnt too, which only the "
+        Parameter("pieces", 0, "of every text so many runs of its words are learnt too, which only the "
                   "teacher labels", low=0, search=(0, 2)),
         *TRAINING,
     )  # fmt: skip
