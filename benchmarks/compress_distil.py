@@ -24,12 +24,12 @@ from negawatt.engine import Engine, Settings
 from negawatt.workload import Workload, ratio_interval
 from negawatt.workload.items import to_record
 
-TEACHER, TEACHER_PASSES = "mpnet-base", ("classifier:frozen=6,epochs=3,rate=5e-5",)
+TEACHER, TEACHER_PASSES = "mpnet-base", ("classifier:frozen=9,epochs=2,rate=5e-5",)
 STUDENT = "minilm-l6"
-LEARNING = "distil:teacher={teacher},epochs=8,rate=3e-4,labels=0.1"
+LEARNING = "distil:teacher={teacher},epochs=4,rate=2e-4,labels=0.1,pieces=1"
 STUDENTS = {
+    "minilm, 4 of 6 layers": ("depth:ratio=0.34,order=contiguous", LEARNING),
     "minilm, whole": (LEARNING,),
-    "minilm, 3 layers": ("depth:ratio=0.5,order=contiguous", LEARNING),
 }
 HEADER = """schema = 1
 name = "snippets"
@@ -123,9 +123,9 @@ def main() -> None:
     items = list(Workload.open(texts).split(LEARNT_SHARE, 0)[1].quality)
     answers = [item.answer for item in items]
     chance = max(answers.count(label) for label in set(answers)) / len(answers)
-    cpu_s, energy = spent(teacher)
+    taught, energy = spent(teacher)
     print(f"{len(items)} held-out texts, the commoner label has {chance:.1%}")
-    print(f"teacher: {cpu_s:.0f} CPU-seconds of training, {energy}", flush=True)
+    print(f"teacher: {taught:.0f} CPU-seconds of training, {energy}", flush=True)
     for name in options.student or STUDENTS:
         passes = tuple(each.format(teacher=options.work / "teacher") for each in STUDENTS[name])
         student = trained(STUDENT, passes, texts, options.work / name.replace(", ", "-").replace(" ", "-"))
@@ -136,12 +136,19 @@ def main() -> None:
             continue
         for batch in (1, 32):
             found = compared(teacher, student, items[: options.texts or None], batch, options.rounds)
-            right, (before, after) = found["right"], found["cost"]
-            share = kept_share(*right, chance)
-            print(f"  batch {batch}: accuracy {right[0].mean():.4f} → {right[1].mean():.4f}, above chance "
-                  f"{share[0]:.3f} ({share[1]:.3f}–{share[2]:.3f}) of the teacher's")  # fmt: skip
-            print(f"    CPU-ms a text {1000 * before:.2f} → {1000 * after:.2f}, {found['ratio'].text}; "
-                  f"training paid back after {cpu_s / (before - after):,.0f} texts", flush=True)  # fmt: skip
+            tell(batch, found, chance, cpu_s, taught)
+
+
+def tell(batch: int, found: dict[str, Any], chance: float, cpu_s: float, taught_cpu_s: float) -> None:
+    """Print a comparison, and after how many texts the training has paid for itself."""
+    right, (before, after) = found["right"], found["cost"]
+    share, low, high = kept_share(*right, chance)
+    saved = before - after
+    print(f"  batch {batch}: accuracy {right[0].mean():.4f} → {right[1].mean():.4f}")
+    print(f"    above chance: {share:.3f} of the teacher's ({low:.3f}–{high:.3f})")
+    print(f"    CPU-ms a text {1000 * before:.2f} → {1000 * after:.2f}, {found['ratio'].text}")
+    print(f"    paid back after {cpu_s / saved:,.0f} texts", end="")
+    print(f", with the teacher's training after {(cpu_s + taught_cpu_s) / saved:,.0f}", flush=True)
 
 
 if __name__ == "__main__":
