@@ -26,7 +26,7 @@ from texts import austen, handbook
 
 MODEL = "smollm2-135m-instruct"
 PLAIN = ("rtn:group=64,embeddings=0,clip=false", "rtn:group=64,embeddings=0", "hqq:group=64,embeddings=0")
-CALIBRATED = ("gptq:group=64,embeddings=0", "awq:group=64,embeddings=0")
+CALIBRATED = ("gptq:group=64,embeddings=0", "awq:group=64,embeddings=0", "qat:group=64,embeddings=0,steps=16")
 TEXTS = ("austen", "self", "handbook")
 
 
@@ -87,7 +87,7 @@ def run(technique: str, text: str, work: Path) -> dict[str, Any]:
         calibrated = calibration_windows(source, text, work) if each.calibrated else None
         with tempfile.TemporaryDirectory() as folder, Run.create("pass", path=Path(folder) / "run") as kept:
             draft = Draft(source, kept)
-            each.apply(Work(source, draft, calibrated, 0, lambda done, total, what: None))
+            each.apply(Work(source, draft, calibrated, text, 0, lambda done, total, what: None))
             cpu_s = draft.cost()["cpu_s"]
             peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
             scores = judge(draft.as_source(source), windows).scores

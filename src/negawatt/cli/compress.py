@@ -127,8 +127,9 @@ def _show(result: dict[str, Any]) -> None:
 
     for step in result["passes"]:
         quality = step["quality"]
+        before = "" if quality["before"] is None else f"{quality['before']:.4g} → "
         click.echo(
-            f"{step['pass']}: {quality['metric']} {quality['before']:.4g} → {quality['after']:.4g} on "
+            f"{step['pass']}: {quality['metric']} {before}{quality['after']:.4g} on "
             f"held-out text; {Energy.from_json(step['energy'])}, {step['cpu_s']:.0f} CPU-seconds"
         )
         for note in step["notes"]:

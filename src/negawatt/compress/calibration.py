@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from negawatt.compress.labelled import OFFSET_POSITIONS, Labelled
 from negawatt.compress.source import Source
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.workload import Workload
@@ -36,11 +37,13 @@ class Calibration:
         origin: where the text comes from: ``file:NAME``, ``workload:NAME`` or ``self``.
         windows: to calibrate on, int64, shape ``(n, length)``.
         heldout: to judge on, of the same kind.
+        questions: labelled texts to judge classifiers on; None where there are none.
     """
 
     origin: str
     windows: torch.Tensor
     heldout: torch.Tensor
+    questions: Labelled | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -48,6 +51,8 @@ class Calibration:
         digest = hashlib.sha256()
         for part in (self.windows, self.heldout):
             digest.update(f"{tuple(part.shape)}\n".encode() + part.numpy().astype("<i8").tobytes())
+        if self.questions is not None:
+            digest.update(self.questions.sha256.encode())
         return digest.hexdigest()
 
     def renumbered(self, kept: Sequence[int]) -> Calibration:
@@ -56,7 +61,7 @@ class Calibration:
 
         table = torch.full((max(kept) + 1,), -1, dtype=torch.int64)
         table[torch.tensor(kept)] = torch.arange(len(kept))
-        return Calibration(self.origin, table[self.windows], table[self.heldout])
+        return Calibration(self.origin, table[self.windows], table[self.heldout], self.questions)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +70,7 @@ class Calibration:
             "windows": len(self.windows),
             "heldout": len(self.heldout),
             "length": int(self.heldout.shape[1]),
+            "questions": 0 if self.questions is None else len(self.questions.texts),
         }
 
 
@@ -90,7 +96,7 @@ def calibration(
     import torch
 
     longest = source.config.get("max_position_embeddings") or source.config.get("n_positions") or length
-    length = min(length, int(longest) - (2 if source.config.get("model_type") in _OFFSET_POSITIONS else 0))
+    length = min(length, int(longest) - (2 if source.config.get("model_type") in OFFSET_POSITIONS else 0))
     if reference == SELF:
         from negawatt.compress.writing import written
 
@@ -112,10 +118,6 @@ def calibration(
     chosen = [i * n // (windows + heldout) for i in range(windows + heldout)]
     rows = torch.tensor([[*before, *tokens[i * body : (i + 1) * body], *after] for i in chosen])
     return Calibration(origin, *_dealt(rows, windows, heldout))
-
-
-_OFFSET_POSITIONS = ("mpnet", "roberta", "xlm-roberta", "camembert")
-"""Encoders that number positions from 2, so that two of their positions are never used."""
 
 
 def _dealt(rows: torch.Tensor, windows: int, heldout: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,16 +6,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import rows_of
 from negawatt.artifact.safetensors_file import StoredTensor, write_safetensors
 from negawatt.catalog.manifest import NAME as MANIFEST
 from negawatt.catalog.manifest import PACKED_FILE
-from negawatt.compress.calibration import Calibration, calibration
-from negawatt.compress.draft import Draft
+from negawatt.compress.calibration import SELF, Calibration, calibration
+from negawatt.compress.draft import ADAPTER, Draft
 from negawatt.compress.judgement import Judgement, compared, judge
+from negawatt.compress.labelled import has_labels, labelled
+from negawatt.compress.network import Network
 from negawatt.compress.recipe import NAME as RECIPE
 from negawatt.compress.recipe import Recipe
 from negawatt.compress.source import Source
@@ -32,9 +34,7 @@ from negawatt.home import write_json, written_beside
 from negawatt.meter import Meter
 from negawatt.run import Run
 
-if TYPE_CHECKING:
-    pass
-
+_OURS = (MANIFEST, "model.safetensors.index.json")
 _KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".md")
 
 
@@ -150,15 +150,18 @@ class _Job:
             source, recipe.text, windows=windows, heldout=recipe.heldout, length=recipe.length,
             seed=recipe.seed, progress=self.progress,
         )  # fmt: skip
+        if not Network(source).is_decoder and recipe.text != SELF and has_labels(recipe.text):
+            text = replace(text, questions=labelled(recipe.text, recipe.seed)[1])
         _promised("the text", text.sha256, recipe.text_sha256)
         return text
 
     def _judged(self, what: str, source: Source, text: Calibration) -> Judgement:
         self.progress(0, None, f"judging on held-out text: {what}")
         with Meter() as meter:
-            found = judge(source, text.heldout)
+            found = judge(source, text.heldout, text.questions)
         self.judging.append(meter.measurement)
-        self.origin = self.origin or found
+        if self.origin is None or self.origin.metric != found.metric:
+            self.origin = found
         return found
 
     def _drafted(self, each: Pass, place: Path, source: Source, text: Calibration) -> Draft:
@@ -232,11 +235,7 @@ class _Job:
         with written_beside(folder) as temporary:
             temporary.mkdir()
             _copy_small_files(source.folder, temporary)
-            for name, content in draft.files.items():
-                if content is None:
-                    (temporary / name).unlink(missing_ok=True)
-                else:
-                    (temporary / name).write_text(content, "utf-8")
+            draft.write_beside(temporary)
             write_json(temporary / "config.json", draft.config)
             packed = not all(isinstance(t, StoredTensor) for t in draft.tensors.values())
             rows, metadata = rows_of(draft.tensors)
@@ -315,6 +314,7 @@ def _copy_small_files(source: Path, target: Path) -> None:
     for file in source.rglob("*"):
         name = file.relative_to(source)
         wanted = file.suffix in _KEPT_SUFFIXES or file.name.startswith("LICENSE")
-        if file.is_file() and wanted and file.name not in (MANIFEST, "model.safetensors.index.json"):
+        beside = name.parts[0] == ADAPTER  # trained beside other weights than those to be written
+        if file.is_file() and wanted and not beside and file.name not in _OURS:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / name)

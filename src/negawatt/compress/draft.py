@@ -30,7 +30,10 @@ from negawatt.run import Run
 if TYPE_CHECKING:
     import torch
 
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
+ADAPTER = "adapter"
+"""Folder of a result in which an adapter lies that its weights do not hold."""
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+          "uint8": "U8"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Draft:
     Attributes:
         config: content of the new config.json; a pass changes it in place.
         files: new content of other files by name (such as ``tokenizer.json``); None drops one.
+        beside: safetensors files that lie beside the model by name, each with its tensors.
         kept_tokens: ids, in the source's numbering, of the only tokens that the result has, in their
             new order; None where the vocabulary stays. Text is renumbered by it for what follows.
         outcome: what the pass decided, as JSON for the lineage.
@@ -102,6 +106,7 @@ class Draft:
         self._run = run
         self.config: dict[str, Any] = dict(source.config)
         self.files: dict[str, str | None] = {}
+        self.beside: dict[str, Mapping[str, torch.Tensor]] = {}
         self.kept_tokens: list[int] | None = None
         self.outcome: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -124,6 +129,15 @@ class Draft:
         """What the latest step handed on, such as hidden states; nothing before the first."""
         return self._carried
 
+    def aside(self, step: str) -> dict[str, torch.Tensor]:
+        """What a step laid aside, such as the answers of a teacher: no part of the result.
+
+        Raises:
+            IntegrityError: it is not what was written.
+        """
+        written = self._steps[step].get("aside")
+        return self._tensors_of(written) if written else {}
+
     def keep(
         self,
         step: str,
@@ -131,6 +145,7 @@ class Draft:
         *,
         drop: Iterable[str] = (),
         carry: Mapping[str, torch.Tensor] | None = None,
+        aside: Mapping[str, torch.Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """End a step: what it made is durable when this returns.
@@ -140,6 +155,7 @@ class Draft:
             put: new or replaced tensors of the result, by name.
             drop: names that leave the result.
             carry: replaces what earlier steps handed on to later ones; None hands on the same.
+            aside: what any later step may read again, see `aside`.
             facts: a JSON object to remember.
 
         Raises:
@@ -151,6 +167,7 @@ class Draft:
         record["put"] = self._written(f"step-{number:04d}.safetensors", put) if put else None
         carried = self._written(f"carry-{number:04d}.safetensors", carry) if carry else None
         record["carry"] = carried if carry is not None else previous.get("carry")
+        record["aside"] = self._written(f"aside-{number:04d}.safetensors", aside) if aside else None
         record |= self._spent()
         self._run.append("step", record)
         self._take(record, verify=False)
@@ -192,9 +209,22 @@ class Draft:
         return path
 
     def _carry_of(self, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        if not record["carry"]:
-            return {}
-        return {name: _loaded(t) for name, t in read_header(self._file(record["carry"], True)).items()}
+        return self._tensors_of(record["carry"]) if record["carry"] else {}
+
+    def _tensors_of(self, written: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        return {name: _loaded(t) for name, t in read_header(self._file(written, True)).items()}
+
+    def write_beside(self, folder: Path) -> None:
+        """Write the files of `files` and `beside` into a folder that holds the source's own."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                (folder / name).write_text(content, "utf-8")
+        for name, tensors in self.beside.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(folder / name, [_row(*pair) for pair in sorted(tensors.items())])
 
     # -- the cost --------------------------------------------------------------------------------
 
@@ -251,6 +281,8 @@ def _loaded(stored: StoredTensor) -> torch.Tensor:
     import torch
 
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-             "U8": torch.uint8}  # fmt: skip
+             "I32": torch.int32, "U8": torch.uint8}  # fmt: skip
+    if not stored.n_bytes:  # such as a layer that AdaLoRA left no rank
+        return torch.empty(stored.shape, dtype=kinds[stored.dtype])
     flat = torch.frombuffer(bytearray(stored.stored_bytes()), dtype=kinds[stored.dtype])
     return flat.reshape(stored.shape)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from negawatt.compress.source import Source
-from negawatt.errors import ArtifactError, require
+from negawatt.engine import quiet
+from negawatt.errors import ArtifactError
 
 
 def built(source: Source) -> tuple[Any, dict[str, str]]:
     """The model without weights, and the checkpoint's name of every parameter it has."""
-    transformers = require("transformers", extra="compress")
-    transformers.utils.logging.set_verbosity_error()
+    transformers = quiet.transformers(extra="compress")
     config = _config(transformers, source)
     named = getattr(transformers, str((source.config.get("architectures") or [""])[0]), None)
     missing: list[str] = []
     for maker in (named, transformers.AutoModel):
         if maker is None:
             continue
-        with _without_memory():
-            make = maker._from_config if hasattr(maker, "_from_config") else maker.from_config
-            model = make(config).eval()
+        model = _made(maker, config)
         names, missing = _matched(model, source)
         if not missing:
             return model, names
@@ -32,8 +30,19 @@ def built(source: Source) -> tuple[Any, dict[str, str]]:
     )
 
 
-def _config(transformers: Any, source: Source) -> Any:
-    content = {k: v for k, v in source.config.items() if k not in ("torch_dtype", "dtype")}
+def without_weights(maker: Any, content: Mapping[str, Any], source: Source) -> Any:
+    """The modules of a class of transformers for a config.json, with nothing in their parameters."""
+    return _made(maker, _config(quiet.transformers(extra="compress"), source, content))
+
+
+def _made(maker: Any, config: Any) -> Any:
+    with _without_memory():
+        make = maker._from_config if hasattr(maker, "_from_config") else maker.from_config
+        return make(config).eval()
+
+
+def _config(transformers: Any, source: Source, content: Mapping[str, Any] | None = None) -> Any:
+    content = {k: v for k, v in (content or source.config).items() if k not in ("torch_dtype", "dtype")}
     kind = str(content.pop("model_type", ""))
     try:
         config = transformers.AutoConfig.for_model(kind, **content)

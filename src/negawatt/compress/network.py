@@ -25,6 +25,13 @@ BATCH_TOKENS = 4096
 """Tokens in one forward call."""
 
 
+def half_is_fast() -> bool:
+    """Whether this processor has instructions that multiply in bfloat16."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A linear layer of a block.
@@ -85,9 +92,7 @@ class Network:
         Sums along the residual stream stay in fp32. Good enough for the statistics that a pass is
         calibrated on; a quality that is reported is computed in fp32.
         """
-        import torch
-
-        self._half = bool(torch.cpu._is_avx512_bf16_supported())
+        self._half = half_is_fast()
         return self
 
     @contextmanager
@@ -100,6 +105,11 @@ class Network:
             self._half = half
 
     # -- structure -------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_names(self) -> dict[str, str]:
+        """The name in the checkpoint of every parameter of the model."""
+        return self._names
 
     def names(self, block: int) -> dict[str, str]:
         """The parameters of a block by their path within it, with their names in the checkpoint."""

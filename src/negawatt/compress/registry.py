@@ -9,6 +9,9 @@ from negawatt.compress.technique import Pass
 from negawatt.errors import UsageError
 
 PASSES = {
+    "adapter": "negawatt.compress.adapter:Adapter",
+    "classifier": "negawatt.compress.classifier:Classifier",
+    "distil": "negawatt.compress.distil:Distil",
     "awq": "negawatt.compress.awq:Awq",
     "gptq": "negawatt.compress.gptq:Gptq",
     "hqq": "negawatt.compress.hqq:Hqq",
@@ -19,6 +22,7 @@ PASSES = {
     "depth": "negawatt.compress.depth:Depth",
     "width": "negawatt.compress.width:Width",
     "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
+    "qat": "negawatt.compress.qat:Qat",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
     "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
     "svd": "negawatt.compress.svd:Svd",

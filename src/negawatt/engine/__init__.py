@@ -2,11 +2,12 @@
 
 from negawatt.engine.backends import BACKENDS, engines
 from negawatt.engine.decode import Completion, Request, Step
-from negawatt.engine.engine import Engine, Generation, Usage
+from negawatt.engine.engine import Classification, Engine, Generation, Usage
 from negawatt.engine.settings import Settings
 
 __all__ = [
     "BACKENDS",
+    "Classification",
     "Completion",
     "Engine",
     "Generation",

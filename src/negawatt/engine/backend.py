@@ -102,6 +102,10 @@ class Backend(ABC):
     vocab_size: int
     """Length of a row of logits; set by `load`."""
 
+    labels: tuple[str, ...] = ()
+    """Of a classifier what its outputs stand for, set by `load`: each chunk is then a whole text, whose one
+    row holds a logit for each label. Empty where the model writes text."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.check(settings)

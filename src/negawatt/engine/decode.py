@@ -292,6 +292,18 @@ class Decoder:
                 self.backend.release(slot)
         return results
 
+    def classify(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Log-probabilities of the labels of each text in nats, shape ``(len(texts), labels)``."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = np.empty((len(texts), len(self.backend.labels)), np.float32)
+        batch = self.backend.settings.batch
+        for start in range(0, len(order), batch):  # similar lengths together: little padding
+            group = order[start : start + batch]
+            chunks = [Chunk(slot, texts[index]) for slot, index in enumerate(group)]
+            for index, rows in zip(group, self._forward("prefill", chunks, 0, 0), strict=True):
+                found[index] = (rows - _log_sum_exp(rows)[:, None])[0]
+        return found
+
     def distributions(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Log-probabilities of all tokens after each position, shape ``(len(tokens), vocab_size)``."""
         (rows,) = self._forward("prefill", [Chunk(0, tokens, rows=len(tokens))], 0, 0)

@@ -54,6 +54,15 @@ class Generation:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Answers of `Engine.classify`: log-probabilities in nats, shape ``(texts, labels)``, and their cost."""
+
+    log_probs: NDArray[np.float32]
+    steps: list[Step]
+    usage: Usage
+
+
 class Engine:
     """Runs an artifact under given settings; a context manager.
 
@@ -257,6 +266,29 @@ class Engine:
             )
         _, arrays = self._call({"do": "distributions", "tokens": list(tokens)}, self._call_deadline_s)
         return arrays[0]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model tells apart, where it is a classifier; empty where it writes text."""
+        return tuple(self.info.get("labels", ()))
+
+    def classify(self, texts: Sequence[Sequence[int]]) -> Classification:
+        """Label texts, given as token ids, at most ``settings.batch`` at once.
+
+        Raises:
+            EngineError: the model is no classifier, or a text is empty or does not fit.
+            WorkerDied: the worker died or hung.
+        """
+        longest = max(map(len, texts), default=0)
+        if not texts or min(map(len, texts)) < 1:
+            raise EngineError("classifying needs at least one text, and at least one token of each")
+        if longest > self.settings.max_context:
+            raise EngineError(
+                f"a text holds {longest} tokens, but max_context is {self.settings.max_context}"
+            )
+        message = {"do": "classify", "texts": [list(text) for text in texts]}
+        answer, arrays = self._call(message, self._call_deadline_s)
+        return Classification(arrays[0], [Step(**s) for s in answer["steps"]], Usage(**answer["usage"]))
 
     # -- talking to the worker -------------------------------------------------------------------
 

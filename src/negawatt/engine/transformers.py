@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
-from negawatt.engine import factored
+from negawatt.engine import classifier, factored, quiet
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
@@ -22,7 +22,7 @@ from negawatt.errors import EngineError, UnsupportedSetting, installed_version, 
 
 
 class TransformersBackend(Backend):
-    """Any causal language model that transformers has code for.
+    """Any causal language model that transformers has code for, and any classifier of texts.
 
     Layers that an artifact holds as two factors run as two layers.
 
@@ -51,7 +51,8 @@ class TransformersBackend(Backend):
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
         artifact = Artifact.open(artifact_path)
         checkpoint = artifact.checkpoint()
-        _refuse_unknown_architecture(checkpoint)
+        if not classifier.labels_of(checkpoint):
+            _refuse_unknown_architecture(checkpoint)
         return artifact.path if factored.factors(artifact.path) else checkpoint
 
     def load(self, path: Path) -> None:
@@ -61,6 +62,12 @@ class TransformersBackend(Backend):
         split = factored.factors(path)
         path = Artifact.open(path).checkpoint() if split else path
         self._torch = torch
+        self.labels = classifier.labels_of(path)
+        if self.labels:
+            self._model = classifier_of(path, self.settings.weight_format)
+            self._n_factored = factored.install(self._model, split)
+            self.vocab_size = len(self.labels)
+            return
         self._model = causal_lm(path, self.settings.weight_format)
         self._n_factored = factored.install(self._model, split)
         self._new_cache = transformers.DynamicCache
@@ -69,6 +76,9 @@ class TransformersBackend(Backend):
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        if self.labels:
+            with _translated("run the model"):
+                return classifier.forward(self._model, chunks)
         torch, step = self._torch, self._batch.step(chunks)
         with _translated("run the model"), torch.inference_mode():
             if step.fresh:
@@ -118,11 +128,20 @@ def causal_lm(checkpoint: Path, weight_format: str) -> Any:
         MissingDependency: torch or transformers is not installed.
         EngineError: the library has no code for the model, or its files are damaged or too few.
     """
-    torch, transformers = require("torch", extra="transformers"), _transformers()
     _refuse_unknown_architecture(checkpoint)
+    return _loaded(_transformers().AutoModelForCausalLM, checkpoint, weight_format)
+
+
+def classifier_of(checkpoint: Path, weight_format: str) -> Any:
+    """As `causal_lm`, a model with a classification head."""
+    return _loaded(_transformers().AutoModelForSequenceClassification, checkpoint, weight_format)
+
+
+def _loaded(maker: Any, checkpoint: Path, weight_format: str) -> Any:
+    torch = require("torch", extra="transformers")
     dtype = {"native": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}[weight_format]
     with _translated(f"load {checkpoint}"):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = maker.from_pretrained(
             checkpoint,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -140,11 +159,7 @@ def causal_lm(checkpoint: Path, weight_format: str) -> Any:
 
 
 def _transformers() -> Any:
-    """The library, quiet: no progress bars and no advice on standard error."""
-    transformers = require("transformers", extra="transformers")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    return quiet.transformers(extra="transformers")
 
 
 def _refuse_unknown_architecture(checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from negawatt.engine.backend import Backend
 from negawatt.engine.decode import Decoder, Request
 from negawatt.engine.settings import Settings
 from negawatt.engine.wire import Message, receive, send
-from negawatt.errors import NegawattError
+from negawatt.errors import EngineError, NegawattError
 
 
 class Worker:
@@ -57,6 +57,17 @@ class Worker:
             raise NegawattError("no model is loaded")
         return self._decoder
 
+    def _asked_to(self, what: str, *, classify: bool = False) -> Decoder:
+        """The model, if it is one that can do this."""
+        decoder = self._loaded
+        if bool(decoder.backend.labels) != classify:
+            raise EngineError(
+                f"the model writes text and cannot {what}; make a classifier with negawatt compress"
+                if classify
+                else f"the model tells {', '.join(decoder.backend.labels)} apart and cannot {what}"
+            )
+        return decoder
+
     def _steps(self) -> list[dict[str, Any]]:
         steps, self._loaded.steps = self._loaded.steps, []
         return [asdict(step) for step in steps]
@@ -74,10 +85,11 @@ class Worker:
         backend.load(Path(path))
         self._decoder = Decoder(backend)
         version = type(backend).version()
-        return {"info": backend.info(), "version": version, "vocab_size": backend.vocab_size}, []
+        info = {**backend.info(), **({"labels": list(backend.labels)} if backend.labels else {})}
+        return {"info": info, "version": version, "vocab_size": backend.vocab_size}, []
 
     def do_generate(self, requests: list[dict[str, Any]], stream: bool) -> tuple[Message, list[Any]]:
-        decoder = self._loaded
+        decoder = self._asked_to("write")
         parsed = [Request(**{**r, "stop_ids": frozenset(r["stop_ids"])}) for r in requests]
 
         def on_token(index: int, token: int) -> None:
@@ -87,11 +99,15 @@ class Worker:
         return {"completions": [asdict(c) for c in completions], "steps": self._steps()}, []
 
     def do_score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[Message, list[Any]]:
-        scores = self._loaded.score(pairs)
+        scores = self._asked_to("score text").score(pairs)
         return {"scores": scores, "steps": self._steps()}, []
 
     def do_distributions(self, tokens: list[int]) -> tuple[Message, list[Any]]:
-        array = self._loaded.distributions(tokens)
+        array = self._asked_to("predict tokens").distributions(tokens)
+        return {"steps": self._steps()}, [array]
+
+    def do_classify(self, texts: list[list[int]]) -> tuple[Message, list[Any]]:
+        array = self._asked_to("classify", classify=True).classify(texts)
         return {"steps": self._steps()}, [array]
 
 

@@ -13,6 +13,7 @@ from negawatt.artifact import Tokenizer
 from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import WorkloadError
 from negawatt.workload import (
+    ClassifyItem,
     GenerateAsk,
     Generated,
     Interval,
@@ -26,6 +27,7 @@ from negawatt.workload import (
     ask,
     judge,
     judge_agreement,
+    prompt_text,
     weight,
 )
 
@@ -84,8 +86,11 @@ def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response]
     """Responses to items in their order, and the CPU seconds they took.
 
     Raises:
-        WorkloadError: an item does not fit into the engine's context (named).
+        WorkloadError: an item does not fit into the engine's context (named), or is no question of
+            the kind that the model answers.
     """
+    if engine.labels:
+        return _labelled(engine, items)
     tokenizer = engine.artifact.tokenizer
     responses: list[Response | None] = [None] * len(items)
     pairs: list[TokenPair] = []
@@ -112,6 +117,23 @@ def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response]
             log_probs = [next(taken)[0] for _ in range(count)]
             responses[position] = _scored(ask(items[position]), log_probs)
     return [r for r in responses if r is not None], cpu_s
+
+
+def _labelled(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response], float]:
+    """What a classifier says of items whose labels it knows."""
+    names = engine.labels
+    for item in items:
+        if not isinstance(item, ClassifyItem) or not set(item.labels) <= set(names):
+            raise WorkloadError(
+                f"{engine.artifact.name} tells {', '.join(names)} apart, which does not answer "
+                f"item {item.id!r}"
+            )
+    asked = [item for item in items if isinstance(item, ClassifyItem)]
+    texts = [engine.artifact.tokenizer.encode(prompt_text(i.prompt), add_special=True) for i in asked]
+    found = engine.classify(texts)
+    rows = [[float(row[names.index(label)]) for label in item.labels]
+            for item, row in zip(asked, found.log_probs, strict=True)]  # fmt: skip
+    return [Scored(tuple(row), (1,) * len(row)) for row in rows], found.usage.cpu_s
 
 
 def _scored(asked: object, log_probs: list[list[float]]) -> Scored:
