@@ -10,6 +10,7 @@ import click
 
 from negawatt.cli.catalogue import size
 from negawatt.cli.common import emit, examples, json_option, progress_bar
+from negawatt.cli.settings import parse_settings
 from negawatt.errors import UsageError
 
 
@@ -18,6 +19,7 @@ from negawatt.errors import UsageError
         "negawatt compress --list",
         "negawatt compress smollm2-135m-instruct --pass rtn:bits=4,group=32 -o small",
         "negawatt compress ./my-model --pass gptq --calibration my-text.txt -o small",
+        "negawatt compress ./my-model --pass rtn:bits=4 --payback llamacpp -o small",
         "negawatt compress --recipe small/recipe.toml -o small-again",
     )
 )
@@ -38,6 +40,11 @@ from negawatt.errors import UsageError
 @click.option("--seed", type=int, help="Of everything random.  [default: 0]")
 @click.option("--threads", type=int, help="Of the arithmetic; the last bits depend on it.")
 @click.option("--keep-worse", is_flag=True, help="Keep a result that plain rounding beats.")
+@click.option(
+    "--payback",
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="Run source and result in turn there, and tell after how many tokens the work is paid back.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the passes with their parameters.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @json_option
@@ -46,6 +53,7 @@ def command(
     passes: tuple[str, ...],
     recipe: Path | None,
     keep_worse: bool,
+    payback: str | None,
     listing: bool,
     output: Path | None,
     as_json: bool,
@@ -59,6 +67,7 @@ def command(
         _list(as_json)
         return
     from negawatt.compress import Recipe, compress, parse
+    from negawatt.compress.payback import MAX_CONTEXT
 
     given = {name: value for name, value in options.items() if value is not None}
     if output is None:
@@ -72,8 +81,9 @@ def command(
         raise UsageError("name the model to compress, or give a --recipe")
     else:
         wanted = Recipe(model, tuple(map(parse, passes)), **given)
+    settings = parse_settings(payback, MAX_CONTEXT) if payback else None
     with progress_bar("compress") as progress:
-        result = compress(wanted, output, keep_worse=keep_worse, progress=progress)
+        result = compress(wanted, output, keep_worse=keep_worse, payback=settings, progress=progress)
     if as_json:
         emit(result)
     else:
@@ -89,10 +99,16 @@ def _show(result: dict[str, Any]) -> None:
             f"{step['pass']}: {quality['metric']} {quality['before']:.4g} → {quality['after']:.4g} on "
             f"held-out text; {Energy.from_json(step['energy'])}, {step['cpu_s']:.0f} CPU-seconds"
         )
+        if (paid := step["payback"]) and len(result["passes"]) > 1:
+            click.echo(f"  alone {paid['text']}")
         for note in step["notes"]:
             click.echo(f"  {note}")
     before, after = result["weight_bytes"]["before"], result["weight_bytes"]["after"]
     click.echo(f"weights: {size(before)} → {size(after)}")
+    if paid := result["payback"]:
+        click.echo(f"{paid['text']}; counted are text, passes, judging and running both")
+        for warning in paid["warnings"]:
+            click.echo(f"note: {warning}", err=True)
     click.echo(f"Ready to use: {result['artifact']}")
 
 
