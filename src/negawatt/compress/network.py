@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from negawatt.compress.modules import blocks_of, built
 from negawatt.compress.source import Source
+from negawatt.engine.rounded_inputs import install
+from negawatt.engine.rounded_inputs import rounding as rounding_of
 from negawatt.errors import ArtifactError, require
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ class Network:
         self._calls: dict[tuple[int, int], list[_Call]] = {}
         self._half = False
         self._tuples = False
+        modules = dict(self.model.named_modules())
+        rounding = rounding_of(source.tensors)
+        for path, name in self._names.items():
+            if name in rounding and (scale := rounding[name].input_scale) is not None:
+                install(modules[path.removesuffix(".weight")], scale)
 
     def in_half_precision(self) -> Network:
         """Let blocks and head multiply in bfloat16 where this processor has the instructions for it.

@@ -20,6 +20,7 @@ PASSES = {
     "width": "negawatt.compress.width:Width",
     "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
+    "smoothquant": "negawatt.compress.smoothquant:SmoothQuant",
     "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
     "svd": "negawatt.compress.svd:Svd",
     "wanda": "negawatt.compress.wanda:Wanda",
