@@ -38,9 +38,7 @@ def spiked(folder: Path) -> Path:
     for name, weight in weights.items():
         if name.endswith("layernorm.weight"):
             weight[5] = 60.0
-        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight")):
-            weight[:, 5] /= 60.0
-        elif name.endswith("gate_proj.weight"):
+        elif name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj"):
             weight[:, 5] /= 60.0
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     return model
@@ -52,7 +50,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("smooth")
     (folder / "text.txt").write_text(TEXT * 4, "utf-8")
     model = spiked(folder / "model")
-    for name, technique in (("smooth", "smoothquant:tolerance=1"), ("plain", "smoothquant:alpha=0,tolerance=1")):
+    for name, technique in (
+        ("smooth", "smoothquant:tolerance=1"),
+        ("plain", "smoothquant:alpha=0,tolerance=1"),
+    ):
         recipe = Recipe(str(model), (parse(technique),), str(folder / "text.txt"), windows=4, heldout=2,
                         length=64, threads=1)  # fmt: skip
         compress(recipe, folder / name, keep_worse=True)  # random weights are no better for being exact

@@ -53,7 +53,11 @@ class Vocabulary(Pass):
 
     def check(self, source: Source) -> None:
         Lexicon(source.tokenizer.definition)
-        _tables(Network(source))
+        network = Network(source)
+        network.refuse_encoder_decoder(
+            self.name, "and what it writes to a text cannot be proved the same yet"
+        )
+        _tables(network)
 
     def apply(self, work: Work) -> None:
         usage = Usage.of(work.source, work.text, work.seed)

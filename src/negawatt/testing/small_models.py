@@ -18,7 +18,8 @@ tells every child who asks that pears were once the size of houses. The children
 """
 """Enough English for a tokenizer of a few hundred pieces."""
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert", "mpnet")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert", "mpnet", "t5", "marian")
+ENCODER_DECODERS = ("t5", "marian")
 
 _DECODER: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -36,6 +37,33 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128}),
     "bert": ("BertModel", _ENCODER),
     "mpnet": ("MPNetModel", _ENCODER),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "num_heads": 4,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "marian": (
+        "MarianMTModel",
+        {
+            "d_model": 64,
+            "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "decoder_start_token_id": 0,
+            "forced_eos_token_id": 0,
+        },
+    ),
 }
 
 

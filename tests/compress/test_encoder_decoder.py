@@ -1,0 +1,59 @@
+"""Models of two stacks run block by block as transformers runs them whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from negawatt.artifact import Artifact
+from negawatt.compress import Recipe, Source, compress, parse
+from negawatt.compress.encoder_decoder import shifted
+from negawatt.compress.moments import moments
+from negawatt.compress.network import Network
+from negawatt.errors import ArtifactError, UsageError
+from negawatt.testing.small_models import ENCODER_DECODERS, small_model
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_blocks_one_by_one_give_what_the_whole_gives(family: str, tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", family)
+    network = Network(Source.of(Artifact.open(model)))
+    tokens = torch.randint(5, 400, (3, 20), generator=torch.Generator().manual_seed(0))
+    hidden = network.embedded(tokens)
+    assert hidden.shape == (3, 40, 64)
+    for number in range(len(network.blocks)):
+        with network.loaded(number):
+            network.forward(number, hidden, out=hidden)
+    whole = transformers.AutoModel.from_pretrained(model).eval()
+    with torch.inference_mode():
+        expected = whole(input_ids=tokens, decoder_input_ids=shifted(tokens, whole.config)).last_hidden_state
+    assert torch.allclose(network.outputs(tokens, hidden), expected, atol=1e-5)
+
+
+def test_the_decoder_looks_at_the_encoder_through_layers_of_its_own(tmp_path: Path) -> None:
+    """Keys and values of cross-attention share their inputs, which are what the encoder gave."""
+    network = Network(Source.of(Artifact.open(small_model(tmp_path / "model", "t5"))))
+    hidden = network.embedded(torch.arange(5, 25).reshape(2, 10))
+    first = network.n_encoder
+    with network.loaded(first):
+        found = moments(network, first, hidden, network.linears(first))
+    groups = [{linear.path.rpartition(".")[2] for linear in each.linears} for each in found]
+    assert {"k", "v"} in groups
+    (cross,) = (each for each, names in zip(found, groups, strict=True) if names == {"k", "v"})
+    states = hidden[:, :10].reshape(-1, 64)
+    assert torch.allclose(cross.matrix, states.T @ states / 20, atol=1e-4)
+
+
+def test_an_encoder_decoder_is_told_to_bring_text(tmp_path: Path) -> None:
+    asked = Recipe(str(small_model(tmp_path / "model", "t5")), (parse("rtn"),), length=32, threads=1)
+    with pytest.raises(UsageError, match="does not write text"):
+        compress(asked, tmp_path / "out")
+
+
+def test_stacks_of_unequal_width_are_not_narrowed(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model", "marian", decoder_ffn_dim=256)
+    with pytest.raises(ArtifactError, match="feed-forward parts of 128 and 256 channels"):
+        parse("width:ffn=0.3").check(Source.of(Artifact.open(model)))
