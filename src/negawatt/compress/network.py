@@ -15,6 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from negawatt.compress.encoder_decoder import ENCODER_STATES, by_name, halves, shifted
+from negawatt.compress.linear import Linear as Linear
+from negawatt.compress.linear import linears_of
 from negawatt.compress.modules import blocks_of, built, encoder_length
 from negawatt.compress.source import Source
 from negawatt.engine.rounded_inputs import install
@@ -26,36 +28,6 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 """Tokens in one forward call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear layer of a block.
-
-    Attributes:
-        path: its name within the block, such as ``self_attn.q_proj``.
-        name: its weight's name in the checkpoint.
-        module: the module; its weight is there while the block is loaded.
-        transposed: the weight is stored as ``(in, out)``, as GPT-2 has it.
-        inputs, outputs: its width on either side.
-    """
-
-    path: str
-    name: str
-    module: Any
-    transposed: bool
-    inputs: int
-    outputs: int
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The loaded weight, shape ``(outputs, inputs)``; a view."""
-        weight: torch.Tensor = self.module.weight.data
-        return weight.T if self.transposed else weight
-
-    def put(self, values: torch.Tensor) -> None:
-        """Replace the loaded weight, shape ``(outputs, inputs)``."""
-        self.module.weight.data = values.T.contiguous() if self.transposed else values
 
 
 class Network:
@@ -125,25 +97,7 @@ class Network:
         Raises:
             ArtifactError: the block holds a matrix in a kind of layer that is not known here.
         """
-        import torch
-
-        names, found = self.names(block), []
-        for path, module in self.blocks[block].named_modules():
-            weight = getattr(module, "weight", None)
-            if weight is None or weight.dim() < 2:
-                continue
-            conv = type(module).__name__ == "Conv1D"
-            if not conv and not isinstance(module, torch.nn.Linear):
-                if isinstance(module, torch.nn.Embedding):
-                    continue
-                raise ArtifactError(
-                    f"{self.source.name}: {path} of block {block} is a {type(module).__name__}, a kind of "
-                    "layer that no pass here knows"
-                )
-            rows, columns = weight.shape
-            outputs, inputs = (columns, rows) if conv else (rows, columns)
-            found.append(Linear(path, names[f"{path}.weight"], module, conv, inputs, outputs))
-        return found
+        return linears_of(self.blocks[block], self.names(block), f"block {block} of {self.source.name}")
 
     @cached_property
     def outer(self) -> dict[str, str]:
