@@ -45,6 +45,11 @@ from negawatt.errors import UsageError
     metavar="ENGINE[:WEIGHTS[:THREADS]]",
     help="Run source and result in turn there, and tell after how many tokens the work is paid back.",
 )
+@click.option(
+    "--kv-cache",
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="Run the result there with every precision of the key-value cache, and recommend one.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the passes with their parameters.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @json_option
@@ -54,6 +59,7 @@ def command(
     recipe: Path | None,
     keep_worse: bool,
     payback: str | None,
+    kv_cache: str | None,
     listing: bool,
     output: Path | None,
     as_json: bool,
@@ -67,7 +73,6 @@ def command(
         _list(as_json)
         return
     from negawatt.compress import Recipe, compress, parse
-    from negawatt.compress.payback import MAX_CONTEXT
 
     given = {name: value for name, value in options.items() if value is not None}
     if output is None:
@@ -81,9 +86,11 @@ def command(
         raise UsageError("name the model to compress, or give a --recipe")
     else:
         wanted = Recipe(model, tuple(map(parse, passes)), **given)
-    settings = parse_settings(payback, MAX_CONTEXT) if payback else None
+    paid, cached = (parse_settings(given, 256) if given else None for given in (payback, kv_cache))
     with progress_bar("compress") as progress:
-        result = compress(wanted, output, keep_worse=keep_worse, payback=settings, progress=progress)
+        result = compress(
+            wanted, output, keep_worse=keep_worse, payback=paid, kv_cache=cached, progress=progress
+        )
     if as_json:
         emit(result)
     else:
@@ -109,6 +116,13 @@ def _show(result: dict[str, Any]) -> None:
         click.echo(f"{paid['text']}; counted are text, passes, judging and running both")
         for warning in paid["warnings"]:
             click.echo(f"note: {warning}", err=True)
+    if cache := result["kv_cache"]:
+        for each in cache["caches"]:
+            click.echo(
+                f"cache of {each['kv_cache']}: {each['kl']:.2g} nats a token from the most precise, "
+                f"perplexity {each['perplexity']:.4g}, {each['top1_match']:.1%} the same next token"
+            )
+        click.echo(f"recommended on {cache['settings']['engine']}: --kv-cache {cache['recommended']}")
     click.echo(f"Ready to use: {result['artifact']}")
 
 

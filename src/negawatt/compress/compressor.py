@@ -16,6 +16,8 @@ from negawatt.catalog.manifest import PACKED_FILE
 from negawatt.compress.calibration import Calibration, calibration
 from negawatt.compress.draft import Draft
 from negawatt.compress.judgement import Judgement, compared, judge
+from negawatt.compress.kv_cache import caches_of
+from negawatt.compress.kv_cache import compared as cache_compared
 from negawatt.compress.payback import ROUNDS, Payback, Spent, Stage, measured
 from negawatt.compress.recipe import NAME as RECIPE
 from negawatt.compress.recipe import Recipe
@@ -44,6 +46,7 @@ def compress(
     *,
     keep_worse: bool = False,
     payback: Settings | None = None,
+    kv_cache: Settings | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Make a smaller artifact in the folder `output`, by the passes of a recipe.
@@ -62,7 +65,8 @@ def compress(
     Returns:
         the document of ``negawatt compress --json``: ``artifact``, ``sha256``, ``passes`` (the steps
         of the lineage), ``weight_bytes`` before and after, ``reading`` and ``judging`` (what the text
-        and judging on it cost), ``payback`` (of all passes together; null where not asked for).
+        and judging on it cost), ``payback`` (of all passes together) and ``kv_cache``; these are null
+        where they were not asked for.
 
     Raises:
         UsageError: a parameter does not fit the model, or `output` holds something.
@@ -80,7 +84,7 @@ def compress(
     recipe = replace(recipe, model_sha256=artifact.sha256, threads=recipe.threads or torch.get_num_threads())
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
-    job = _Job(artifact, recipe, output, keep_worse, payback, progress)
+    job = _Job(artifact, recipe, output, keep_worse, (payback, kv_cache), progress)
     try:
         return job.run()
     except NegawattError:
@@ -102,11 +106,12 @@ class _Job:
         recipe: Recipe,
         output: Path,
         keep_worse: bool,
-        payback: Settings | None,
+        running: tuple[Settings | None, Settings | None],
         progress: Progress,
     ) -> None:
         self.artifact, self.recipe, self.output = artifact, recipe, output
-        self.keep_worse, self.payback, self.progress = keep_worse, payback, progress
+        self.keep_worse, self.progress = keep_worse, progress
+        self.payback, self.kv_cache = running
         self.partial = output.with_name(f"{output.name}.partial")
         self.reading: list[Measurement] = []
         self.judging: list[Measurement] = []
@@ -144,6 +149,10 @@ class _Job:
             before = after
             stages.append(Stage(current, text.heldout, place / "engine"))
         paid = self._paid_back(stages, lineage[-len(self.recipe.passes) :])
+        if self.kv_cache is not None:
+            lineage[-1]["kv_cache"] = cache_compared(
+                current, text.heldout, self.kv_cache, lambda what: self.progress(0, None, what)
+            )
         return self._finished(current, lineage, original, paid)
 
     def _begin(self) -> None:
@@ -161,10 +170,12 @@ class _Job:
         self._runs.append(run)
 
     def _require_engine(self) -> None:
-        """See that the engine that is to tell the payback runs this model, before anything is computed."""
-        if self.payback is not None:
-            self.progress(0, None, f"loading {self.payback.engine}")
-            with Engine(self.artifact, self.payback):
+        """See that the engines that are to run the result run this model, before anything is computed."""
+        if self.kv_cache is not None:
+            caches_of(self.kv_cache)
+        for settings in filter(None, (self.payback, self.kv_cache)):
+            self.progress(0, None, f"loading {settings.engine}")
+            with Engine(self.artifact, settings):
                 pass
 
     def _paid_back(self, stages: Sequence[Stage], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -266,6 +277,7 @@ class _Job:
             "outcome": draft.outcome,
             **draft.cost(),
             "payback": None,
+            "kv_cache": None,
             "notes": list(draft.notes),
         }  # fmt: skip
 
@@ -324,6 +336,7 @@ class _Job:
             "reading": _cost(self.reading),
             "judging": _cost(self.judging),
             "payback": paid,
+            "kv_cache": lineage[-1]["kv_cache"],
         }
 
     def forget(self) -> None:

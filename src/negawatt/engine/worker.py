@@ -90,8 +90,8 @@ class Worker:
         scores = self._loaded.score(pairs)
         return {"scores": scores, "steps": self._steps()}, []
 
-    def do_distributions(self, tokens: list[int]) -> tuple[Message, list[Any]]:
-        array = self._loaded.distributions(tokens)
+    def do_distributions(self, tokens: list[int], decoded: int = 0) -> tuple[Message, list[Any]]:
+        array = self._loaded.distributions(tokens, decoded)
         return {"steps": self._steps()}, [array]
 
 

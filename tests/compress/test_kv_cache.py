@@ -1,0 +1,75 @@
+"""Precisions of the key-value cache: what the pages hold, what it costs, and which is recommended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from negawatt.artifact import Artifact
+from negawatt.cli import cli
+from negawatt.compress.kv_cache import LIMIT_NATS, Cache, caches_of, compared
+from negawatt.engine import Engine, Settings
+from negawatt.errors import UsageError
+from negawatt.testing.small_models import TEXT, small_model
+
+
+def test_a_cache_is_recommended_on_what_is_shown_and_not_on_what_is_likely() -> None:
+    near = Cache("u8", "u8", (0.001, 0.002, 0.001), (1.0, 1.0, 1.0), 1.0)
+    assert near.kl_high < LIMIT_NATS
+    scattered = Cache("u8", "u8", (0.0, 0.0, 0.02), (1.0, 1.0, 1.0), 1.0)
+    assert sum(scattered.kl) / 3 < LIMIT_NATS < scattered.kl_high
+    assert Cache("u8", "u8", (0.001,), (1.0,), 1.0).kl_high > LIMIT_NATS
+
+
+def test_an_engine_with_one_precision_leaves_no_choice() -> None:
+    with pytest.raises(UsageError, match="transformers has one precision"):
+        caches_of(Settings(engine="transformers"))
+    assert caches_of(Settings(engine="llamacpp")) == ["f16", "q8_0"]
+
+
+def test_openvino_tells_what_its_pages_hold(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    artifact = Artifact.open(small_model(tmp_path / "model"))
+    held = {}
+    for name in ("u8", "f16"):
+        settings = Settings(engine="openvino", kv_cache=name, threads=1, max_context=64)
+        with Engine(artifact, settings) as engine:
+            held[name] = engine.info["kv_cache"]
+            rows = engine.distributions([5, 6, 7, 8], 2)
+            assert rows.shape[0] == 4
+    assert held["u8"] == "u8"
+    assert held["f16"] in ("f16", "bf16")  # where matrices are multiplied in bf16, pages hold that
+
+
+def test_a_coarser_cache_differs_and_the_most_precise_does_not(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    artifact = Artifact.open(small_model(tmp_path / "model"))
+    windows = torch.randint(5, 400, (3, 48), generator=torch.Generator().manual_seed(0))
+    found = compared(artifact, windows, Settings(engine="openvino", threads=1))
+    kl = {each["kv_cache"]: each["kl"] for each in found["caches"]}
+    assert kl["f16"] == 0
+    assert 0 < kl["u8"] < 1
+    assert found["decoded"] == 47
+    assert found["recommended"] in kl
+    assert found["cpu_s"] > 0
+
+
+def test_the_recommendation_is_kept_with_the_result(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    (tmp_path / "text.txt").write_text(TEXT * 4, "utf-8")
+    given = [
+        "compress", str(small_model(tmp_path / "model")), "--pass", "rtn:bits=8", "--calibration",
+        str(tmp_path / "text.txt"), "--heldout", "2", "--length", "64", "--json", "-o", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = CliRunner().invoke(cli, [*given, "--kv-cache", "openvino:native:1"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["kv_cache"]["recommended"] in ("u8", "f16", "bf16")
+    assert Artifact.open(tmp_path / "out").lineage[-1]["kv_cache"] == document["kv_cache"]
+    done = CliRunner().invoke(cli, [*given[:-1], str(tmp_path / "other"), "--kv-cache", "transformers"])
+    assert isinstance(done.exception, UsageError)
+    assert not (tmp_path / "other").exists()
