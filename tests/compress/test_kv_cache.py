@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from negawatt.artifact import Artifact
 from negawatt.cli import cli
 from negawatt.compress.kv_cache import LIMIT_NATS, Cache, caches_of, compared
-from negawatt.engine import Engine, Settings
+from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.testing.small_models import TEXT, small_model
 
@@ -29,20 +29,6 @@ def test_an_engine_with_one_precision_leaves_no_choice() -> None:
     with pytest.raises(UsageError, match="transformers has one precision"):
         caches_of(Settings(engine="transformers"))
     assert caches_of(Settings(engine="llamacpp")) == ["f16", "q8_0"]
-
-
-def test_openvino_tells_what_its_pages_hold(tmp_path: Path) -> None:
-    pytest.importorskip("openvino_genai")
-    artifact = Artifact.open(small_model(tmp_path / "model"))
-    held = {}
-    for name in ("u8", "f16"):
-        settings = Settings(engine="openvino", kv_cache=name, threads=1, max_context=64)
-        with Engine(artifact, settings) as engine:
-            held[name] = engine.info["kv_cache"]
-            rows = engine.distributions([5, 6, 7, 8], 2)
-            assert rows.shape[0] == 4
-    assert held["u8"] == "u8"
-    assert held["f16"] in ("f16", "bf16")  # where matrices are multiplied in bf16, pages hold that
 
 
 def test_a_coarser_cache_differs_and_the_most_precise_does_not(tmp_path: Path) -> None:
