@@ -49,8 +49,8 @@ class SmoothQuant(Pass):
             low=0.0, high=1.0, search=(0.5, 0.65, 0.8),
         ),
         Parameter(
-            "tolerance", 0.02, "a layer's inputs stay as they are where rounding them costs more than this "
-            "share of its output's energy", low=0.0, high=1.0, search=(0.02, 0.05),
+            "tolerance", 0.01, "a layer's inputs stay as they are where rounding them costs more than this "
+            "share of a token's output energy", low=0.0, high=1.0, search=(0.01, 0.03),
         ),
         EMBEDDINGS,
     )  # fmt: skip
@@ -140,20 +140,25 @@ def _smoothing(layers: tuple[Linear, ...], largest: torch.Tensor, alpha: float) 
 def _input_scale(
     network: Network, number: int, hidden: torch.Tensor, layers: tuple[Linear, ...]
 ) -> tuple[float, float]:
-    """The scale of a group's inputs with the least error of its outputs, and the share of their energy lost.
+    """The scale of a group's inputs, and the share of a token's output that rounding to it costs.
 
-    Errors of inputs count by the energy of the weights behind them, as if they were independent.
+    The scale is that with the least squared error of the outputs, where errors of inputs count by the energy
+    of the weights behind them. What it costs is a mean over tokens: next to one huge token the others may be
+    rounded to nothing, which no sum of squares shows.
     """
     import torch
 
     sample = hidden[:: max(1, len(hidden) // _MOST_WINDOWS)]
     weight = torch.cat([linear.weight for linear in layers]).float()
     top = max(float(_largest(network, number, hidden, layers[0]).max()), 1e-6)
-    importance, lost, whole = weight.square().sum(dim=0), torch.zeros(len(_SHARES)), 0.0
+    importance, lost = weight.square().sum(dim=0), torch.zeros(len(_SHARES))
     for rows in inputs(network, number, sample, layers[0]):
-        whole += float((rows @ weight.T).square().sum())
         for i, share in enumerate(_SHARES):
             gone = rounded(rows, share * top / MOST) - rows
             lost[i] += (gone.square().sum(dim=0) * importance).sum()
-    best = int(lost.argmin())
-    return _SHARES[best] * top / MOST, float(lost[best]) / max(whole, 1e-30)
+    scale = _SHARES[int(lost.argmin())] * top / MOST
+    shares = []
+    for rows in inputs(network, number, sample, layers[0]):
+        energy = (rows @ weight.T).square().sum(dim=1)
+        shares.append(((rounded(rows, scale) - rows) @ weight.T).square().sum(dim=1) / (energy + 1e-30))
+    return scale, float(torch.cat(shares).clamp_max(1).mean())
