@@ -62,12 +62,13 @@ def _compute_positions(model: Any) -> None:
 def _matched(model: Any, source: Source) -> tuple[dict[str, str], list[str]]:
     """The checkpoint's name of every parameter, and the parameters it has none for."""
     prefix = f"{model.base_model_prefix}."
-    tied = dict(getattr(model, "_tied_weights_keys", None) or {})
+    tied = dict(
+        getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
+    )
     names, missing = {}, []
     for path, _ in model.named_parameters(remove_duplicate=False):
-        ways = [path, path.removeprefix(prefix), prefix + path]
-        if path in tied:
-            ways += [tied[path], tied[path].removeprefix(prefix)]
+        stored = [path, *([tied[path]] if path in tied else [])]
+        ways = [way for each in stored for way in (each, each.removeprefix(prefix), prefix + each)]
         found = next((way for way in ways if way in source.tensors), None)
         if found is None and ".pooler." in f".{path}":
             continue  # not run here, and often not stored

@@ -1,4 +1,4 @@
-"""Models of two stacks run block by block as transformers runs them whole."""
+"""Models of every family run block by block as transformers runs them whole."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from negawatt.compress.encoder_decoder import shifted
 from negawatt.compress.moments import moments
 from negawatt.compress.network import Network
 from negawatt.errors import ArtifactError, UsageError
-from negawatt.testing.small_models import ENCODER_DECODERS, small_model
+from negawatt.testing.small_models import ENCODER_DECODERS, FAMILIES, MORE_FAMILIES, small_model
 
 
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 def test_blocks_one_by_one_give_what_the_whole_gives(family: str, tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", family)
     network = Network(Source.of(Artifact.open(model)))
     tokens = torch.randint(5, 400, (3, 20), generator=torch.Generator().manual_seed(0))
     hidden = network.embedded(tokens)
-    assert hidden.shape == (3, 40, 64)
+    assert hidden.shape == (3, 40 if family in (*ENCODER_DECODERS, "bart") else 20, 64)
     for number in range(len(network.blocks)):
         with network.loaded(number):
             network.forward(number, hidden, out=hidden)
+        assert network.linears(number)
     whole = transformers.AutoModel.from_pretrained(model).eval()
     with torch.inference_mode():
-        expected = whole(input_ids=tokens, decoder_input_ids=shifted(tokens, whole.config)).last_hidden_state
+        two = {"decoder_input_ids": shifted(tokens, whole.config)} if network.n_encoder else {}
+        expected = whole(input_ids=tokens, **two).last_hidden_state
     assert torch.allclose(network.outputs(tokens, hidden), expected, atol=1e-5)
 
 
@@ -57,3 +59,14 @@ def test_stacks_of_unequal_width_are_not_narrowed(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", "marian", decoder_ffn_dim=256)
     with pytest.raises(ArtifactError, match="feed-forward parts of 128 and 256 channels"):
         parse("width:ffn=0.3").check(Source.of(Artifact.open(model)))
+
+
+def test_a_model_that_shares_one_block_among_layers_is_refused(tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model")
+    config = transformers.AlbertConfig(
+        hidden_size=64, embedding_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=416,
+    )  # fmt: skip
+    transformers.AlbertModel(config).save_pretrained(model)
+    with pytest.raises(ArtifactError, match="0 lists of blocks"):
+        Network(Source.of(Artifact.open(model)))
