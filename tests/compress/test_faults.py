@@ -13,6 +13,7 @@ from calling import NEGAWATT, arguments, message, sentence
 
 from negawatt.compress import Recipe, compress, parse
 from negawatt.errors import Infeasible, RunError, UsageError, WorkloadError
+from negawatt.testing.pass_contract import spoil
 from negawatt.testing.small_models import TEXT, small_model
 
 
@@ -197,6 +198,14 @@ def test_layers_of_an_unknown_kind_are_named(text: Path, tmp_path: Path) -> None
     code, words = message(model, text, tmp_path / "out", "rtn")
     assert code == 1
     assert "a kind of layer that no pass here knows" in words
+
+
+def test_weights_that_are_no_numbers_are_named(text: Path, tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model")
+    spoil(model)
+    code, words = message(model, text, tmp_path / "out", "rtn")
+    assert code == 1
+    assert "holds NaN or infinite values; fetch or make the model again" in words
 
 
 def test_a_tampered_checkpoint_is_not_built_upon(model: Path, text: Path, tmp_path: Path) -> None:
