@@ -250,7 +250,7 @@ class _Job:
             raise Infeasible(
                 f"{each} gives {ours.metric} {ours.value(self.origin):.4g} on held-out text, and {plain} "
                 f"{theirs.value(self.origin):.4g}, so nothing was kept; calibrate on text closer to what the "
-                f"model is used for, use {plain.name}, or keep it all the same with --keep-worse: the work "
+                f"model is used for, use {plain}, or keep it all the same with --keep-worse: the work "
                 f"done lies in {self.partial}"
             )
         return {

@@ -19,6 +19,7 @@ from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import finish_outer
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
+from negawatt.engine.openvino_ir import ARCHITECTURES
 from negawatt.engine.rounded_inputs import MOST, install, rounded
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _MOST_WINDOWS = 8
 """Windows on which they are tried."""
 
-NOTE = (
-    "{rounded} of {layers} layers round their inputs to 8 bits: OpenVINO multiplies these in integers with "
-    "weights=native, which pays at larger batches and in prompts and not at batch 1; transformers rounds "
-    "likewise without saving; a checkpoint or GGUF made from it holds the weights alone"
+NOTE = "{rounded} of {layers} layers round their inputs to 8 bits; {who}"
+INTEGERS = (
+    "OpenVINO multiplies these in integers with weights=native, which pays at larger batches and in prompts "
+    "and not at batch 1; transformers rounds likewise without saving; a checkpoint or GGUF holds the weights "
+    "alone"
 )
-"""What a reader of results must know; `benchmarks/compress_smoothquant.py` shows it."""
+NOBODY = "no engine here multiplies the integers of this architecture, so nothing gets faster"
+"""What a reader of results must know; `benchmarks/compress_smoothquant.py --speed` shows it."""
 
 
 class SmoothQuant(Pass):
@@ -81,7 +84,8 @@ class SmoothQuant(Pass):
         found = [draft.kept(f"block {number}") or {} for number in range(n_blocks)]
         count = {name: sum(len(f[name]) for f in found) for name in ("rounded", "kept")}
         draft.outcome["inputs_kept"] = [layer for f in found for layer in f["kept"]]
-        draft.notes.append(NOTE.format(rounded=count["rounded"], layers=sum(count.values())))
+        who = INTEGERS if work.source.config.get("model_type") in ARCHITECTURES else NOBODY
+        draft.notes.append(NOTE.format(rounded=count["rounded"], layers=sum(count.values()), who=who))
 
     def _block(
         self, network: Network, number: int, hidden: torch.Tensor, source: Source
