@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/kv_cache.py --engines openvino --batches 16 --prompt 512
 
 SmolLM2-135M-Instruct as the engine runs its file. Quality is what ``negawatt compress --kv-cache`` measures,
-on windows of the Debian handbook; for the cost all precisions of an engine take turns, in one batch of prompts.
+on windows of the Debian handbook; for the cost all precisions of an engine take turns on a batch of prompts.
 """
 
 from __future__ import annotations
