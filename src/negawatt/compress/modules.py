@@ -59,6 +59,17 @@ def _compute_positions(model: Any) -> None:
             module.register_buffer("weight", values, persistent=False)
 
 
+_OTHER_NAMES = {"lm_head.weight": ("embed_out.weight",)}
+"""Parameters that checkpoints call otherwise than modules do (GPT-NeoX's head)."""
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Parameters that are others', as the configuration has it: what a class could tie need not be tied."""
+    if hasattr(model, "all_tied_weights_keys"):
+        return dict(model.all_tied_weights_keys)
+    return dict(model._tied_weights_keys or {}) if model.config.tie_word_embeddings else {}
+
+
 def _matched(model: Any, source: Source) -> tuple[dict[str, str], list[str]]:
     """The checkpoint's name of every parameter, and the parameters it has none for."""
     prefix = f"{model.base_model_prefix}."
@@ -67,7 +78,7 @@ def _matched(model: Any, source: Source) -> tuple[dict[str, str], list[str]]:
     )
     names, missing = {}, []
     for path, _ in model.named_parameters(remove_duplicate=False):
-        stored = [path, *([tied[path]] if path in tied else [])]
+        stored = [path, *_OTHER_NAMES.get(path, ()), *([tied[path]] if path in tied else [])]
         ways = [way for each in stored for way in (each, each.removeprefix(prefix), prefix + each)]
         found = next((way for way in ways if way in source.tensors), None)
         if found is None and ".pooler." in f".{path}":
