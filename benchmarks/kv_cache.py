@@ -16,7 +16,7 @@ from pathlib import Path
 import texts
 from negawatt.artifact import Artifact
 from negawatt.compress.calibration import calibration
-from negawatt.compress.kv_cache import MAX_CONTEXT, caches_of, compared
+from negawatt.compress.kv_cache import DECODED_TOKENS, PROMPT_TOKENS, caches_of, compared
 from negawatt.compress.source import Source
 from negawatt.engine import Settings
 from turns import in_turns, phase_ms, row
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     artifact, text = Artifact.open(MODEL), texts.handbook(options.work)
     windows = calibration(
-        Source.of(artifact), str(text), windows=0, heldout=8, length=MAX_CONTEXT, seed=0,
+        Source.of(artifact), str(text), windows=0, heldout=8, length=PROMPT_TOKENS + DECODED_TOKENS, seed=0,
         progress=lambda done, total, what: None,
     ).heldout  # fmt: skip
     for engine in options.engines.split(","):

@@ -15,14 +15,24 @@ from negawatt.compress.kv_cache import LIMIT_NATS, Cache, caches_of, compared
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.testing.small_models import TEXT, small_model
+from negawatt.workload import Ratio
 
 
-def test_a_cache_is_recommended_on_what_is_shown_and_not_on_what_is_likely() -> None:
-    near = Cache("u8", "u8", (0.001, 0.002, 0.001), (1.0, 1.0, 1.0), 1.0)
-    assert near.kl_high < LIMIT_NATS
-    scattered = Cache("u8", "u8", (0.0, 0.0, 0.02), (1.0, 1.0, 1.0), 1.0)
+def cache(kl: tuple[float, ...], ratio: tuple[float, float, float] = (1.0, 0.9, 1.1)) -> Cache:
+    return Cache("u8", "u8", kl, tuple(1.0 for _ in kl), 1.0, Ratio(*ratio, 6, 0.95, "by hand"))
+
+
+def test_a_cache_will_do_on_what_is_shown_and_not_on_what_is_likely() -> None:
+    assert cache((0.001, 0.002, 0.001)).will_do
+    scattered = cache((0.0, 0.0, 0.02))
     assert sum(scattered.kl) / 3 < LIMIT_NATS < scattered.kl_high
-    assert Cache("u8", "u8", (0.001,), (1.0,), 1.0).kl_high > LIMIT_NATS
+    assert not scattered.will_do
+    assert not cache((0.001,)).will_do
+
+
+def test_a_cache_that_costs_more_will_not_do() -> None:
+    assert not cache((0.001, 0.002, 0.001), (0.9, 0.85, 0.95)).will_do
+    assert cache((0.001, 0.002, 0.001), (1.2, 1.1, 1.3)).will_do
 
 
 def test_an_engine_with_one_precision_leaves_no_choice() -> None:
@@ -42,6 +52,7 @@ def test_a_coarser_cache_differs_and_the_most_precise_does_not(tmp_path: Path) -
     assert found["decoded"] == 47
     assert found["recommended"] in kl
     assert found["cpu_s"] > 0
+    assert all(each["ratio"]["low"] <= each["ratio"]["value"] for each in found["caches"])
 
 
 def test_the_recommendation_is_kept_with_the_result(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def _show(result: dict[str, Any]) -> None:
         for each in cache["caches"]:
             click.echo(
                 f"cache of {each['kv_cache']}: {each['kl']:.2g} nats a token from the most precise, "
-                f"perplexity {each['perplexity']:.4g}, {each['top1_match']:.1%} the same next token"
+                f"perplexity {each['perplexity']:.4g}, {each['top1_match']:.1%} the same next token, a token "
+                f"costs {1 / each['ratio']['value']:.2f} times as much"
             )
         click.echo(f"recommended on {cache['settings']['engine']}: --kv-cache {cache['recommended']}")
     click.echo(f"Ready to use: {result['artifact']}")
