@@ -11,15 +11,15 @@ factored model take turns in every round, as in `compress_sparsity.py`.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 
 from compress_quantizers import in_a_process
-from compress_sparsity import MODEL, in_turns
+from compress_sparsity import MODEL
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
-from negawatt.errors import NegawattError
+from negawatt.engine import Settings
+from turns import show
 
 SETTINGS = (("transformers", "fp32"), ("openvino", "f16"), ("openvino", "int8"))
 
@@ -59,28 +59,17 @@ def speed(ratios: list[float], batches: list[int], rounds: int) -> None:
         text = Path(folder) / "text.txt"
         text.write_text("The kettle hums before the house is awake. " * 100, "utf-8")
         dense = Artifact.open(Artifact.open(MODEL).checkpoint())  # the same precision on both sides
-        print(
-            f"{'engine':<20}{'saved':>6}{'batch':>6}{'dense':>9}{'factored':>10}{'ratio':>8}   CPU-ms a token"
-        )
+        print(f"{'CPU-ms a token, 1 thread':<34}{'dense':>9}{'factored':>11}{'ratio':>8}")
         for saved in ratios:
             made = Path(folder) / f"factored-{saved:g}"
             recipe = Recipe(MODEL, (parse(f"svd:ratio={saved:g}"),), str(text), heldout=1, length=128)
             compress(recipe, made, keep_worse=True)
-            models = {"dense": dense, "factored": Artifact.open(made)}
+            factored = Artifact.open(made)
             for engine, weights in SETTINGS:
                 for batch in batches:
-                    try:
-                        base, split = in_turns(engine, weights, models, rounds, batch).values()
-                    except NegawattError as exc:
-                        print(f"{engine + ' ' + weights:<20}{exc}", flush=True)
-                        continue
-                    shares = sorted(b / a for a, b in zip(base, split, strict=True))
-                    middle = [statistics.median(each) for each in (base, split, shares)]
-                    print(
-                        f"{engine + ' ' + weights:<20}{saved:>6.0%}{batch:>6}{middle[0]:>9.2f}"
-                        f"{middle[1]:>10.2f}{middle[2]:>8.3f}   ({shares[0]:.3f}–{shares[-1]:.3f})",
-                        flush=True,
-                    )
+                    settings = Settings(engine=engine, weight_format=weights, threads=1, batch=batch)
+                    ways = {"dense": (dense, settings), "factored": (factored, settings)}
+                    show(f"{engine} {weights}, {saved:.0%} saved, batch {batch}", ways, rounds)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,19 @@ first of them rotating; figures are medians over rounds.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from compress_quantizers import in_a_process
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
-from negawatt.engine import Engine, Request, Settings
-from negawatt.errors import NegawattError
+from negawatt.engine import Settings
+from turns import show
 
 TECHNIQUES = ("magnitude", "wanda", "sparsegpt")
 MODEL = "smollm2-135m-instruct"
 SETTINGS = (("transformers", "fp32"), ("transformers", "bf16"), ("openvino", "f16"), ("openvino", "int8"),
             ("llamacpp", "q8_0"))  # fmt: skip
-NEW_TOKENS = 64
 
 
 def main() -> None:
@@ -71,38 +68,11 @@ def speed(rounds: int) -> None:
         recipe = Recipe(MODEL, (parse("magnitude:pattern=2:4"),), str(text), heldout=1, length=128)
         compress(recipe, sparse, keep_worse=True)
         dense = Artifact.open(Artifact.open(MODEL).checkpoint())  # the same precision on both sides
-        models = {"dense": dense, "2:4 zeros": Artifact.open(sparse)}
-        print(f"{'engine':<20}{'dense':>9}{'2:4 zeros':>11}{'ratio':>8}   CPU-ms a token, batch 1, 1 thread")
+        zeros = Artifact.open(sparse)
+        print(f"{'CPU-ms a token, batch 1, 1 thread':<34}{'dense':>9}{'2:4 zeros':>11}{'ratio':>8}")
         for engine, weights in SETTINGS:
-            try:
-                base, zeros = in_turns(engine, weights, models, rounds).values()
-            except NegawattError as exc:
-                print(f"{engine + ' ' + weights:<20}{exc}", flush=True)
-                continue
-            ratios = sorted(b / a for a, b in zip(base, zeros, strict=True))
-            middle = [statistics.median(each) for each in (base, zeros, ratios)]
-            print(
-                f"{engine + ' ' + weights:<20}{middle[0]:>9.2f}{middle[1]:>11.2f}{middle[2]:>8.3f}"
-                f"   ({ratios[0]:.3f}–{ratios[-1]:.3f})",
-                flush=True,
-            )
-
-
-def in_turns(
-    engine: str, weights: str, models: dict[str, Artifact], rounds: int, batch: int = 1
-) -> dict[str, list[float]]:
-    """CPU-ms a generated token of each model, one figure a round."""
-    settings = Settings(engine=engine, weight_format=weights, threads=1, batch=batch)
-    found: dict[str, list[float]] = {name: [] for name in models}
-    with ExitStack() as stack:
-        opened = {name: stack.enter_context(Engine(each, settings)) for name, each in models.items()}
-        for number in range(-1, rounds):  # the first warms up
-            for name in sorted(models, reverse=bool(number % 2)):
-                tokens = models[name].tokenizer.encode("The history of the lighthouse begins")
-                usage = opened[name].generate([Request(tokens, NEW_TOKENS)] * batch).usage
-                if number >= 0:
-                    found[name].append(1000 * usage.cpu_s / (NEW_TOKENS * batch))
-    return found
+            settings = Settings(engine=engine, weight_format=weights, threads=1)
+            show(f"{engine} {weights}", {"dense": (dense, settings), "zeros": (zeros, settings)}, rounds)
 
 
 if __name__ == "__main__":

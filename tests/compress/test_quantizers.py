@@ -15,8 +15,7 @@ from negawatt.compress.gptq import aligned, compensated
 from negawatt.compress.grid import Grid
 from negawatt.compress.hqq import settled
 from negawatt.compress.mixed import allotted
-from negawatt.compress.network import Network
-from negawatt.testing.small_models import FAMILIES, TEXT, small_model
+from negawatt.testing.small_models import TEXT, small_model
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -111,31 +110,6 @@ def test_hqq_offsets_forgive_outliers() -> None:
         return float((values - weight).abs().pow(0.7).sum())
 
     assert norm(clever) < norm(plain)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_one_by_one_are_the_model(family: str, tmp_path: Path) -> None:
-    """Embedding, blocks and head run apart give what transformers gives for the whole."""
-    import transformers
-
-    source = Source.of(Artifact.open(small_model(tmp_path / "model", family)))
-    network = Network(source)
-    tokens = torch.randint(0, 400, (3, 40), generator=torch.Generator().manual_seed(0))
-    hidden = network.embedded(tokens)
-    for number in range(len(network.blocks)):
-        with network.loaded(number):
-            hidden = network.forward(number, hidden)
-    kind = transformers.AutoModelForCausalLM if network.is_decoder else transformers.AutoModel
-    model = kind.from_pretrained(tmp_path / "model").eval()
-    with torch.inference_mode():
-        whole = model(input_ids=tokens)
-    if network.is_decoder:
-        logits = whole.logits[:, :-1].flatten(0, 1)
-        expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
-        assert network.losses(tokens, hidden).flatten() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    else:
-        assert network.outputs(tokens, hidden) == pytest.approx(whole.last_hidden_state, rel=1e-4, abs=1e-4)
-    assert all(p.device.type == "meta" for p in network.model.parameters())  # nothing stays loaded
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "bert"])

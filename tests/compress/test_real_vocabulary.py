@@ -6,8 +6,9 @@ are nearly equal, one that was not kept.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from small_workload import write_workload
 
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
@@ -15,22 +16,11 @@ from negawatt.engine import Engine, Settings
 from negawatt.profiling.window import requests_of
 from negawatt.workload import Workload
 
-HEADER = """schema = 1
-name = "few"
-description = "A few prompts."
-source = "this test"
-licence = "Apache-2.0"
-
-[traffic]
-items = "traffic.jsonl"
-"""
 QUESTIONS = ("What makes bread dough rise?", "Name three rivers in Europe, with the sea each one reaches.")
 
 
 def test_a_quarter_of_the_rows_answers_the_same(model: Artifact, tmp_path: Path) -> None:
-    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
-    rows = [{"id": q, "prompt": [{"role": "user", "content": q}], "max_new_tokens": 16} for q in QUESTIONS]
-    (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    write_workload(tmp_path, [([{"role": "user", "content": question}], 16) for question in QUESTIONS])
     technique = parse("vocabulary:common=8000")
     recipe = Recipe("smollm2-135m-instruct", (technique,), str(tmp_path), heldout=1, length=24)
     compress(recipe, tmp_path / "out")

@@ -11,6 +11,7 @@ import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_workload import write_workload
 
 from negawatt.artifact import Artifact
 from negawatt.compress import Draft, Recipe, compress, parse
@@ -21,16 +22,6 @@ from negawatt.errors import ArtifactError, NegawattError, UsageError, WorkloadEr
 from negawatt.testing.small_models import TEXT, small_model
 
 OTHER = "Ein Kessel summt; 水 is water, 😀 is not. def f(x): return x**2\n\n\t<|endoftext|> zygote"
-
-HEADER = """schema = 1
-name = "few"
-description = "A few prompts."
-source = "this test"
-licence = "Apache-2.0"
-
-[traffic]
-items = "traffic.jsonl"
-"""
 
 
 def made(model: Path, technique: str, tmp_path: Path, text: str = TEXT * 4) -> Artifact:
@@ -155,9 +146,7 @@ def test_a_cut_model_answers_the_same_in_llama_cpp(model: Artifact, tmp_path: Pa
 def test_answers_of_a_workload_are_kept_and_proved(family: str, tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", family, vocab_size=512)
     prompts = (TEXT[:90], TEXT[20:200])
-    rows = [{"id": p, "prompt": p, "max_new_tokens": 5 + 4 * i} for i, p in enumerate(prompts)]
-    (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    write_workload(tmp_path, [(prompt, 5 + 4 * i) for i, prompt in enumerate(prompts)])
     technique = parse("vocabulary:common=0,runners_up=1")
     compress(Recipe(str(model), (technique,), str(tmp_path), heldout=1, length=24), tmp_path / "out")
     out = Artifact.open(tmp_path / "out")
@@ -180,9 +169,7 @@ def test_answers_of_a_workload_are_kept_and_proved(family: str, tmp_path: Path) 
 
 def test_a_kill_between_answers_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(tmp_path / "model", vocab_size=512)
-    rows = [{"id": str(i), "prompt": TEXT[i : i + 80], "max_new_tokens": 6} for i in range(3)]
-    (tmp_path / "traffic.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    write_workload(tmp_path, [(TEXT[i : i + 80], 6) for i in range(3)])
     monkeypatch.setattr("negawatt.compress.vocabulary.BATCH", 1)
     recipe = Recipe(str(model), (parse("vocabulary:common=0"),), str(tmp_path), heldout=1, length=24)
     whole = compress(recipe, tmp_path / "whole")
@@ -203,9 +190,7 @@ def test_a_kill_between_answers_loses_none(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_prompt_longer_than_the_model_can_read_is_named(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", vocab_size=512)
-    row = {"id": "long", "prompt": TEXT[:200], "max_new_tokens": 1000}
-    (tmp_path / "traffic.jsonl").write_text(json.dumps(row), "utf-8")
-    (tmp_path / "workload.toml").write_text(HEADER, "utf-8")
+    write_workload(tmp_path, [(TEXT[:200], 1000)])
     recipe = Recipe(str(model), (parse("vocabulary"),), str(tmp_path), heldout=1, length=24)
     with pytest.raises(WorkloadError, match="shorter answer"):
         compress(recipe, tmp_path / "out")

@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 from negawatt.testing import PassContract
-from negawatt.testing.small_models import TEXT
+from negawatt.testing.small_models import ENCODER_DECODERS, FAMILIES, TEXT
+
+ONE_STACK = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 
 
 class TestVocabulary(PassContract):
+    families = ONE_STACK
+    refused = ENCODER_DECODERS
+
     @pytest.fixture
     def text(self, tmp_path: Path) -> Path:
         """A text that does without many of the tokenizer's tokens."""
@@ -24,6 +29,9 @@ class TestVocabulary(PassContract):
 
 
 class TestDepth(PassContract):
+    families = ONE_STACK
+    refused = ENCODER_DECODERS
+
     @pytest.fixture
     def technique(self) -> str:
         return "depth:ratio=0.34"
@@ -39,6 +47,7 @@ class TestDepthContiguous(PassContract):
 
 class TestWidth(PassContract):
     families = ("llama", "qwen2", "qwen3", "gemma3_text")
+    refused = ("gpt2", "bert", "mpnet", "t5", "marian")
 
     @pytest.fixture
     def technique(self) -> str:
@@ -46,7 +55,7 @@ class TestWidth(PassContract):
 
 
 class TestWidthOfFeedForwardAlone(PassContract):
-    families = ("gpt2", "bert", "mpnet")
+    families = ("gpt2", "bert", "mpnet", "t5", "marian")
 
     @pytest.fixture
     def technique(self) -> str:
@@ -55,6 +64,7 @@ class TestWidthOfFeedForwardAlone(PassContract):
 
 class TestHeal(PassContract):
     families = ("llama", "qwen2", "gemma3_text", "gpt2")
+    refused = ("bert", "mpnet", "t5", "marian")
 
     @pytest.fixture
     def technique(self) -> str:

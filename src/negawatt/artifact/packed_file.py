@@ -10,15 +10,18 @@ A folder with ``config.json``, the tokenizer's files and ``packed.safetensors``.
 
 A weight is ``scale × code + offset``, and without offsets ``scale × (code − 2^(bits−1))``. The header's
 metadata holds, under the key ``negawatt``, a JSON object that says for every packed matrix its bits,
-group, type before packing, and whether the checkpoint stores it transposed (inputs × outputs). A
-factored matrix is stored as ``NAME.left`` and ``NAME.right`` (see `FactoredTensor`), and has a rank
-there. All other tensors are stored as they are in a checkpoint. Exporters read nothing else.
+group, type before packing, whether the checkpoint stores it transposed (inputs × outputs), and, where
+inputs are to be rounded too, their ``input_scale``: an input x becomes ``s · round(x / s)``, with
+multiples from −128 to 127. A factored matrix is stored as ``NAME.left`` and ``NAME.right`` (see
+`FactoredTensor`), and has a rank there. All other tensors are stored as they are in a checkpoint.
+Exporters read nothing else.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +60,8 @@ class PackedTensor:
         columns: inputs.
         dtype: type of the matrix before it was packed, as safetensors names it.
         transposed: the checkpoint stores it as inputs × outputs.
+        input_scale: what the matrix is multiplied with is rounded to multiples of this, from −128 to
+            127 of them; None where inputs stay as they are.
     """
 
     codes: StoredTensor
@@ -67,6 +72,7 @@ class PackedTensor:
     columns: int
     dtype: str
     transposed: bool = False
+    input_scale: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,6 +115,7 @@ class PackedTensor:
             "columns": self.columns,
             "dtype": self.dtype,
             "transposed": self.transposed,
+            **({} if self.input_scale is None else {"input_scale": self.input_scale}),
         }
 
 
@@ -179,12 +186,14 @@ def _taken(plain: dict[str, AnyTensor], name: str, facts: Mapping[str, Any]) -> 
     packed = PackedTensor(
         codes, scales, offsets, int(facts["bits"]), int(facts["group"]), int(facts["columns"]),
         str(facts["dtype"]), bool(facts["transposed"]),
+        float(facts["input_scale"]) if "input_scale" in facts else None,
     )  # fmt: skip
     rows = codes.shape[0]
     groups, rest = divmod(packed.columns, packed.group)
     fits = (
         packed.bits in BITS
         and rest == 0
+        and (packed.input_scale is None or 0 < packed.input_scale < math.inf)
         and codes.dtype == "U8"
         and codes.shape == (rows, -(-packed.columns * packed.bits // 8))
         and all(t.shape == (rows, groups) and t.dtype == "F16" for t in (scales, offsets) if t is not None)

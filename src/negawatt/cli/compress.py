@@ -19,6 +19,7 @@ from negawatt.errors import UsageError
         "negawatt compress --list",
         "negawatt compress smollm2-135m-instruct --pass rtn:bits=4,group=32 -o small",
         "negawatt compress ./my-model --pass gptq --calibration my-text.txt -o small",
+        "negawatt compress ./my-model --pass rtn:bits=4 --payback llamacpp -o small",
         "negawatt compress --recipe small/recipe.toml -o small-again",
         "negawatt compress smollm2-135m-instruct --explain llamacpp:q8_0:1 --batch 8",
     )
@@ -40,6 +41,16 @@ from negawatt.errors import UsageError
 @click.option("--seed", type=int, help="Of everything random.  [default: 0]")
 @click.option("--threads", type=int, help="Of the arithmetic; the last bits depend on it.")
 @click.option("--keep-worse", is_flag=True, help="Keep a result that plain rounding beats.")
+@click.option(
+    "--payback",
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="Run source and result in turn there, and tell after how many tokens the work is paid back.",
+)
+@click.option(
+    "--kv-cache",
+    metavar="ENGINE[:WEIGHTS[:THREADS]]",
+    help="Run the result there with every precision of the key-value cache, and recommend one.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the passes with their parameters.")
 @click.option(
     "--explain",
@@ -54,6 +65,8 @@ def command(
     passes: tuple[str, ...],
     recipe: Path | None,
     keep_worse: bool,
+    payback: str | None,
+    kv_cache: str | None,
     listing: bool,
     explain: str | None,
     batch: int,
@@ -85,8 +98,11 @@ def command(
         raise UsageError("name the model to compress, or give a --recipe")
     else:
         wanted = Recipe(model, tuple(map(parse, passes)), **given)
+    paid, cached = (parse_settings(given, 256) if given else None for given in (payback, kv_cache))
     with progress_bar("compress") as progress:
-        result = compress(wanted, output, keep_worse=keep_worse, progress=progress)
+        result = compress(
+            wanted, output, keep_worse=keep_worse, payback=paid, kv_cache=cached, progress=progress
+        )
     if as_json:
         emit(result)
     else:
@@ -132,10 +148,24 @@ def _show(result: dict[str, Any]) -> None:
             f"{step['pass']}: {quality['metric']} {before}{quality['after']:.4g} on "
             f"held-out text; {Energy.from_json(step['energy'])}, {step['cpu_s']:.0f} CPU-seconds"
         )
+        if (paid := step["payback"]) and len(result["passes"]) > 1:
+            click.echo(f"  alone {paid['text']}")
         for note in step["notes"]:
             click.echo(f"  {note}")
     before, after = result["weight_bytes"]["before"], result["weight_bytes"]["after"]
     click.echo(f"weights: {size(before)} → {size(after)}")
+    if paid := result["payback"]:
+        click.echo(f"{paid['text']}; counted are text, passes, judging and running both")
+        for warning in paid["warnings"]:
+            click.echo(f"note: {warning}", err=True)
+    if cache := result["kv_cache"]:
+        for each in cache["caches"]:
+            click.echo(
+                f"cache of {each['kv_cache']}: {each['kl']:.2g} nats a token from the most precise, "
+                f"perplexity {each['perplexity']:.4g}, {each['top1_match']:.1%} the same next token, a token "
+                f"costs {1 / each['ratio']['value']:.2f} times as much"
+            )
+        click.echo(f"recommended on {cache['settings']['engine']}: --kv-cache {cache['recommended']}")
     click.echo(f"Ready to use: {result['artifact']}")
 
 

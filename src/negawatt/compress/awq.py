@@ -1,17 +1,16 @@
 """`Awq`: inputs that carry much energy get a finer grid, by scales that the layer before takes back.
 
-Lin et al. 2024, "AWQ: Activation-aware Weight Quantization for On-Device LLM Compression". Which layer
-can take a scale back is not looked up by name: candidates are tried on a piece of text, and one is
-accepted when the block gives what it gave before. Where none can, the layer is rounded as it is.
+Lin et al. 2024, "AWQ: Activation-aware Weight Quantization for On-Device LLM Compression". Where no layer
+can take a scale back (see `negawatt.compress.folding`), a layer is rounded as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.draft import Quantized
 from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.folding import Folding
 from negawatt.compress.grid import BITS, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.moments import Moment, moments
 from negawatt.compress.network import Network
@@ -23,11 +22,6 @@ from negawatt.compress.technique import Pass, Work
 
 if TYPE_CHECKING:
     import torch
-
-_SAMPLE = 64
-"""Tokens on which a candidate is tried."""
-_SAME = 1e-3
-"""Largest change of a block's output, relative to its largest value, that is rounding."""
 
 
 class Awq(Pass):
@@ -79,11 +73,11 @@ class Awq(Pass):
         """Scale and quantize the layers of a loaded block; its modules are left quantized."""
         grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])
         found = moments(network, number, hidden, network.linears(number))
-        folding = _Folding(network, number, hidden[:1, :_SAMPLE].clone())
+        folding = Folding(network, number, hidden)
         scales = []
         for moment in found:
             scale = _searched(grid, moment, self.values["points"])
-            scales.append(scale if scale is not None and folding.take(moment, scale) else None)
+            scales.append(scale if scale is not None and folding.take(moment.linears, scale) else None)
         put: dict[str, torch.Tensor | Quantized] = folding.changed(source)
         for moment, scale in zip(found, scales, strict=True):
             energy = moment.matrix.diagonal()
@@ -117,75 +111,3 @@ def _searched(grid: Grid, moment: Moment, points: int) -> torch.Tensor | None:
         if error < least:
             least, best = error, scale if point else None
     return best
-
-
-class _Folding:
-    """Takes scales of inputs back in what gives those inputs, where that is shown to change nothing."""
-
-    def __init__(self, network: Network, number: int, sample: torch.Tensor) -> None:
-        self._network, self._number, self._sample = network, number, sample
-        self._block = network.blocks[number]
-        self._touched: dict[str, Any] = {}
-
-    def take(self, moment: Moment, scale: torch.Tensor) -> bool:
-        """Multiply the layers' inputs by `scale` in their weights; False when nothing can divide by it."""
-        with self._network.exact():
-            expected = self._network.forward(self._number, self._sample)
-            originals = [linear.weight.clone() for linear in moment.linears]
-            for linear, weight in zip(moment.linears, originals, strict=True):
-                linear.put(weight * scale)
-            for path, divide in self._ways(moment, scale):
-                parameters = dict(self._block.get_submodule(path).named_parameters(recurse=False))
-                before = {name: p.data.clone() for name, p in parameters.items()}
-                divide(parameters)
-                given = self._network.forward(self._number, self._sample)
-                if float((given - expected).abs().max()) <= _SAME * float(expected.abs().max()):
-                    self._touched |= {f"{path}.{name}": p for name, p in parameters.items()}
-                    return True
-                for name, p in parameters.items():
-                    p.data = before[name]
-            for linear, weight in zip(moment.linears, originals, strict=True):
-                linear.put(weight)
-            return False
-
-    def _ways(
-        self, moment: Moment, scale: torch.Tensor
-    ) -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
-        """Modules whose outputs are as many as the inputs, with ways of dividing their outputs."""
-        linears = {linear.path: linear for linear in self._network.linears(self._number)}
-        ours = {linear.path for linear in moment.linears}
-        for path, module in self._block.named_modules():
-            weight = getattr(module, "weight", None)
-            if weight is None or path in ours:
-                continue
-            if path in linears and linears[path].outputs == len(scale):
-                yield path, _dividing(scale, rows=not linears[path].transposed, shift=0.0)
-            elif weight.dim() == 1 and len(weight) == len(scale):
-                yield path, _dividing(scale, rows=False, shift=0.0)
-                yield path, _dividing(scale, rows=False, shift=1.0)  # norms that add 1 to their weight
-
-    def changed(self, source: Source) -> dict[str, torch.Tensor | Quantized]:
-        """The parameters that took a scale, but for the matrices, which are still to be quantized."""
-        import torch
-
-        kinds = {"F16": torch.float16, "BF16": torch.bfloat16}
-        names = self._network.names(self._number)
-        return {
-            names[path]: p.data.to(kinds.get(source.tensors[names[path]].dtype, torch.float32))
-            for path, p in self._touched.items()
-            if p.dim() == 1
-        }
-
-
-def _dividing(scale: torch.Tensor, *, rows: bool, shift: float) -> Callable[[dict[str, Any]], None]:
-    """Divides outputs in a module's parameters: rows or columns of a matrix, a norm's weight, a bias."""
-
-    def divide(parameters: dict[str, Any]) -> None:
-        for parameter in parameters.values():
-            data = parameter.data
-            add = shift if parameter is parameters.get("weight") else 0.0
-            parameter.data = (
-                (data / scale[:, None]) if data.dim() == 2 and rows else (data + add) / scale - add
-            )
-
-    return divide

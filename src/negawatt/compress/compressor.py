@@ -16,12 +16,17 @@ from negawatt.catalog.manifest import PACKED_FILE
 from negawatt.compress.calibration import SELF, Calibration, calibration
 from negawatt.compress.draft import ADAPTER, Draft
 from negawatt.compress.judgement import Judgement, compared, judge
+from negawatt.compress.kv_cache import caches_of
+from negawatt.compress.kv_cache import compared as cache_compared
 from negawatt.compress.labelled import has_labels, labelled
 from negawatt.compress.network import Network
+from negawatt.compress.payback import ROUNDS, Payback, Spent, Stage, measured
 from negawatt.compress.recipe import NAME as RECIPE
 from negawatt.compress.recipe import Recipe
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Progress, Work
+from negawatt.energy import Energy
+from negawatt.engine import Engine, Settings
 from negawatt.errors import (
     Infeasible,
     IntegrityError,
@@ -31,7 +36,7 @@ from negawatt.errors import (
     require,
 )
 from negawatt.home import write_json, written_beside
-from negawatt.meter import Meter
+from negawatt.meter import Measurement, Meter
 from negawatt.run import Run
 
 _OURS = (MANIFEST, "model.safetensors.index.json")
@@ -43,6 +48,8 @@ def compress(
     output: Path | str,
     *,
     keep_worse: bool = False,
+    payback: Settings | None = None,
+    kv_cache: Settings | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Make a smaller artifact in the folder `output`, by the passes of a recipe.
@@ -54,11 +61,15 @@ def compress(
         recipe: the model, the passes and the text.
         output: folder to make; it must not exist, or be empty.
         keep_worse: keep a result that is no better on held-out text than plain rounding.
+        payback: how source and results are run to tell after how many tokens they have saved what
+            they cost; nothing is run if absent.
         progress: called with done, total, and what is being done.
 
     Returns:
         the document of ``negawatt compress --json``: ``artifact``, ``sha256``, ``passes`` (the steps
-        of the lineage), ``weight_bytes`` before and after, ``judging`` (its cost).
+        of the lineage), ``weight_bytes`` before and after, ``reading`` and ``judging`` (what the text
+        and judging on it cost), ``payback`` (of all passes together) and ``kv_cache``; these are null
+        where they were not asked for.
 
     Raises:
         UsageError: a parameter does not fit the model, or `output` holds something.
@@ -76,7 +87,7 @@ def compress(
     recipe = replace(recipe, model_sha256=artifact.sha256, threads=recipe.threads or torch.get_num_threads())
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
-    job = _Job(artifact, recipe, output, keep_worse, progress)
+    job = _Job(artifact, recipe, output, keep_worse, (payback, kv_cache), progress)
     try:
         return job.run()
     except NegawattError:
@@ -93,12 +104,20 @@ class _Job:
     """One call of `compress`."""
 
     def __init__(
-        self, artifact: Artifact, recipe: Recipe, output: Path, keep_worse: bool, progress: Progress
+        self,
+        artifact: Artifact,
+        recipe: Recipe,
+        output: Path,
+        keep_worse: bool,
+        running: tuple[Settings | None, Settings | None],
+        progress: Progress,
     ) -> None:
         self.artifact, self.recipe, self.output = artifact, recipe, output
         self.keep_worse, self.progress = keep_worse, progress
+        self.payback, self.kv_cache = running
         self.partial = output.with_name(f"{output.name}.partial")
-        self.judging: list[Any] = []
+        self.reading: list[Measurement] = []
+        self.judging: list[Measurement] = []
         self.origin: Judgement | None = None
         self._runs: list[Run] = []
 
@@ -109,8 +128,12 @@ class _Job:
         source = Source.of(self.artifact)
         self.recipe.passes[0].check(source)
         self._begin()
-        text = original = self._text(source)
-        current, lineage = self.artifact, list(self.artifact.lineage)
+        self._require_engine()
+        with Meter() as meter:
+            text = original = self._text(source)
+        self.reading.append(meter.measurement)
+        current, lineage = self.artifact, [dict(step) for step in self.artifact.lineage]
+        stages = [Stage(current, text.heldout)]
         before = self._judged("as it is", source, text)
         for number, each in enumerate(self.recipe.passes):
             source = Source.of(current)
@@ -127,7 +150,13 @@ class _Job:
             entry["quality"] = compared(before, after, self.origin or before)
             lineage.append(entry)
             before = after
-        return self._finished(current, lineage, original)
+            stages.append(Stage(current, text.heldout, place / "engine"))
+        paid = self._paid_back(stages, lineage[-len(self.recipe.passes) :])
+        if self.kv_cache is not None:
+            lineage[-1]["kv_cache"] = cache_compared(
+                current, text.heldout, self.kv_cache, lambda what: self.progress(0, None, what)
+            )
+        return self._finished(current, lineage, original, paid)
 
     def _begin(self) -> None:
         """Make the folder of work in progress, or find it and see that it belongs to this call."""
@@ -142,6 +171,34 @@ class _Job:
         else:
             run = Run.create("compress", path=self.partial, **identity)
         self._runs.append(run)
+
+    def _require_engine(self) -> None:
+        """See that the engines that are to run the result run this model, before anything is computed."""
+        if self.kv_cache is not None:
+            caches_of(self.kv_cache)
+        for settings in filter(None, (self.payback, self.kv_cache)):
+            self.progress(0, None, f"loading {settings.engine}")
+            with Engine(self.artifact, settings):
+                pass
+
+    def _paid_back(self, stages: Sequence[Stage], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """What each pass pays back, entered into its step of the lineage, and what all together do."""
+        if self.payback is None:
+            return None
+        n_windows = ROUNDS * len(stages)
+
+        def tell(done: int) -> None:
+            self.progress(done, n_windows, "running source and result in turn")
+
+        found, comparing = measured(stages, self.payback, progress=tell)
+        costs = [[entry, *([entry["fallback"]] if entry["fallback"] else [])] for entry in entries]
+        for number, entry in enumerate(entries):
+            sides = found[number], found[number + 1]
+            entry["payback"] = Payback(self.payback, *sides, Spent.of(costs[number])).to_json()
+        around = [_cost(self.reading), _cost(self.judging), comparing.to_json()]
+        whole = Spent.of([each for parts in costs for each in parts] + around)
+        together = Payback(self.payback, found[0], found[-1], whole).to_json()
+        return {**together, "comparing": comparing.to_json()}
 
     def _text(self, source: Source) -> Calibration:
         recipe = self.recipe
@@ -199,10 +256,12 @@ class _Job:
             raise Infeasible(
                 f"{each} gives {ours.metric} {ours.value(self.origin):.4g} on held-out text, and {plain} "
                 f"{theirs.value(self.origin):.4g}, so nothing was kept; calibrate on text closer to what the "
-                f"model is used for, use {plain.name}, or keep it all the same with --keep-worse: the work "
+                f"model is used for, use {plain}, or keep it all the same with --keep-worse: the work "
                 f"done lies in {self.partial}"
             )
-        return {"pass": str(plain), "metric": ours.metric, "value": theirs.value(self.origin)}
+        return {
+            "pass": str(plain), "metric": ours.metric, "value": theirs.value(self.origin), **other.cost(),
+        }  # fmt: skip
 
     def _entry(self, each: Pass, draft: Draft, text: Calibration) -> dict[str, Any]:
         import torch
@@ -223,6 +282,8 @@ class _Job:
             },
             "outcome": draft.outcome,
             **draft.cost(),
+            "payback": None,
+            "kv_cache": None,
             "notes": list(draft.notes),
         }  # fmt: skip
 
@@ -246,7 +307,11 @@ class _Job:
         )  # fmt: skip
 
     def _finished(
-        self, made: Artifact, lineage: Sequence[Mapping[str, Any]], text: Calibration
+        self,
+        made: Artifact,
+        lineage: Sequence[Mapping[str, Any]],
+        text: Calibration,
+        paid: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """Complete the manifest and the recipe, and move the folder to its place."""
         _promised("the result", made.sha256, self.recipe.result_sha256)
@@ -264,17 +329,16 @@ class _Job:
         self.close()
         shutil.rmtree(self.partial, ignore_errors=True)
         result = Artifact.open(self.output)
-        spent = self.judging
         return {
             "artifact": str(self.output),
             "sha256": result.sha256,
             "formats": sorted(result.formats),
             "passes": [dict(step) for step in lineage[len(self.artifact.lineage) :]],
             "weight_bytes": {"before": self.artifact.weight_bytes, "after": result.weight_bytes},
-            "judging": {
-                "cpu_s": sum(m.cpu_s for m in spent),
-                "energy": _total(spent).to_json(),
-            },
+            "reading": _cost(self.reading),
+            "judging": _cost(self.judging),
+            "payback": paid,
+            "kv_cache": lineage[-1]["kv_cache"],
         }
 
     def forget(self) -> None:
@@ -296,10 +360,8 @@ def _notes(before: str, lineage: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(filter(None, [before, *new])))
 
 
-def _total(spent: Sequence[Any]) -> Any:
-    from negawatt.energy import Energy
-
-    return Energy.total(m.energy for m in spent)
+def _cost(spent: Sequence[Measurement]) -> dict[str, Any]:
+    return {"cpu_s": sum(m.cpu_s for m in spent), "energy": Energy.total(m.energy for m in spent).to_json()}
 
 
 def _promised(what: str, found: str, promised: str) -> None:

@@ -37,7 +37,9 @@ class Depth(Pass):
     calibrated: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
-        self._count(len(Network(source).blocks))
+        network = Network(source)
+        network.refuse_encoder_decoder(self.name, "whose layers are not compared with each other")
+        self._count(len(network.blocks))
 
     def _count(self, n_blocks: int) -> int:
         """How many blocks to drop.

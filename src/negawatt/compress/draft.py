@@ -46,6 +46,7 @@ class Quantized:
         bits, group: of the grid.
         dtype: type that the matrix had, as safetensors names it.
         transposed: the checkpoint stores it as ``(in, out)``.
+        input_scale: see `PackedTensor`.
     """
 
     codes: torch.Tensor
@@ -55,10 +56,12 @@ class Quantized:
     group: int
     dtype: str
     transposed: bool = False
+    input_scale: float | None = None
 
     def facts(self) -> dict[str, Any]:
+        inputs = {} if self.input_scale is None else {"input_scale": self.input_scale}
         return {"bits": self.bits, "group": self.group, "columns": int(self.codes.shape[1]),
-                "dtype": self.dtype, "transposed": self.transposed}  # fmt: skip
+                "dtype": self.dtype, "transposed": self.transposed, **inputs}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

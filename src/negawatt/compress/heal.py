@@ -42,7 +42,9 @@ class Heal(Pass):
     calibrated: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
-        if not Network(source).is_decoder:
+        network = Network(source)
+        network.refuse_encoder_decoder(self.name, "and it trains a model to predict the next token of a text")
+        if not network.is_decoder:
             raise UsageError(
                 f"heal trains a model to predict the next token, and {source.name} is an encoder"
             )

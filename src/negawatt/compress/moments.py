@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def moments(
 
     matrices: dict[tuple[str, ...], torch.Tensor] = {}
     drifts: dict[tuple[str, ...], torch.Tensor] = {}
-    begin = 0
+    begin, n_rows = 0, Counter[tuple[str, ...]]()  # halves of an encoder-decoder differ
     for batch in network.batches(hidden):
         inputs = _inputs(network, number, batch, linears)[0]
         others: dict[tuple[str, ...], torch.Tensor] = {}
@@ -59,18 +60,18 @@ def moments(
             part.copy_(given)
         begin += len(batch)
         for key, rows in inputs.items():
+            n_rows[key] += len(rows)
             _add_products(matrices.setdefault(key, torch.zeros(rows.shape[1], rows.shape[1])), rows)
             if key in others:
                 # What differs is small, so that bfloat16 keeps enough of it.
                 product = (others[key] - rows).bfloat16().T @ rows.bfloat16()
                 drifts[key] = drifts[key].add_(product) if key in drifts else product.float()
     by_path = {linear.path: linear for linear in linears}
-    n_tokens = hidden.shape[0] * hidden.shape[1]
     return [
         Moment(
             tuple(by_path[path] for path in key),
-            _mirrored(matrix) / n_tokens,
-            drifts[key] / n_tokens if key in drifts else None,
+            _mirrored(matrix) / n_rows[key],
+            drifts[key] / n_rows[key] if key in drifts else None,
         )
         for key, matrix in matrices.items()
     ]

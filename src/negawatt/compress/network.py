@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from negawatt.compress.modules import blocks_of, built
+from negawatt.compress.encoder_decoder import ENCODER_STATES, by_name, halves, shifted
+from negawatt.compress.linear import Linear as Linear
+from negawatt.compress.linear import linears_of
+from negawatt.compress.modules import blocks_of, built, encoder_length
 from negawatt.compress.source import Source
-from negawatt.errors import ArtifactError, require
+from negawatt.engine.rounded_inputs import install
+from negawatt.engine.rounded_inputs import rounding as rounding_of
+from negawatt.errors import ArtifactError, UsageError, require
 
 if TYPE_CHECKING:
     import torch
@@ -32,43 +37,15 @@ def half_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear layer of a block.
-
-    Attributes:
-        path: its name within the block, such as ``self_attn.q_proj``.
-        name: its weight's name in the checkpoint.
-        module: the module; its weight is there while the block is loaded.
-        transposed: the weight is stored as ``(in, out)``, as GPT-2 has it.
-        inputs, outputs: its width on either side.
-    """
-
-    path: str
-    name: str
-    module: Any
-    transposed: bool
-    inputs: int
-    outputs: int
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The loaded weight, shape ``(outputs, inputs)``; a view."""
-        weight: torch.Tensor = self.module.weight.data
-        return weight.T if self.transposed else weight
-
-    def put(self, values: torch.Tensor) -> None:
-        """Replace the loaded weight, shape ``(outputs, inputs)``."""
-        self.module.weight.data = values.T.contiguous() if self.transposed else values
-
-
 class Network:
     """A model whose blocks are loaded one at a time.
 
     Attributes:
         source: where weights come from.
-        blocks: the modules of the blocks, in order.
-        is_decoder: it predicts the next token.
+        blocks: the modules of the blocks, in the order in which they run.
+        n_encoder: how many of them are the encoder's, in a model that has encoder and decoder; else 0.
+            Hidden states are then twice as long as the text: see `negawatt.compress.encoder_decoder`.
+        is_decoder: it predicts the next token of a text.
 
     Raises:
         ArtifactError: the architecture is unknown to transformers, has no list of blocks, or weights
@@ -80,11 +57,19 @@ class Network:
         self.source = source
         self.model, self._names = built(source)
         self._base = self.model.base_model
-        self.blocks, self._blocks_path = blocks_of(self.model, source)
+        found = blocks_of(self.model, source)
+        self._paths, self.blocks = list(found), list(found.values())
+        self.n_encoder = encoder_length(self.model, self._paths)
         self.is_decoder = type(self.model).__name__.endswith(("CausalLM", "LMHeadModel"))
         self._calls: dict[tuple[int, int], list[_Call]] = {}
         self._half = False
         self._tuples = False
+        self._extras = 0
+        modules = dict(self.model.named_modules())
+        rounding = rounding_of(source.tensors)
+        for path, name in self._names.items():
+            if name in rounding and (scale := rounding[name].input_scale) is not None:
+                install(modules[path.removesuffix(".weight")], scale)
 
     def in_half_precision(self) -> Network:
         """Let blocks and head multiply in bfloat16 where this processor has the instructions for it.
@@ -113,7 +98,7 @@ class Network:
 
     def names(self, block: int) -> dict[str, str]:
         """The parameters of a block by their path within it, with their names in the checkpoint."""
-        prefix = f"{self._blocks_path}.{block}."
+        prefix = f"{self._paths[block]}."
         return {p.removeprefix(prefix): n for p, n in self._names.items() if p.startswith(prefix)}
 
     def linears(self, block: int) -> list[Linear]:
@@ -122,30 +107,20 @@ class Network:
         Raises:
             ArtifactError: the block holds a matrix in a kind of layer that is not known here.
         """
-        import torch
-
-        names, found = self.names(block), []
-        for path, module in self.blocks[block].named_modules():
-            weight = getattr(module, "weight", None)
-            if weight is None or weight.dim() < 2:
-                continue
-            conv = type(module).__name__ == "Conv1D"
-            if not conv and not isinstance(module, torch.nn.Linear):
-                if isinstance(module, torch.nn.Embedding):
-                    continue
-                raise ArtifactError(
-                    f"{self.source.name}: {path} of block {block} is a {type(module).__name__}, a kind of "
-                    "layer that no pass here knows"
-                )
-            rows, columns = weight.shape
-            outputs, inputs = (columns, rows) if conv else (rows, columns)
-            found.append(Linear(path, names[f"{path}.weight"], module, conv, inputs, outputs))
-        return found
+        return linears_of(self.blocks[block], self.names(block), f"block {block} of {self.source.name}")
 
     @cached_property
     def outer(self) -> dict[str, str]:
         """Parameters outside the blocks by their path in the model, with their checkpoint names."""
-        return {p: n for p, n in self._names.items() if not p.startswith(f"{self._blocks_path}.")}
+        inner = tuple(f"{path}." for path in self._paths)
+        return {p: n for p, n in self._names.items() if not p.startswith(inner)}
+
+    def refuse_encoder_decoder(self, technique: str, reason: str) -> None:
+        """Raises:
+        UsageError: the model has an encoder and a decoder, which a technique cannot work on.
+        """
+        if self.n_encoder:
+            raise UsageError(f"{technique}: {self.source.name} has an encoder and a decoder, {reason}")
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -203,10 +178,13 @@ class Network:
         """
         import torch
 
-        hidden = torch.empty(*tokens.shape, self.model.config.hidden_size)
+        length = tokens.shape[1] * (2 if self.n_encoder else 1)
+        hidden = torch.empty(len(tokens), length, self.model.config.hidden_size)
         with torch.inference_mode(), self._weights(self.model, self._without_head()):
             for start, batch in _indexed_batches(tokens):
-                hidden[start : start + len(batch)] = self._recorded(batch)[0].hidden
+                calls = self._recorded(batch)
+                firsts = [calls[0].hidden, *([calls[self.n_encoder].hidden] if self.n_encoder else [])]
+                hidden[start : start + len(batch)] = torch.cat(firsts, dim=1)
         return hidden
 
     def forward(self, block: int, hidden: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -228,6 +206,22 @@ class Network:
     def _run(self, block: int, batch: torch.Tensor) -> torch.Tensor:
         import torch
 
+        if not self.n_encoder:
+            return self._block_run(block, batch, {})
+        ours, theirs = halves(batch)
+        if block >= self.n_encoder:
+            return torch.cat([ours, self._block_run(block, theirs, {ENCODER_STATES: ours})], dim=1)
+        given = self._block_run(block, ours, {})
+        if block == self.n_encoder - 1:  # what the decoder looks at has passed the encoder's last norm
+            with self._weights(self.model, self._without_head()):
+                blank = torch.zeros(given.shape[:2], dtype=torch.int64)
+                given = self._through(self.model.get_encoder(), blank, given).last_hidden_state
+        return torch.cat([given, theirs], dim=1)
+
+    def _block_run(self, block: int, batch: torch.Tensor, changed: dict[str, Any]) -> torch.Tensor:
+        """A block's own output, called as the model does but for the keywords `changed`."""
+        import torch
+
         key = (batch.shape[0], batch.shape[1])
         if key not in self._calls:
             blank = torch.zeros(key, dtype=torch.int64)
@@ -235,7 +229,7 @@ class Network:
                 self._recorded(blank)
         call = self._calls[key][block]
         with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
-            result = self.blocks[block](batch, *call.args, **call.keywords)
+            result = self.blocks[block](batch, *call.args, **{**call.keywords, **changed})
         first: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return first
 
@@ -257,14 +251,22 @@ class Network:
         return torch.stack(found)
 
     def outputs(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """The base model's last hidden states, after its final norm if it has one."""
+        """The base model's last hidden states (the decoder's, of two), after its final norm if it has one."""
         import torch
 
+        hidden = halves(hidden)[1] if self.n_encoder else hidden
+        last = self.model.get_decoder() if self.n_encoder else self._base
+        given: list[Any] = []
+        hook = last.register_forward_hook(lambda module, inputs, output: given.append(output))
         found = torch.empty_like(hidden)
-        with torch.inference_mode(), self._weights(self.model, self._without_head()):
-            for start, batch in _indexed_batches(tokens):
-                part = slice(start, start + len(batch))
-                found[part] = self._through(self._base, batch, hidden[part]).last_hidden_state
+        try:
+            with torch.inference_mode(), self._weights(self.model, self._without_head()):
+                for start, batch in _indexed_batches(tokens):
+                    part = slice(start, start + len(batch))
+                    self._through(self._base, batch, hidden[part])
+                    found[part] = given.pop().last_hidden_state
+        finally:
+            hook.remove()
         return found
 
     def _without_head(self) -> dict[str, str]:
@@ -275,12 +277,20 @@ class Network:
     def _recorded(self, tokens: torch.Tensor) -> list[_Call]:
         """How the model calls each of its blocks for a batch of this shape."""
         calls: dict[int, _Call] = {}
+        shared: list[Any] = []
 
         def record(number: int) -> Callable[..., Any]:
             def stub(*args: Any, **keywords: Any) -> Any:
                 hidden = keywords.pop("hidden_states") if "hidden_states" in keywords else args[0]
-                calls[number] = _Call(number, hidden, tuple(args[1:]), keywords)
-                return (hidden,) if self._tuples else hidden
+                if not self.n_encoder:
+                    calls[number] = _Call(number, hidden, tuple(args[1:]), keywords)
+                    return (hidden,) if self._tuples else hidden
+                named = by_name(self.blocks[number], (hidden, *args[1:]), keywords)
+                calls[number] = _Call(number, hidden, (), named)
+                if number not in (0, self.n_encoder):
+                    return (hidden, *shared) if shared else hidden
+                shared[:] = self._handed_on(number, hidden, named)
+                return (hidden, *shared) if shared else hidden
 
             return stub
 
@@ -293,16 +303,30 @@ class Network:
         self._calls.setdefault(key, [c.without_hidden() for c in found])
         return found
 
+    def _handed_on(self, number: int, hidden: torch.Tensor, named: dict[str, Any]) -> tuple[Any, ...]:
+        """What the first block of a stack gives beside its states, for all others: T5's position biases."""
+        block = self.blocks[number]
+        with self.loaded(number):
+            given = type(block).forward(block, hidden, **named)
+        extras = tuple(given[1:]) if isinstance(given, tuple) else ()
+        self._extras = len(extras)
+        return extras
+
     def _through(self, model: Any, tokens: torch.Tensor, hidden: torch.Tensor) -> Any:
         """The model's own code around its blocks, as if they had given `hidden`."""
 
         def stub(*args: Any, **keywords: Any) -> Any:
-            return (hidden,) if self._tuples else hidden
+            extras = (None,) * self._extras
+            return (hidden, *extras) if self._tuples or extras else hidden
 
         with self._replaced([stub] * len(self.blocks)):
             return self._called(model, tokens)
 
     def _called(self, model: Any, tokens: torch.Tensor) -> Any:
+        if self.n_encoder:
+            both = model is self.model or model is self._base
+            asked = {"decoder_input_ids": shifted(tokens, self.model.config)} if both else {}
+            return model(input_ids=tokens, use_cache=False, **asked) if both else model(input_ids=tokens)
         try:
             return model(input_ids=tokens)
         except (IndexError, RuntimeError, TypeError, ValueError, AttributeError):

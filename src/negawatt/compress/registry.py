@@ -24,6 +24,7 @@ PASSES = {
     "vocabulary": "negawatt.compress.vocabulary:Vocabulary",
     "qat": "negawatt.compress.qat:Qat",
     "rtn": "negawatt.compress.rtn:RoundToNearest",
+    "smoothquant": "negawatt.compress.smoothquant:SmoothQuant",
     "sparsegpt": "negawatt.compress.sparsegpt:SparseGpt",
     "svd": "negawatt.compress.svd:Svd",
     "wanda": "negawatt.compress.wanda:Wanda",

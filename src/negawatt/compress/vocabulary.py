@@ -54,7 +54,11 @@ class Vocabulary(Pass):
 
     def check(self, source: Source) -> None:
         Lexicon(source.tokenizer.definition)
-        _tables(Network(source))
+        network = Network(source)
+        network.refuse_encoder_decoder(
+            self.name, "and what it writes to a text cannot be proved the same yet"
+        )
+        _tables(network)
 
     def effect(self, at: Situation) -> Effect:
         left = min(1.0, self.values["common"] / at.shape.vocab)

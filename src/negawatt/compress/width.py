@@ -26,10 +26,16 @@ FEED_FORWARD = (
     (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
     (("mlp.c_fc",), "mlp.c_proj"),
     (("intermediate.dense",), "output.dense"),
+    (("fc1",), "fc2"),
+    *(
+        (tuple(f"layer.{place}.DenseReluDense.{name}" for name in names), f"layer.{place}.DenseReluDense.wo")
+        for place in (1, 2)  # T5's encoder and decoder
+        for names in (("wi",), ("wi_0", "wi_1"))
+    ),
 )
 """Layers into the feed-forward part's channels, and the layer out of them, as families call them."""
 ATTENTION = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj")
-FFN_WIDTHS = ("intermediate_size", "n_inner")
+FFN_WIDTHS = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,12 @@ class Width(Pass):
             raise UsageError("width: ffn and kv_groups are both 0, so nothing would be removed")
         if self.values["ffn"]:
             self._channels(_feed_forward(network, 0))
+            widths = {_feed_forward(network, n).out.inputs for n in range(len(network.blocks))}
+            if len(widths) > 1:
+                raise ArtifactError(
+                    f"{source.name} has feed-forward parts of {' and '.join(map(str, sorted(widths)))} "
+                    "channels, and width removes the same number from all"
+                )
         if self.values["kv_groups"]:
             _, _, kv_heads = _attention(network, 0)
             if self.values["kv_groups"] >= kv_heads:

@@ -304,12 +304,23 @@ class Decoder:
                 found[index] = (rows - _log_sum_exp(rows)[:, None])[0]
         return found
 
-    def distributions(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Log-probabilities of all tokens after each position, shape ``(len(tokens), vocab_size)``."""
-        (rows,) = self._forward("prefill", [Chunk(0, tokens, rows=len(tokens))], 0, 0)
-        result = rows - _log_sum_exp(rows)[:, None]
+    def distributions(self, tokens: Sequence[int], decoded: int = 0) -> NDArray[np.float32]:
+        """Log-probabilities of all tokens after each position, shape ``(len(tokens), vocab_size)``.
+
+        Args:
+            tokens: one text.
+            decoded: how many of the last tokens are fed in steps of their own, as generation does: each
+                then sees those before it through the cache.
+        """
+        first = len(tokens) - decoded
+        fed = [tokens[:first], *([token] for token in tokens[first:])]
+        parts = []
+        for number, part in enumerate(fed):
+            phase = "decode" if number else "prefill"
+            (rows,) = self._forward(phase, [Chunk(0, part, rows=len(part))], 0, 0)
+            parts.append((rows - _log_sum_exp(rows)[:, None]).astype(np.float32))
         self.backend.release(0)
-        return result.astype(np.float32)
+        return np.concatenate(parts)
 
 
 def _with_produced(step: Step, produced: int) -> Step:

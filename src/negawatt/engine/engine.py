@@ -258,13 +258,24 @@ class Engine:
         scores = [([float(x) for x in values], bool(greedy)) for values, greedy in answer["scores"]]
         return scores, Usage(**answer["usage"])
 
-    def distributions(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Log-probabilities after each token, shape ``(len(tokens), vocab_size)``, in nats."""
+    def distributions(self, tokens: Sequence[int], decoded: int = 0) -> NDArray[np.float32]:
+        """Log-probabilities after each token, shape ``(len(tokens), vocab_size)``, in nats.
+
+        Args:
+            tokens: one text.
+            decoded: how many of the last tokens are fed one at a time, as generation does; at least one
+                token comes before them.
+        """
         if not 0 < len(tokens) <= self.settings.max_context:
             raise EngineError(
                 f"between 1 and {self.settings.max_context} tokens are needed, not {len(tokens)}"
             )
-        _, arrays = self._call({"do": "distributions", "tokens": list(tokens)}, self._call_deadline_s)
+        if not 0 <= decoded < len(tokens):
+            raise EngineError(
+                f"of {len(tokens)} tokens from 0 to {len(tokens) - 1} can be decoded, not {decoded}"
+            )
+        message = {"do": "distributions", "tokens": list(tokens), "decoded": decoded}
+        _, arrays = self._call(message, self._call_deadline_s)
         return arrays[0]
 
     @property

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact import Artifact
-from negawatt.engine import factored, openvino_ir
+from negawatt.engine import factored, openvino_ir, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
+from negawatt.engine.openvino_integers import compiled_precisions
 from negawatt.errors import EngineError, installed_version, require
 
 TOKENS_PER_STEP = 2048
@@ -27,7 +28,8 @@ class OpenVinoBackend(Backend):
 
     Matrices that an artifact holds as two factors are multiplied with one after the other.
 
-    Weight formats: ``native`` is the GGUF file's own quantization (a checkpoint's: half precision),
+    Weight formats: ``native`` is the GGUF file's own quantization (a checkpoint's: half precision; where an
+    artifact rounds inputs too, integers are multiplied),
     ``f16`` half precision, ``int8`` one symmetric scale an output channel, ``int4-gN-sym|asym`` one
     scale for N weights, rounded to nearest with the embedding and head in 8 bits. Arithmetic and
     the cache's ``default`` precision are the library's choice for the processor; `info` names them.
@@ -54,7 +56,10 @@ class OpenVinoBackend(Backend):
             artifact = Artifact.open(artifact_path)
             gguf = artifact.gguf()
             with _translated(f"read {gguf}"):
-                openvino_ir.make_ir(gguf, weight_format, target, factored.factors(artifact.path))
+                openvino_ir.make_ir(
+                    gguf, weight_format, target, factored.factors(artifact.path),
+                    rounded_inputs.rounding_of(artifact.path),
+                )  # fmt: skip
         return target
 
     def load(self, path: Path) -> None:
@@ -133,8 +138,9 @@ class OpenVinoBackend(Backend):
         self._lengths[slot] = length
 
     def info(self) -> dict[str, object]:
-        """Keys: ``version``, ``processor``, ``isa``, ``threads``, ``inference_precision``, ``kv_cache``,
-        ``dynamic_quantization_group``."""
+        """Keys: ``version``, ``processor``, ``isa``, ``threads``, ``inference_precision``, ``kv_cache``
+        (what the pages hold, which may be another precision than was asked for),
+        ``dynamic_quantization_group``, and ``matrices``, how many are multiplied in which precision."""
         get = self._compiled.get_property
         capabilities = (
             require("openvino", extra="openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -145,9 +151,16 @@ class OpenVinoBackend(Backend):
             "isa": " ".join(capabilities),
             "threads": int(get("INFERENCE_NUM_THREADS")),
             "inference_precision": get("INFERENCE_PRECISION_HINT").get_type_name(),
-            "kv_cache": get("KV_CACHE_PRECISION").get_type_name(),
+            "kv_cache": self._cache_precision(),
             "dynamic_quantization_group": int(get("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
+            "matrices": compiled_precisions(self._compiled),
         }
+
+    def _cache_precision(self) -> str:
+        """What the pages hold: the plugin answers with what it was asked for, and may take another."""
+        kinds = {e.get_element_type().get_type_name() for e in self._compiled.inputs
+                 if "cache" in e.get_any_name()}  # fmt: skip
+        return "+".join(sorted(kinds))
 
     def _compiled_name(self) -> str:
         core = require("openvino", extra="openvino").Core()

@@ -9,7 +9,6 @@ SmolLM2-135M from perplexity 25.0 to 32.3; `restore_offsets` puts the true offse
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 
 from negawatt.artifact.factored_tensor import FactoredTensor
 from negawatt.artifact.gguf_file import GgufFile
+from negawatt.artifact.packed_file import PackedTensor
+from negawatt.engine.openvino_integers import HALF, graph_name, multiply_in_integers
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
@@ -29,9 +30,6 @@ ROWS = "rows"
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """What OpenVINO GenAI reads from GGUF."""
-
-_HALF = 2e-3
-"""Two values that agree in half precision differ by no more, absolutely and relatively."""
 
 Values = NDArray[np.float32]
 
@@ -43,11 +41,16 @@ half precision, so `weight - code * scale` is not quite constant."""
 
 
 def make_ir(
-    gguf: Path, weight_format: str, target: Path, factors: Mapping[str, FactoredTensor] | None = None
+    gguf: Path,
+    weight_format: str,
+    target: Path,
+    factors: Mapping[str, FactoredTensor] | None = None,
+    rounding: Mapping[str, PackedTensor] | None = None,
 ) -> None:
     """Write the IR of `gguf` into the folder `target`, whole or not at all.
 
-    Matrices that `factors` names, whose product the file holds, become two.
+    Matrices that `factors` names, whose product the file holds, become two. Those that `rounding` names
+    are multiplied with in integers in the format ``native``, and what else is stored in full gets 8 bits.
 
     ``native`` keeps quantized weights as they are; every other format starts from the weights in
     half precision, which the reader takes and which every format here is coarser than. That start
@@ -71,6 +74,12 @@ def make_ir(
             _read_gguf(folder)
             if factors:
                 _rewrite(folder, folder, lambda model: factorise(model, factors))
+    elif weight_format == "native" and rounding:
+        if not half.exists():
+            make_ir(gguf, "f16", half, factors)
+        with written_beside(target) as folder:
+            folder.mkdir()
+            _rewrite(half, folder, lambda model: _compress(multiply_in_integers(model, rounding), "int8"))
     elif weight_format == "native" and not plain:
         with written_beside(target) as folder:
             folder.mkdir()
@@ -185,12 +194,12 @@ def factorise(model: Any, factors: Mapping[str, FactoredTensor]) -> Any:
         EngineError: a matrix is not in the model, or holds something else.
     """
     opset = require("openvino.opset13", extra="openvino")
-    wanted = {re.sub(r"\.(\d+)\.", r"[\1].", name): tensor for name, tensor in factors.items()}
+    wanted = {graph_name(name): tensor for name, tensor in factors.items()}
     for constant in model.get_ordered_ops():
         tensor = wanted.pop(constant.get_friendly_name(), None)
         if tensor is None:
             continue
-        if not np.allclose(constant.get_data(), tensor.float32(), rtol=_HALF, atol=_HALF):
+        if not np.allclose(constant.get_data(), tensor.float32(), rtol=HALF, atol=HALF):
             raise EngineError(f"{constant.get_friendly_name()} in OpenVINO is not the product of its factors")
         multiply = constant
         while multiply.get_type_name() in ("Constant", "Convert"):

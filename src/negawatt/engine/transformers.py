@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
-from negawatt.engine import classifier, factored, quiet
+from negawatt.engine import classifier, factored, quiet, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.settings import Settings
@@ -24,7 +24,8 @@ from negawatt.errors import EngineError, UnsupportedSetting, installed_version, 
 class TransformersBackend(Backend):
     """Any causal language model that transformers has code for, and any classifier of texts.
 
-    Layers that an artifact holds as two factors run as two layers.
+    Layers that an artifact holds as two factors run as two layers; where it rounds inputs, they are
+    rounded here too.
 
     Weight formats: ``native`` is the precision the checkpoint is stored in; ``fp32`` and ``bf16``
     convert it. There is no ``int8``: torch's dynamic quantization has one scale for all activations
@@ -53,14 +54,15 @@ class TransformersBackend(Backend):
         checkpoint = artifact.checkpoint()
         if not classifier.labels_of(checkpoint):
             _refuse_unknown_architecture(checkpoint)
-        return artifact.path if factored.factors(artifact.path) else checkpoint
+        special = factored.factors(artifact.path) or rounded_inputs.rounding_of(artifact.path)
+        return artifact.path if special else checkpoint
 
     def load(self, path: Path) -> None:
         torch, transformers = require("torch", extra="transformers"), _transformers()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        split = factored.factors(path)
-        path = Artifact.open(path).checkpoint() if split else path
+        split, rounding = factored.factors(path), rounded_inputs.rounding_of(path)
+        path = Artifact.open(path).checkpoint() if split or rounding else path
         self._torch = torch
         self.labels = classifier.labels_of(path)
         if self.labels:
@@ -70,6 +72,7 @@ class TransformersBackend(Backend):
             return
         self._model = causal_lm(path, self.settings.weight_format)
         self._n_factored = factored.install(self._model, split)
+        self._n_rounded = rounded_inputs.install_all(self._model, rounding)
         self._new_cache = transformers.DynamicCache
         self._cache: Any = None
         self._batch = Lockstep()
@@ -108,8 +111,8 @@ class TransformersBackend(Backend):
         self._cache.crop(-self._batch.truncate(length))
 
     def info(self) -> dict[str, object]:
-        """Keys: ``version``, ``isa``, ``threads``, ``dtype``, ``attention``, ``architecture``, and
-        ``factored``, how many layers run as two."""
+        """Keys: ``version``, ``isa``, ``threads``, ``dtype``, ``attention``, ``architecture``,
+        ``factored``, how many layers run as two, and ``rounded``, how many round their inputs."""
         return {
             "version": self.version(),
             "isa": self._torch.backends.cpu.get_cpu_capability(),
@@ -118,6 +121,7 @@ class TransformersBackend(Backend):
             "attention": self._model.config._attn_implementation,
             "architecture": type(self._model).__name__,
             "factored": self._n_factored,
+            "rounded": self._n_rounded,
         }
 
 

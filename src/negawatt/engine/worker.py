@@ -102,8 +102,8 @@ class Worker:
         scores = self._asked_to("score text").score(pairs)
         return {"scores": scores, "steps": self._steps()}, []
 
-    def do_distributions(self, tokens: list[int]) -> tuple[Message, list[Any]]:
-        array = self._asked_to("predict tokens").distributions(tokens)
+    def do_distributions(self, tokens: list[int], decoded: int = 0) -> tuple[Message, list[Any]]:
+        array = self._asked_to("predict tokens").distributions(tokens, decoded)
         return {"steps": self._steps()}, [array]
 
     def do_classify(self, texts: list[list[int]]) -> tuple[Message, list[Any]]:

@@ -91,6 +91,16 @@ class EngineContract:
         assert greedy
         assert not not_greedy
 
+    def test_tokens_fed_one_at_a_time_give_what_they_give_together(self, engine: Engine) -> None:
+        import numpy as np
+
+        tokens = self._tokens(engine, PROMPTS[0])
+        together, decoded = engine.distributions(tokens), engine.distributions(tokens, 3)
+        assert decoded.shape == together.shape
+        assert np.abs(np.exp(decoded) - np.exp(together)).max() < 0.05
+        with pytest.raises(EngineError, match="can be decoded"):
+            engine.distributions(tokens, len(tokens))
+
     def test_distributions_sum_to_one_and_match_scores(self, engine: Engine) -> None:
         import numpy as np
 

@@ -36,6 +36,8 @@ class PassContract:
 
     families: ClassVar[tuple[str, ...]] = FAMILIES
     """The families of small models that the pass works on."""
+    refused: ClassVar[tuple[str, ...]] = ()
+    """Families that it refuses, with the reason."""
 
     @pytest.fixture
     def text(self, tmp_path: Path) -> Path:
@@ -82,6 +84,15 @@ class PassContract:
             source.tensor(name)  # raises where one is not finite
         assert Artifact.open(model).sha256 == before
         assert not list(tmp_path.glob("*.partial"))
+
+    def test_a_family_it_cannot_work_on_is_refused_in_a_sentence(
+        self, technique: str, text: Path, tmp_path: Path
+    ) -> None:
+        for family in self.refused:
+            with pytest.raises((UsageError, ArtifactError)) as found:
+                self.made(small_model(tmp_path / family, family), technique, text, tmp_path / "out")
+            assert len(str(found.value).splitlines()) == 1
+            assert not list(tmp_path.glob("out*"))
 
     def test_transformers_loads_the_result_without_us(
         self, technique: str, text: Path, tmp_path: Path

@@ -18,7 +18,13 @@ tells every child who asks that pears were once the size of houses. The children
 """
 """Enough English for a tokenizer of a few hundred pieces."""
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert", "mpnet")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert", "mpnet", "t5", "marian")
+ENCODER_DECODERS = ("t5", "marian")
+MORE_FAMILIES = (
+    "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "mistral", "phi3", "gpt_neox", "opt",
+    "bart",
+)  # fmt: skip
+"""Families that passes walk through likewise; a contract of all passes on all of them would take long."""
 
 _DECODER: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -28,6 +34,15 @@ _ENCODER: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 130,
 }  # fmt: skip
+_T5: dict[str, Any] = {
+    "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+_TRANSLATOR: dict[str, Any] = {
+    "d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128,
+    "decoder_start_token_id": 0, "forced_eos_token_id": 0,
+}  # fmt: skip
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _DECODER),
     "qwen2": ("Qwen2ForCausalLM", {**_DECODER, "tie_word_embeddings": False}),
@@ -36,6 +51,18 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128}),
     "bert": ("BertModel", _ENCODER),
     "mpnet": ("MPNetModel", _ENCODER),
+    "t5": ("T5ForConditionalGeneration", _T5),
+    "marian": ("MarianMTModel", _TRANSLATOR),
+    "roberta": ("RobertaModel", _ENCODER),
+    "xlm-roberta": ("XLMRobertaModel", _ENCODER),
+    "electra": ("ElectraModel", {**_ENCODER, "embedding_size": 64}),
+    "distilbert": ("DistilBertModel", {"dim": 64, "hidden_dim": 128, "n_layers": 3, "n_heads": 4}),
+    "modernbert": ("ModernBertModel", _ENCODER),
+    "mistral": ("MistralForCausalLM", _DECODER),
+    "phi3": ("Phi3ForCausalLM", _DECODER),
+    "gpt_neox": ("GPTNeoXForCausalLM", _ENCODER),
+    "opt": ("OPTForCausalLM", {**_DECODER, "ffn_dim": 128, "word_embed_proj_dim": 64}),
+    "bart": ("BartForConditionalGeneration", _TRANSLATOR),
 }
 
 
@@ -44,7 +71,7 @@ def small_model(folder: Path, family: str = "llama", seed: int = 0, **changes: A
 
     Args:
         folder: where to write; made when absent.
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES` or `MORE_FAMILIES`.
         seed: of the weights.
         changes: fields of its config.json.
     """

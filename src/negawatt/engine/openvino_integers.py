@@ -1,0 +1,84 @@
+"""Layers of the IR that multiply integers: 8-bit codes as weights, and inputs rounded before them.
+
+The CPU plugin recognises ``FakeQuantize`` before a multiplication with an 8-bit constant, and runs both in
+8-bit integers. `compiled_precisions` tells what it did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from negawatt.artifact.packed_file import PackedTensor
+from negawatt.engine.rounded_inputs import LEAST, MOST
+from negawatt.errors import EngineError, require
+
+HALF = 2e-3
+"""Two values that agree in half precision differ by no more, absolutely and relatively."""
+
+
+def graph_name(name: str) -> str:
+    """A tensor's name in the IR that OpenVINO GenAI makes: layers have their number in brackets."""
+    return re.sub(r"\.(\d+)\.", r"[\1].", name)
+
+
+def multiply_in_integers(model: Any, found: Mapping[str, PackedTensor]) -> Any:
+    """Give the model's multiplications the codes and the input rounding of an artifact's matrices.
+
+    Args:
+        model: with those matrices as constants in full or half precision.
+        found: by their names in a checkpoint; symmetric 8 bits, one scale an output.
+
+    Raises:
+        EngineError: a matrix is not in the model, or holds something else.
+    """
+    opset = require("openvino.opset13", extra="openvino")
+    wanted = {graph_name(name): tensor for name, tensor in found.items()}
+    before: dict[tuple[str, int, float], Any] = {}  # layers with common inputs share their rounding
+    for constant in model.get_ordered_ops():
+        tensor = wanted.pop(constant.get_friendly_name(), None)
+        if tensor is None or tensor.input_scale is None:
+            continue
+        if not np.allclose(constant.get_data(), tensor.float32(), rtol=HALF, atol=HALF):
+            raise EngineError(f"{constant.get_friendly_name()} in OpenVINO is not the artifact's")
+        multiply = constant
+        while multiply.get_type_name() in ("Constant", "Convert"):
+            multiply = next(iter(multiply.output(0).get_target_inputs())).get_node()
+        source = multiply.input_value(0)
+        key = (source.get_node().get_friendly_name(), source.get_index(), tensor.input_scale)
+        if key not in before:
+            ends = [opset.constant(np.float32(end * tensor.input_scale)) for end in (LEAST, MOST)]
+            before[key] = opset.fake_quantize(source, *ends, *ends, MOST - LEAST + 1).output(0)
+        codes = (tensor.unpacked().astype(np.int16) - 128).astype(np.int8)
+        weight = opset.multiply(
+            opset.convert(opset.constant(codes), "f32"), opset.constant(tensor.scales.float32())
+        )
+        multiply.input(0).replace_source_output(before[key])
+        multiply.input(1).replace_source_output(weight.output(0))
+    if wanted:
+        raise EngineError(f"OpenVINO GenAI read no {next(iter(wanted))} from the GGUF file")
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def compiled_precisions(compiled: Any) -> dict[str, int]:
+    """How many of a compiled model's matrix multiplications run in which precision.
+
+    ``i8`` are those in integers; one that only stores its weights in 8 bits is counted where it computes,
+    such as ``bf16``.
+    """
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        if _text(facts, "layerType") == "FullyConnected":
+            counts[_text(facts, "primitiveType").rpartition("_")[2]] += 1
+    return dict(sorted(counts.items()))
+
+
+def _text(facts: Any, name: str) -> str:
+    value = facts[name] if name in facts else ""  # noqa: SIM401 - OpenVINO's map has no get
+    return str(getattr(value, "value", value))
