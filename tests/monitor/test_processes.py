@@ -149,6 +149,7 @@ def test_a_thousand_processes() -> None:
         "children = [subprocess.Popen(['sleep', '60']) for _ in range(1000)]\n"
         "print(flush=True)\nsys.stdin.read()\n"
         "[child.kill() for child in children]\n"
+        "[child.wait() for child in children]\n"  # else they have not ended before somebody else does
     )
     table = ProcessTable()
     table.look()
