@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from negawatt.meter.process import own_cpu_s
+from negawatt.meter.procfile import DIGITS, ProcFile
 from negawatt.monitor.groups import Group, group, group_path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -133,6 +134,7 @@ class ProcessTable:
         self._ran: list[Process] = []
         self._awake: dict[int, Process] = {}
         self._swept_s = float("-inf")
+        self._load = ProcFile(f"{root}/loadavg", DIGITS, 128)
         self._newest = b""
         self._listed_s = float("-inf")
         self._looked = False
@@ -167,7 +169,7 @@ class ProcessTable:
                 process.used_s = so_far_s - process.cpu_s
                 process.cpu_s, process.ran_s = so_far_s, now_s
                 ran.append(process)
-        newest = _read(f"{self._root}/loadavg", 128).rpartition(b" ")[2]
+        newest = self._newest_id()
         stirred = bool(gone) or newest != self._newest or not newest
         # Whoever ran may have waited for a child, and its id may be another process's by now. Both
         # take a process that was started or has ended; otherwise a look now and then will do.
@@ -229,6 +231,13 @@ class ProcessTable:
         fresh_s = max(0.0, unseen_s - process.charged_s)
         process.charged_s += fresh_s
         return fresh_s
+
+    def _newest_id(self) -> bytes:
+        """The id that was given out last; empty where the kernel does not tell."""
+        try:
+            return self._load.read().rpartition(b" ")[2]
+        except OSError:
+            return b""
 
     def _listed(self) -> Sequence[int]:
         return [int(entry) for entry in os.listdir(self._root) if entry.isdigit()]
