@@ -72,6 +72,19 @@ def test_memory_that_came_and_went_between_two_looks_is_inside_the_interval() ->
     assert float(done.stdout) > 300 * MB / 2**30 * 0.392
 
 
+def test_memory_taken_after_the_window_is_not_in_its_interval() -> None:
+    code = (
+        "import time\nfrom negawatt.meter import Meter, Station\n"
+        "with Meter(Station([])) as meter:\n    time.sleep(0.02)\n"
+        "held = bytearray(300_000_000)\nspent = meter.measurement\n"
+        "print(spent.components['dram'].high_j / spent.duration_s)"
+    )
+    # Started by a small process: one keeps the peak of whoever started it, until it runs its program.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200 * MB / 2**30 * 0.392
+
+
 def test_a_measured_command_is_looked_at_while_it_runs() -> None:
     # Measured by a process of its own: the children that other tests left running here count as well.
     held = HOLD.format(200 * MB, 1.0)
