@@ -52,7 +52,8 @@ def shown(joules: float | None) -> str:
 
 def rows(job: str, seconds: float, peers: dict[str, Peer], perun_python: Path) -> Iterator[str]:
     """The table's lines for one job."""
-    command = [sys.executable, str(PEERS / "meter_job.py"), job, str(seconds), sys.executable]
+    script = str(PEERS / "meter_job.py")
+    command = [sys.executable, script, job, str(seconds), sys.executable, script]
     for peer in peers.values():
         peer.ask("start")
     spent = ours(command)

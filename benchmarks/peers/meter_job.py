@@ -1,8 +1,9 @@
 """One of the jobs that every meter is shown: ``one-core``, ``generating`` or ``waiting``, for some seconds.
 
-    meter_job.py KIND SECONDS PYTHON
+    meter_job.py KIND SECONDS PYTHON THIS
 
-PYTHON has Negawatt and its engines, which generating needs; a peer may run this script by another.
+PYTHON has Negawatt and its engines, which generating needs; a peer may run this script, THIS file, by
+another and under another name.
 """
 
 import os
@@ -43,14 +44,14 @@ def generate(until):
     print(f"{tokens} tokens")
 
 
-def main(kind, seconds, python):
+def main(kind, seconds, python, this):
     until = time.monotonic() + float(seconds)
     if kind != "generating":
         {"one-core": spin, "waiting": wait}[kind](until)
     elif sys.executable == python:
         generate(until)
     else:
-        subprocess.run([python, __file__, kind, seconds, python], check=True)
+        subprocess.run([python, this, kind, seconds, python, this], check=True)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,11 @@ class Energy:
             return
         if self.value_j is None or self.low_j is None or self.high_j is None:
             raise ValueError(f"an energy that is {self.provenance} needs value, low and high")
-        if not (math.isfinite(self.value_j) and math.isfinite(self.low_j) and math.isfinite(self.high_j)):
+        if -math.inf < self.low_j <= self.value_j <= self.high_j < math.inf:
+            return
+        if not all(map(math.isfinite, (self.value_j, self.low_j, self.high_j))):
             raise ValueError("energies are finite numbers of joules")
-        if not self.low_j <= self.value_j <= self.high_j:
-            raise ValueError(f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J")
+        raise ValueError(f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J")
 
     # -- making one ------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Energy:
 
 def _ordered(value: float, low: float, high: float, provenance: Provenance, reason: str) -> Energy:
     """Rounding of a sum or product may push an end past the value by one ulp; put it back."""
-    return Energy(value, min(low, value), max(high, value), provenance, reason)
+    return Energy(value, value if low > value else low, value if high < value else high, provenance, reason)
 
 
 def _join(left: str, right: str) -> str:

@@ -218,6 +218,17 @@ def test_own_tree_counts_threads_and_children() -> None:
     assert tree.cpu_s() - before_s >= own_s + 0.1
 
 
+def test_own_tree_finds_a_child_at_once_and_lets_go_of_it(shell: subprocess.Popen[str]) -> None:
+    tree = OwnTree()
+    assert shell.pid in tree.pids()
+    child = subprocess.Popen(["sleep", "60"])
+    assert child.pid in tree.pids()
+    child.kill()
+    child.wait()
+    subprocess.run(["true"], check=True)
+    assert child.pid not in tree.pids()
+
+
 def test_the_machine_is_at_least_as_busy_as_we_are() -> None:
     before, own_before_s = machine_time(), time.process_time()
     while time.process_time() < own_before_s + 0.1:

@@ -19,7 +19,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
@@ -203,16 +203,18 @@ class FootprintTotal:
     def total(self) -> Footprint:
         """The total up to the last look."""
         looks, self._looks = self._looks, []
-        # What was resident at most by now was not inherited, and is at least what it was then.
-        own = any(look.own for look in looks)
-        peak_now = memory(_read(f"/proc/{self._root}/status") or b"")[2] if own else 0
         for look in looks:
-            self._add(look, peak_now)
+            self._add(look)
         return self._total
 
-    def _add(self, look: Held, peak_now: int) -> None:
-        now = self._seen(look, peak_now)
-        last, self._last = self._last or now, now
+    def _add(self, look: Held) -> None:
+        now, last = self._seen(look), self._last
+        self._last = now
+        if last is None:
+            self._begun = _moved(look.moved)
+            if self._begun is None:
+                self._total = replace(self._total, read_bytes=None, written_bytes=None)
+            return
         total, step_s = self._total, now.at_s - last.at_s
         ended = look.ended_faults > last.ended_faults
         if look.own is not None and look.ended_peak_bytes <= now.own_peak:
@@ -220,7 +222,13 @@ class FootprintTotal:
         peak = look.ended_peak_bytes if ended else 0
         least, most = min(now.resident, last.resident), max(now.resident, last.resident)
         most = max(most, min(now.peak + peak, self.share.memory_bytes))
-        read, written = self._moved(look.moved)
+        read, written = total.read_bytes, total.written_bytes
+        moved = _moved(look.moved)
+        if moved is None or self._begun is None or read is None or written is None:
+            read = written = None
+        else:  # they do not shrink when a process ends
+            read = max(read, moved[0] - self._begun[0])
+            written = max(written, moved[1] - self._begun[1])
         self._total = Footprint(
             total.byte_s + step_s * ((least + most) / 2 if ended else (now.resident + last.resident) / 2),
             total.low_byte_s + step_s * least,
@@ -230,33 +238,21 @@ class FootprintTotal:
             written,
         )
 
-    def _seen(self, look: Held, peak_now: int) -> _Seen:
+    def _seen(self, look: Held) -> _Seen:
         each = [memory(text) for text in look.memory]
         own_peak = 0
         if look.own and (found := _PAGES.match(look.own)):
             resident, shared = int(found[1]) * _PAGE, int(found[2]) * _PAGE
-            own_peak = max(min(look.own_peak_bytes, peak_now or look.own_peak_bytes), resident)
+            own_peak = look.own_peak_bytes
+            if own_peak <= _inherited_peak(self._root):
+                # What was resident at most by now was not inherited, and is at least what it was then.
+                own_peak = max(resident, min(own_peak, _peak(self._root) or own_peak))
             each.append((resident, shared, own_peak))
         own = sum(resident - shared for resident, shared, _ in each)
         shared = max((shared for _, shared, _ in each), default=0)
         most = self.share.memory_bytes
         peak = sum(peak for _, _, peak in each)
         return _Seen(look.at_s, min(own + shared, most), min(peak, most), own_peak, look.ended_faults)
-
-    def _moved(self, texts: Iterable[bytes | None]) -> tuple[int | None, int | None]:
-        """Bytes read and written since the first look; they do not shrink when a process ends."""
-        before_read, before_written = self._total.read_bytes, self._total.written_bytes
-        if before_read is None or before_written is None:
-            return None, None
-        read = written = 0
-        for text in texts:
-            if text is None:
-                return None, None
-            if found := _MOVED.search(text):
-                read += int(found[1])
-                written += int(found[2]) - int(found[3])  # deleted before it was written
-        self._begun = self._begun or (read, written)
-        return max(before_read, read - self._begun[0]), max(before_written, written - self._begun[1])
 
 
 class _Seen(NamedTuple):
@@ -267,6 +263,32 @@ class _Seen(NamedTuple):
     peak: int
     own_peak: int
     ended_faults: int
+
+
+@cache
+def _inherited_peak(pid: int) -> int:
+    """The peak that a process's resource usage told at first, where that was not its own; 0 if it was.
+
+    The kernel keeps it when a process begins another program, whoever's memory that was before.
+    """
+    peak = getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return peak if peak > _peak(pid) else 0
+
+
+def _peak(pid: int) -> int:
+    return memory(_read(f"/proc/{pid}/status") or b"")[2]
+
+
+def _moved(texts: Iterable[bytes | None]) -> tuple[int, int] | None:
+    """Bytes read and written so far; None where that may not be read of a process."""
+    read = written = 0
+    for text in texts:
+        if text is None:
+            return None
+        if found := _MOVED.search(text):
+            read += int(found[1])
+            written += int(found[2]) - int(found[3])  # deleted before it was written
+    return read, written
 
 
 def memory(status: bytes) -> tuple[int, int, int]:

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 from negawatt.meter.footprint import FootprintTotal, Held, held
 from negawatt.meter.machine import Share
-from negawatt.meter.procfile import ProcFile, whole
+from negawatt.meter.procfile import DIGITS, ProcFile, whole
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -244,9 +245,8 @@ class OwnTree:
     """CPU time of this very process, its ended children, and those still running: cheap to read."""
 
     def pids(self) -> Sequence[int]:
-        """This process and its descendants that run now, by one walk."""
-        pid = os.getpid()
-        return (pid, *descendants(pid)) if _has_children() else (pid,)
+        """This process and its descendants, some of which may have ended; by one walk at most."""
+        return _own_pids()
 
     def cpu_s(self, pids: Sequence[int] | None = None) -> float:
         """CPU seconds so far, of the `pids` if they have just been walked to."""
@@ -313,6 +313,40 @@ def _children_s(pids: Sequence[int]) -> float:
         except ProcessLookupError:
             continue
     return total_s
+
+
+class _Known(NamedTuple):
+    newest: bytes
+    pids: Sequence[int]
+
+
+_known = _Known(b"", ())
+_LOADAVG = ProcFile("/proc/loadavg", DIGITS, 128)
+
+
+@cache
+def _tells_newest() -> bool:
+    """Whether ``/proc/loadavg`` is the kernel's own: what containers mount over it may be seconds old."""
+    try:
+        return os.stat("/proc/loadavg").st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False
+
+
+def _own_pids() -> Sequence[int]:
+    """This process and its descendants.
+
+    They are those of last time, or fewer, unless an id was given out since, to a process or a thread
+    of anybody: whoever is a descendant now was one from its start.
+    """
+    global _known
+    pid = os.getpid()
+    newest = _LOADAVG.read().rpartition(b" ")[2] if _tells_newest() else b""
+    if newest and newest == _known.newest and _known.pids[0] == pid:
+        return _known.pids
+    pids = (pid, *descendants(pid)) if _has_children() else (pid,)
+    _known = _Known(newest, pids)
+    return pids
 
 
 def _has_children() -> bool:
