@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> ProcTree:
 
 @pytest.fixture
 def table(tree: ProcTree, monkeypatch: pytest.MonkeyPatch) -> ProcessTable:
-    monkeypatch.setattr("negawatt.monitor.processes._STIRRED_S", 0.0)  # looks follow quickly here
+    monkeypatch.setattr("negawatt.monitor.processes._RENEW_S", 0.0)  # looks follow quickly here
     made = ProcessTable(tree.root, tree.cpu_s)
     assert made.look() == ([], [])  # what was used before is nobody's
     return made
