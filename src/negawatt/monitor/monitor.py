@@ -59,19 +59,19 @@ class Monitor:
         self._accounts = Accounts()
         self._idle = self._unattributed = NOTHING
         self._rest_s = self._used_s = 0.0
-        self._first = self._last = self._station.snapshot()
-        self._first_time = self._last_time = self._first.time
+        self._first = self._station.snapshot()
+        self._first_time = self._first.time
+        self._last = (self._first, self._first_time)
         self._table.look()
         if any(name.startswith("gpu/") for name in self._first.totals):
             self._gpu_use.read()  # what was used before the beginning is nobody's
 
     def look(self) -> Sample:
         """Divide what was spent since the last look, or since the monitor was made."""
-        before, now = self._last, self._station.snapshot()
+        (before, time_before), now = self._last, self._station.snapshot()
         ran, ended = self._table.look()
-        self._last = now
-        time_before, time_now = self._last_time, now.time
-        self._last_time = time_now
+        time_now = now.time
+        self._last = (now, time_now)
         duration_s = now.at_s - before.at_s
         rest_s = self._rest(ran, time_now.busy_s - self._first_time.busy_s)
         components = counted(self._first, before, now)
