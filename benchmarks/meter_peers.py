@@ -1,10 +1,10 @@
 """What do Zeus, CodeCarbon, perun and this meter report for the same jobs on this machine?
 
     python benchmarks/meter_peers.py
-    python benchmarks/meter_peers.py --seconds 20 --neighbour     with another process busy meanwhile
 
-Three jobs of the same length: one busy core, two busy cores, and one that mostly sleeps and writes to
-disk. Zeus and CodeCarbon watch the very run that ``negawatt measure`` measures; perun runs its scripts
+Three jobs of the same length: one busy core, while another process that is none of the job's keeps a
+second one busy; a language model that answers, loading included; and one that mostly sleeps and writes
+to disk. Zeus and CodeCarbon watch the very run that ``negawatt measure`` measures; perun runs its scripts
 itself, so it gets a run of its own. Joules are as the tool reports them; what it does not report is
 shown as nothing, and what it reports as 0 or None as that. Each peer lives in an environment of its
 own under ``--environments``.
@@ -25,7 +25,7 @@ from typing import Any
 from environments import environment
 from meter_windows import PACKAGES, PEERS, Peer
 
-JOBS = ("one-core", "two-cores", "waiting")
+JOBS = ("one-core", "generating", "waiting")
 
 
 def ours(job: list[str]) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def shown(joules: float | None) -> str:
 
 def rows(job: str, seconds: float, peers: dict[str, Peer], perun_python: Path) -> Iterator[str]:
     """The table's lines for one job."""
-    command = [sys.executable, str(PEERS / "meter_job.py"), job, str(seconds)]
+    script = str(PEERS / "meter_job.py")
+    command = [sys.executable, script, job, str(seconds), sys.executable, script]
     for peer in peers.values():
         peer.ask("start")
     spent = ours(command)
@@ -60,9 +61,11 @@ def rows(job: str, seconds: float, peers: dict[str, Peer], perun_python: Path) -
     energy, carbon, zeus = spent["energy"], said["codecarbon"], said["zeus"]
     interval = f"{energy['low_j']:.1f}–{energy['high_j']:.1f}"
     others = spent["other_cpu_s"]
+    dram, held = spent["components"].get("dram"), spent["footprint"]["resident_bytes"]
+    memory = f" and {dram['value_j']:.1f} J of {held / 1e6:.0f} MB" if dram and held else ""
     yield (
         f"| {job} | Negawatt | {energy['value_j']:.1f} ({interval}), {energy['provenance']} | the job's "
-        f"{spent['cpu_s']:.1f} CPU-s; {others:.1f} of others are not charged; idle "
+        f"{spent['cpu_s']:.1f} CPU-s{memory}; {others:.1f} of others are not charged; idle "
         f"{spent['idle']['value_j']:.1f} of it |"
     )
     parts = ", ".join(f"{part} {carbon[f'{part}_j']:.1f}" for part in ("cpu", "ram", "gpu"))
@@ -95,7 +98,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--neighbour", action="store_true", help="keep a core busy with another process")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--environments", type=Path, default=Path(".negawatt/peers"))
     options = parser.parse_args()
@@ -104,8 +106,8 @@ def main() -> None:
     python = {name: environment(where, name, packages) for name, packages in PACKAGES.items()}
     peers = {name: Peer(python[name], f"meter_{name}.py") for name in ("codecarbon", "zeus")}
     print(f"| job, {options.seconds:g} s | meter | J | of it, and beside it |\n|---|---|---|---|")
-    with neighbour(options.neighbour):
-        for job in options.jobs:
+    for job in options.jobs:
+        with neighbour(job == "one-core"):
             for row in rows(job, options.seconds, peers, python["perun"]):
                 print(row, flush=True)
     for peer in peers.values():

@@ -3,7 +3,7 @@
     python benchmarks/monitor_overhead.py --seconds 20 [--processes 1000]
 
 CPU seconds of the monitor's own process, all threads, for each second that it runs, at ten samples a
-second; starting up is taken out by comparing a long run with a short one. The walk beside it is what
+second; the first seconds, in which it starts up, are left out. The walk beside it is what
 tools of this kind do: every process's times and memory by psutil, ten times a second.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -21,6 +20,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+from negawatt.meter.process import own_cpu_s
+
+START_S = 4.0
 MONITOR = [sys.executable, "-c", "from negawatt.cli import main; main()", "monitor", "--interval", "0.1"]
 WALK = """
 import psutil, time
@@ -35,24 +37,21 @@ while True:
 """
 
 
-def cpu_s(command: list[str], seconds: float, scrape: int | None = None) -> float:
-    """CPU seconds of a command that is ended by SIGTERM after some time."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(min(5.0, max(0.0, end - time.monotonic())))
-        if scrape is not None and time.monotonic() < end:
-            urllib.request.urlopen(f"http://127.0.0.1:{scrape}/metrics", timeout=5).read()
-    process.send_signal(signal.SIGTERM)
-    process.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def share(command: list[str], seconds: float, scrape: int | None = None) -> float:
-    """CPU seconds a second, start-up left out."""
-    return (cpu_s(command, 3 + seconds, scrape) - cpu_s(command, 3.0)) / seconds
+    """CPU seconds a second of a command's own process, all threads, after it has run for a while."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(START_S)
+        begun_s, used_s = time.monotonic(), own_cpu_s(process.pid)
+        end_s = begun_s + seconds
+        while time.monotonic() < end_s:
+            time.sleep(min(5.0, max(0.0, end_s - time.monotonic())))
+            if scrape is not None:
+                urllib.request.urlopen(f"http://127.0.0.1:{scrape}/metrics", timeout=5).read()
+        return (own_cpu_s(process.pid) - used_s) / (time.monotonic() - begun_s)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
 
 
 def free_port() -> int:

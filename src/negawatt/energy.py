@@ -55,10 +55,11 @@ class Energy:
             return
         if self.value_j is None or self.low_j is None or self.high_j is None:
             raise ValueError(f"an energy that is {self.provenance} needs value, low and high")
+        if -math.inf < self.low_j <= self.value_j <= self.high_j < math.inf:
+            return
         if not all(map(math.isfinite, (self.value_j, self.low_j, self.high_j))):
             raise ValueError("energies are finite numbers of joules")
-        if not self.low_j <= self.value_j <= self.high_j:
-            raise ValueError(f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J")
+        raise ValueError(f"the interval {self.low_j}..{self.high_j} J does not contain {self.value_j} J")
 
     # -- making one ------------------------------------------------------------------------------
 
@@ -125,12 +126,24 @@ class Energy:
             return NotImplemented
         if other.is_missing:
             return Energy(None, None, None, Provenance.MISSING, _join(self.reason, other.reason))
-        return self + other.scaled(-1.0)
+        if self.is_missing:
+            return self + other.scaled(-1.0)
+        assert self.value_j is not None and self.low_j is not None and self.high_j is not None
+        assert other.value_j is not None and other.low_j is not None and other.high_j is not None
+        return _ordered(
+            self.value_j - other.value_j,
+            self.low_j - other.high_j,
+            self.high_j - other.low_j,
+            max(self.provenance, other.provenance),
+            _join(self.reason, other.reason),
+        )
 
     def scaled(self, factor: float) -> Energy:
         """This energy times a number (a share, a PUE, a sign)."""
         if not math.isfinite(factor):
             raise ValueError(f"cannot scale an energy by {factor}")
+        if factor == 1.0:
+            return self
         if self.is_missing:
             low = self.low_j * factor if self.low_j is not None and factor >= 0 else None
             return Energy(None, low, None, Provenance.MISSING, self.reason)
@@ -196,7 +209,7 @@ class Energy:
 
 def _ordered(value: float, low: float, high: float, provenance: Provenance, reason: str) -> Energy:
     """Rounding of a sum or product may push an end past the value by one ulp; put it back."""
-    return Energy(value, min(low, value), max(high, value), provenance, reason)
+    return Energy(value, value if low > value else low, value if high < value else high, provenance, reason)
 
 
 def _join(left: str, right: str) -> str:

@@ -32,7 +32,6 @@ from negawatt.meter.cputime import this_cpu_power
 from negawatt.meter.curve import LoadStep, PowerCurve
 from negawatt.meter.load import WORK, Load
 from negawatt.meter.machine import fingerprint
-from negawatt.meter.process import MachineTime
 from negawatt.meter.station import this_station
 
 THREADS = os.cpu_count() or 1
@@ -68,7 +67,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests share their machine; here it seems to have no other processes."""
     station = sys.modules["negawatt.meter.station"]
-    monkeypatch.setattr(station, "machine_time", lambda: MachineTime(time.process_time(), 0.0))
+    ticks = os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(
+        station, "machine_stat", lambda: b"cpu  %d 0 0 0 0 0 0 0 0 0\n" % (time.process_time() * ticks)
+    )
     monkeypatch.setattr("negawatt.meter.calibrate.MOST_BUSY", 0.5)
     monkeypatch.setattr("negawatt.meter.curve.LEAST_SPAN", 0.2)
 

@@ -1,7 +1,6 @@
 """Faults amid a measurement: what is measured goes on as ever, and the figures say what happened."""
 
 import contextlib
-import gc
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import pytest
 
 from negawatt import Provenance
 from negawatt.meter import Counter, Measurement, Meter, Reading, Sensor, Station, probe
+from negawatt.meter.accumulate import Total
 from negawatt.meter.benchmeter import BenchMeterSensor
 from negawatt.meter.cputime import cpu_power
 from negawatt.meter.rapl import RaplSensor
@@ -309,13 +309,48 @@ def test_a_suspended_machine_is_told(station: Station, monkeypatch: pytest.Monke
     assert not any("suspended" in w for w in measured(station, lambda: None).warnings)
 
 
+def test_a_pause_after_the_counter_was_read_is_not_in_the_window(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stops a thread wherever it likes: the garbage collector, the scheduler."""
+    with Meter(station) as meter:
+        time.sleep(0.2)
+        read, inside_s = station.totals, time.monotonic()
+
+        def held_up() -> dict[str, Total]:
+            found = read()
+            time.sleep(0.3)
+            return found
+
+        monkeypatch.setattr(station, "totals", held_up)
+    spent = meter.measurement
+    assert spent.duration_s < inside_s - spent.started_s + 0.1
+    cpu = spent.machine["cpu/0"]
+    assert cpu.value_j == pytest.approx(50 * spent.duration_s, rel=0.05)
+    assert cpu.high_j - cpu.low_j < 0.2 * cpu.value_j
+
+
+def test_a_pause_while_the_counter_is_read_is_in_the_interval(machine: Machine, station: Station) -> None:
+    """The counter is read before the pause, and its reading told for the pause's middle."""
+    with Meter(station) as meter:
+        time.sleep(0.2)
+        before = machine.inner.read
+
+        def held_up() -> Reading:
+            begun_s, counters = time.monotonic(), before().counters
+            time.sleep(0.3)
+            return Reading((begun_s + time.monotonic()) / 2, counters)
+
+        machine.inner.read = held_up  # type: ignore[method-assign]
+    cpu = meter.measurement.machine["cpu/0"]
+    assert cpu.low_j < 50 * meter.measurement.duration_s < cpu.high_j
+
+
 def test_ten_thousand_nested_windows(station: Station) -> None:
     meters = [Meter(station) for _ in range(10_000)]
-    gc.freeze()  # a pause of the collector, over all that other tests left, may come between joules and time
     with contextlib.ExitStack() as stack:
         for meter in meters:
             stack.enter_context(meter)
-    gc.unfreeze()
     outer, inner = meters[0].measurement, meters[-1].measurement
     assert outer.duration_s > meters[5000].measurement.duration_s > inner.duration_s
     assert outer.cpu_s >= meters[5000].measurement.cpu_s >= inner.cpu_s

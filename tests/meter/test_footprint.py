@@ -19,9 +19,8 @@ from negawatt.meter import Meter, ProcessMeter, Station
 from negawatt.meter import footprint as module
 from negawatt.meter.command import measure_command
 from negawatt.meter.cputime import cpu_power
-from negawatt.meter.footprint import Footprint, FootprintTotal, solid_state
+from negawatt.meter.footprint import Footprint, FootprintTotal, held, solid_state
 from negawatt.meter.machine import Share
-from negawatt.meter.process import OwnTree
 
 POWER = cpu_power("AMD EPYC 7763 64-Core Processor")
 BLIND = Station([], POWER)
@@ -73,6 +72,19 @@ def test_memory_that_came_and_went_between_two_looks_is_inside_the_interval() ->
     assert float(done.stdout) > 300 * MB / 2**30 * 0.392
 
 
+def test_memory_taken_after_the_window_is_not_in_its_interval() -> None:
+    code = (
+        "import time\nfrom negawatt.meter import Meter, Station\n"
+        "with Meter(Station([])) as meter:\n    time.sleep(0.02)\n"
+        "held = bytearray(300_000_000)\nspent = meter.measurement\n"
+        "print(spent.components['dram'].high_j / spent.duration_s)"
+    )
+    # Started by a small process: one keeps the peak of whoever started it, until it runs its program.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200 * MB / 2**30 * 0.392
+
+
 def test_a_measured_command_is_looked_at_while_it_runs() -> None:
     # Measured by a process of its own: the children that other tests left running here count as well.
     held = HOLD.format(200 * MB, 1.0)
@@ -115,22 +127,24 @@ def test_a_command_too_short_to_be_looked_at_is_not_taken_for_nothing() -> None:
     assert dram.high_j / spent.duration_s > 50 * MB / 2**30 * 0.392
 
 
-def test_of_pages_that_processes_share_the_largest_share_counts_once(holder: subprocess.Popen[str]) -> None:
-    total = FootprintTotal(lambda: [holder.pid] * 3, Share.of)
-    total.look()
+def looked_at_twice(share: Share, pids: list[int]) -> Footprint:
+    total = FootprintTotal(share, pids[0])
+    total.note(held(pids))
     time.sleep(0.02)
-    seen = total.look()
-    resident, shared, peak = module.memory(holder.pid)
+    total.note(held(pids))
+    return total.total()
+
+
+def test_of_pages_that_processes_share_the_largest_share_counts_once(holder: subprocess.Popen[str]) -> None:
+    seen = looked_at_twice(Share.of(), [holder.pid] * 3)
+    resident, shared, peak = module.memory(Path(f"/proc/{holder.pid}/status").read_bytes())
     assert 0 < shared < resident <= peak
     assert seen.byte_s / seen.duration_s == pytest.approx(3 * (resident - shared) + shared, rel=0.01)
 
 
 def test_no_more_is_resident_than_the_share_allows(holder: subprocess.Popen[str]) -> None:
     small = Share(1.0, 2, 50 * MB, 1000 * MB)
-    total = FootprintTotal(lambda: [holder.pid], lambda: small)
-    total.look()
-    time.sleep(0.02)
-    seen = total.look()
+    seen = looked_at_twice(small, [holder.pid])
     assert seen.byte_s / seen.duration_s == pytest.approx(50 * MB)
     assert seen.high_byte_s / seen.duration_s == pytest.approx(50 * MB)
 
@@ -166,17 +180,17 @@ def test_bytes_are_those_the_kernel_counts_children_that_ended_included(tmp_path
 
 
 def test_bytes_that_may_not_be_read_are_missing_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: str) -> bytes:
-        if path.endswith("/io"):
-            raise PermissionError(path)
-        return Path(path).read_bytes()
+    class Denied:
+        def read(self) -> bytes:
+            raise PermissionError("/proc/self/io")
 
-    monkeypatch.setattr(module, "_read", denied)
-    total = OwnTree().footprint()
-    total.look()
-    seen = total.look()
+    monkeypatch.setattr(module, "_IO", Denied())
+    with Meter(BLIND) as meter:
+        pass
+    seen = meter.measurement.footprint
+    assert seen is not None
     assert seen.read_bytes is None
-    assert (seen - seen).to_json()["written_bytes"] is None
+    assert seen.to_json()["written_bytes"] is None
     assert seen.disk_energy() is None
     assert "disk" not in seen.beside(POWER, {"cpu": POWER.energy(1.0)})
     assert any("another user" in sentence for sentence in seen.not_modelled)

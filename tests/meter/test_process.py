@@ -131,6 +131,19 @@ def test_an_ended_tree_keeps_its_last_figure(shell: subprocess.Popen[str]) -> No
     assert tree.cpu_s() == pytest.approx(before_s, abs=1e-6)
 
 
+def test_orphans_are_adopted_only_while_a_command_is_measured() -> None:
+    # In a process of its own: the shell leaves an orphan behind, whose parent is told once it has one.
+    orphan = "(sleep 0.2; exec ps -o ppid= -p $(exec sh -c 'echo $PPID')) & "
+    code = (
+        "import os, subprocess\nfrom negawatt.meter.command import adopting_orphans\n"
+        f"def parent(): return int(subprocess.run(['sh', '-c', {orphan!r}], capture_output=True).stdout)\n"
+        "with adopting_orphans(): inside = parent()\n"
+        "print(inside == os.getpid(), parent() == os.getpid())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+
+
 def test_there_is_no_tree_of_a_process_that_is_not_there() -> None:
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
@@ -203,6 +216,17 @@ def test_own_tree_counts_threads_and_children() -> None:
     assert own_s == pytest.approx(0.06, abs=0.02)
     subprocess.run([sys.executable, "-S", "-c", SPIN.format(cpu_s=0.1)], check=True)
     assert tree.cpu_s() - before_s >= own_s + 0.1
+
+
+def test_own_tree_finds_a_child_at_once_and_lets_go_of_it(shell: subprocess.Popen[str]) -> None:
+    tree = OwnTree()
+    assert shell.pid in tree.pids()
+    child = subprocess.Popen(["sleep", "60"])
+    assert child.pid in tree.pids()
+    child.kill()
+    child.wait()
+    subprocess.run(["true"], check=True)
+    assert child.pid not in tree.pids()
 
 
 def test_the_machine_is_at_least_as_busy_as_we_are() -> None:

@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> ProcTree:
 
 @pytest.fixture
 def table(tree: ProcTree, monkeypatch: pytest.MonkeyPatch) -> ProcessTable:
-    monkeypatch.setattr("negawatt.monitor.processes._STIRRED_S", 0.0)  # looks follow quickly here
+    monkeypatch.setattr("negawatt.monitor.processes._RENEW_S", 0.0)  # looks follow quickly here
     made = ProcessTable(tree.root, tree.cpu_s)
     assert made.look() == ([], [])  # what was used before is nobody's
     return made
@@ -149,6 +149,7 @@ def test_a_thousand_processes() -> None:
         "children = [subprocess.Popen(['sleep', '60']) for _ in range(1000)]\n"
         "print(flush=True)\nsys.stdin.read()\n"
         "[child.kill() for child in children]\n"
+        "[child.wait() for child in children]\n"  # else they have not ended before somebody else does
     )
     table = ProcessTable()
     table.look()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 from negawatt.errors import DownloadError, NegawattError, UsageError
 from negawatt.home import home, write_json
+from negawatt.request import Unanswered, Unusable, get_json
 
 Authorize = Callable[[], Mapping[str, str]]
 _MOST_BYTES = 16 * 2**20
@@ -123,44 +122,19 @@ class Service:
         raise AssertionError("attempts is at least 1")
 
     def _once(self, address: str, more: Mapping[str, str]) -> Any:
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self.deadline_s)
-        late = threading.Event()
-        sockets: list[socket.socket] = []  # http.client forgets its own once a response has begun
-
-        def give_up() -> None:
-            late.set()
-            for opened in sockets:
-                with suppress(OSError):
-                    opened.shutdown(socket.SHUT_RDWR)  # wakes a read that waits for a slow drip
-
-        timer = threading.Timer(self.deadline_s, give_up)
-        timer.daemon = True
-        timer.start()
         try:
-            connection.connect()
-            sockets.append(connection.sock)
-            headers = {"Accept": "application/json", "User-Agent": "negawatt", **self.headers, **more}
-            connection.request("GET", parts.path.rstrip("/") + address, headers=headers)
-            response = connection.getresponse()
-            self._check(response)
-            body = response.read(_MOST_BYTES + 1)
-        except (OSError, http.client.HTTPException) as exc:
-            slow = late.is_set() or isinstance(exc, TimeoutError)
-            why = f"no answer within {self.deadline_s:g} s" if slow else str(exc) or type(exc).__name__
-            raise _Busy(f"{self.url}: {why}") from exc
-        finally:
-            timer.cancel()
-            connection.close()
-        if late.is_set():
-            raise _Busy(f"{self.url}: no answer within {self.deadline_s:g} s")
-        if len(body) > _MOST_BYTES:
-            raise DownloadError(f"{self.url}: the answer is longer than {_MOST_BYTES >> 20} MiB")
-        try:
-            return json.loads(body)
-        except ValueError as exc:
-            raise DownloadError(f"{self.url}: expected JSON and got {body[:40]!r}") from exc
+            return get_json(
+                self.url,
+                address,
+                {"Accept": "application/json", "User-Agent": "negawatt", **self.headers, **more},
+                deadline_s=self.deadline_s,
+                most_bytes=_MOST_BYTES,
+                check=self._check,
+            )
+        except Unanswered as exc:
+            raise _Busy(f"{self.url}: {exc}") from exc
+        except Unusable as exc:
+            raise DownloadError(f"{self.url}: {exc}") from exc
 
     def _check(self, response: http.client.HTTPResponse) -> None:
         status = f"{response.status} {response.reason}"

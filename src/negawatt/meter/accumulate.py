@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ class Total:
         counter: the raw counter at `at_s`.
         power_w: mean power over the last step that moved and was longer than the counter's refresh.
         gap: what the last of them was.
+        blur_s: how far from `at_s` the counter may have been read: a read takes time, and more when it
+            is held up.
         failure: why readings after `at_s` failed; empty when the last one succeeded.
     """
 
@@ -42,6 +45,7 @@ class Total:
     power_w: float = 0.0
     gap: str = ""
     failure: str = ""
+    blur_s: float = 0.0
 
 
 class Accumulator:
@@ -58,13 +62,18 @@ class Accumulator:
         if self._pid != os.getpid():  # forked: whoever held the lock is not in this process
             self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
+            begun_s = time.monotonic()
             reading = attempt(self.sensor)
+            ended_s = time.monotonic()
             if isinstance(reading, SensorError):
                 failure = str(reading) or type(reading).__name__
                 self._totals = {n: replace(t, failure=failure) for n, t in self._totals.items()}
                 return dict(self._totals)
+            at_s, blur_s = reading.at_s, 0.0
+            if begun_s <= at_s <= ended_s:  # others tell when it was by a clock of their own
+                blur_s = max(at_s - begun_s, ended_s - at_s)
             for name, counter in reading.counters.items():
-                self._totals[name] = self._step(name, reading.at_s, counter)
+                self._totals[name] = self._step(name, at_s, counter, blur_s)
             for name in self._totals.keys() - reading.counters.keys():
                 self._totals[name] = replace(self._totals[name], failure=f"{name} is no longer reported")
             return dict(self._totals)
@@ -74,20 +83,20 @@ class Accumulator:
         """The totals of the last update, without reading."""
         return dict(self._totals)
 
-    def _step(self, name: str, at_s: float, counter: Counter) -> Total:
+    def _step(self, name: str, at_s: float, counter: Counter, blur_s: float) -> Total:
         total = self._totals.get(name)
         if total is None:
-            return Total(at_s, 0.0, 0.0, 0.0, at_s, 0, counter)
+            return Total(at_s, 0.0, 0.0, 0.0, at_s, 0, counter, blur_s=blur_s)
         suspect = self._suspects.pop(name, None)
         step_j = advance_j(total.counter, counter, at_s - total.at_s)
         if step_j is not None:
-            return _advanced(total, at_s, counter, step_j)
+            return _advanced(total, at_s, counter, step_j, blur_s)
         if suspect is not None:
             # Two readings in a row disagree with the total: if they agree with each other, the
             # counter was reset between them and the total.
             since_j = advance_j(suspect[1], counter, at_s - suspect[0])
             if since_j is not None:
-                return _after_reset(total, suspect, at_s, counter, since_j)
+                return replace(_after_reset(total, suspect, at_s, counter, since_j), blur_s=blur_s)
         self._suspects[name] = (at_s, counter)
         return replace(
             total, failure=f"{name} went from {total.counter.energy_j:.6g} to {counter.energy_j:.6g} J"
@@ -103,7 +112,7 @@ def advance_j(before: Counter, after: Counter, elapsed_s: float) -> float | None
     return step_j if 0 <= step_j <= most_j else None
 
 
-def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Total:
+def _advanced(total: Total, at_s: float, counter: Counter, step_j: float, blur_s: float) -> Total:
     low, high = counter.band
     # A stretch long enough to wrap twice unseen: the most that may have been missed is in `high`.
     wraps = 0.0
@@ -128,6 +137,7 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float) -> Tot
         counter,
         step_j / elapsed_s if step_j > 0 and elapsed_s > counter.refresh_s else total.power_w,
         gap or total.gap,
+        blur_s=blur_s,
     )
 
 
@@ -171,7 +181,8 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
 
     The totals may be older than the moments (a read failed, a sensor refreshes slowly): the power
     seen between them is carried over to the part not covered, and the interval widened by as much.
-    The interval also holds one refresh and one resolution step of the counter.
+    The interval also holds one refresh and one resolution step of the counter, and that it may have
+    been read at any moment of a read.
     """
     covered_s = after.at_s - before.at_s
     duration_s = stop_s - start_s
@@ -191,8 +202,11 @@ def window(before: Total, after: Total, start_s: float, stop_s: float) -> Energy
     power_w = value_j / max(covered_s, counter.refresh_s)
     uncovered_s = duration_s - covered_s
     # What the last refresh before either end held back was drawn at the power there.
-    edge_w = max(power_w, before.power_w, after.power_w)
-    edge_j = edge_w * (abs(uncovered_s) + counter.refresh_s) + counter.resolution_j
+    blur_s = before.blur_s + after.blur_s
+    least_s = max(covered_s - blur_s, counter.refresh_s)
+    most_w = min(value_j / least_s, counter.limit_w) if least_s > 0 else counter.limit_w
+    edge_w = max(power_w, most_w, before.power_w, after.power_w)
+    edge_j = edge_w * (abs(uncovered_s) + counter.refresh_s + blur_s) + counter.resolution_j
     value_j += power_w * uncovered_s
     low_j = after.low_j - before.low_j + power_w * uncovered_s - edge_j
     high_j = after.high_j - before.high_j + power_w * uncovered_s + edge_j

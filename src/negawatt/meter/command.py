@@ -26,7 +26,7 @@ _PASSED_ON = {
     signal.SIGUSR1,
     signal.SIGUSR2,
 }
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _SI_KERNEL = 0x80
 
 
@@ -81,7 +81,16 @@ def measure_command(
     Raises:
         CommandNotRun: there is no such program, or it may not be executed.
     """
-    become_subreaper()
+    with adopting_orphans():
+        return _measured(command, output_to_stderr, station, followers)
+
+
+def _measured(
+    command: Sequence[str],
+    output_to_stderr: bool,
+    station: Callable[[], Station] | None,
+    followers: Sequence[Follower],
+) -> tuple[int, Measurement]:
     watched = {signal.SIGCHLD, *_PASSED_ON}
     # Blocked rather than handled: they are picked up one at a time below, and the command itself
     # starts with the caller's own mask. Sensors are opened after it, as their threads inherit it.
@@ -153,10 +162,22 @@ class _Watching:
             self._warnings.append(f"{who}: {exc}")
 
 
-def become_subreaper() -> None:
-    """Let orphaned descendants become children of this process, so that none is lost from sight."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Meanwhile, let orphaned descendants become children of this process, so that none is lost from sight.
+
+    Not for longer: whoever calls this does not wait for children that it never had.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int()
+    prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def _spawn(

@@ -77,6 +77,7 @@ class CpuPower:
         boundary: where the joules are counted.
         covers: what the watts hold besides the processor: ``dram``, ``disk``.
         at_load: tells the watts at a known load of the whole machine (0 to 1), where they depend on it.
+        reason: what its estimates say of themselves.
     """
 
     low_w: float
@@ -90,10 +91,10 @@ class CpuPower:
     boundary: Boundary = "chip"
     covers: tuple[str, ...] = ("cpu",)
     at_load: Callable[[float], CpuPower] | None = field(default=None, compare=False, repr=False)
+    reason: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def reason(self) -> str:
-        return f"CPU time × {', '.join(self.models)} ({self.basis})"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", f"CPU time × {', '.join(self.models)} ({self.basis})")
 
     @property
     def summary(self) -> str:

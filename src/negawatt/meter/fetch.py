@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import http.client
-import json
-import socket
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from negawatt.errors import SensorError, UsageError
 from negawatt.meter.sensor import SensorDenied
+from negawatt.request import Unanswered, Unusable, get_json
 
 _MOST_BYTES = 4 * 2**20
 
@@ -47,43 +44,17 @@ class Server:
             SensorDenied: the server wants other credentials.
             SensorError: it did not answer in time, redirected, or answered with something else.
         """
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self.deadline_s)
-        expired = threading.Event()
-        sockets: list[socket.socket] = []  # http.client forgets its own once a response has begun
-
-        def give_up() -> None:
-            expired.set()
-            for opened in sockets:
-                with suppress(OSError):
-                    opened.shutdown(socket.SHUT_RDWR)  # wakes a read that waits for a slow drip
-
-        timer = threading.Timer(self.deadline_s, give_up)
-        timer.daemon = True
-        timer.start()
         try:
-            connection.connect()
-            sockets.append(connection.sock)
-            connection.request("GET", parts.path.rstrip("/") + path, headers=self._headers())
-            response = connection.getresponse()
-            self._check(response)
-            body = response.read(_MOST_BYTES + 1)
-        except (OSError, http.client.HTTPException) as exc:
-            late = expired.is_set() or isinstance(exc, TimeoutError)
-            why = f"no answer within {self.deadline_s:g} s" if late else str(exc) or type(exc).__name__
-            raise SensorError(f"{self.url}: {why}") from exc
-        finally:
-            timer.cancel()
-            connection.close()
-        if expired.is_set():
-            raise SensorError(f"{self.url}: no answer within {self.deadline_s:g} s")
-        if len(body) > _MOST_BYTES:
-            raise SensorError(f"{self.url}: the answer is longer than {_MOST_BYTES >> 20} MiB")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as exc:
-            raise SensorError(f"{self.url}: expected JSON and got {body[:40]!r}") from exc
+            return get_json(
+                self.url,
+                path,
+                self._headers(),
+                deadline_s=self.deadline_s,
+                most_bytes=_MOST_BYTES,
+                check=self._check,
+            )
+        except (Unanswered, Unusable) as exc:
+            raise SensorError(f"{self.url}: {exc}") from exc
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json"}

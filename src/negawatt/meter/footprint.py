@@ -18,19 +18,22 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from typing import Any, NamedTuple
 
 from negawatt.energy import Energy
 from negawatt.meter.cputime import CpuPower
 from negawatt.meter.machine import Share
+from negawatt.meter.procfile import DIGITS, ProcFile, whole
 
 MEMORY_W_PER_GB = (0.284, 0.375, 0.392)
 DISK_J_PER_BYTE = (0.5e-9, 2.5e-9, 7.2e-9)
 _GB = 2**30
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +54,6 @@ class Footprint:
     duration_s: float = 0.0
     read_bytes: int | None = 0
     written_bytes: int | None = 0
-
-    def __sub__(self, earlier: Footprint) -> Footprint:
-        def moved(now: int | None, then: int | None) -> int | None:
-            return None if now is None or then is None else now - then
-
-        return Footprint(
-            self.byte_s - earlier.byte_s,
-            self.low_byte_s - earlier.low_byte_s,
-            self.high_byte_s - earlier.high_byte_s,
-            self.duration_s - earlier.duration_s,
-            moved(self.read_bytes, earlier.read_bytes),
-            moved(self.written_bytes, earlier.written_bytes),
-        )
 
     def memory_energy(self) -> Energy:
         """Joules of the memory that was resident."""
@@ -127,6 +117,7 @@ _HELD = re.compile(
     rb"VmHWM:\s+(\d+) kB\nVmRSS:\s+(\d+) kB\nRssAnon:.*\nRssFile:\s+(\d+) kB\nRssShmem:\s+(\d+) kB"
 )
 _MOVED = re.compile(rb"\nread_bytes: (\d+)\nwrite_bytes: (\d+)\ncancelled_write_bytes: (\d+)")
+_PAGES = re.compile(rb"\d+ (\d+) (\d+) ")
 _DRIVES = ("nvme*n*", "sd*", "hd*", "vd*", "xvd*", "mmcblk*")
 
 
@@ -137,6 +128,54 @@ def solid_state(root: Path = Path("/sys/block")) -> bool:
     return bool(said) and all(path.read_text().strip() == "0" for path in said)
 
 
+class Held(NamedTuple):
+    """What the kernel says of a process tree's memory and drive bytes at one moment, not parsed yet.
+
+    Attributes:
+        at_s: monotonic time.
+        memory: ``/proc/PID/status`` of every process whose memory counts, but for this very one.
+        moved: ``/proc/PID/io`` of every process; None of one whose file may not be read.
+        own: ``/proc/self/statm`` where the memory of this very process counts.
+        own_peak_bytes: no more was ever resident of it; may be what it inherited.
+        ended_faults: page faults of its children that ended and were waited for: more than before,
+            if another has.
+        ended_peak_bytes: the most that the largest of them ever had resident.
+    """
+
+    at_s: float
+    memory: Sequence[bytes]
+    moved: Sequence[bytes | None]
+    own: bytes | None = None
+    own_peak_bytes: int = 0
+    ended_faults: int = 0
+    ended_peak_bytes: int = 0
+
+
+_STATM = ProcFile("/proc/self/statm", DIGITS)
+_IO = ProcFile("/proc/self/io", b"rchar:")
+
+
+def held(pids: Sequence[int], *, own: bool | None = None) -> Held:
+    """What processes hold now.
+
+    Args:
+        pids: of those that run, but for this very one.
+        own: whether the memory of this very process counts as well; its drive bytes do, as those of
+            children that it waited for are among them. None for the processes of another.
+    """
+    memory = [_read(f"/proc/{pid}/status") or b"" for pid in pids]
+    moved = [_read(f"/proc/{pid}/io") for pid in pids]
+    if own is None:
+        return Held(time.monotonic(), memory, moved)
+    moved.append(_own(_IO))
+    ended = getrusage(RUSAGE_CHILDREN)
+    faults, peak_bytes = ended.ru_minflt, ended.ru_maxrss * 1024
+    if not own:
+        return Held(time.monotonic(), memory, moved, None, 0, faults, peak_bytes)
+    own_peak_bytes = getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return Held(time.monotonic(), memory, moved, _own(_STATM), own_peak_bytes, faults, peak_bytes)
+
+
 class FootprintTotal:
     """The footprint of a process tree since it was first looked at; grows with every look.
 
@@ -145,95 +184,137 @@ class FootprintTotal:
     resident cannot be more than the tree's share of the machine allows.
 
     Args:
-        pids: tells the processes, the root first.
-        root_holds: whether the root's memory counts; its bytes always do, because those of children
-            that were waited for are among them.
-        share: tells what they may use.
-        ended: tells the peak of the largest child that ended since it was last asked; 0 without one.
+        share: what the tree may use.
+        root: its first process.
     """
 
-    def __init__(
-        self,
-        pids: Callable[[], Sequence[int]],
-        share: Callable[[], Share],
-        ended: Callable[[], int] = lambda: 0,
-        root_holds: bool = True,
-    ) -> None:
-        self._pids, self._share, self._ended, self._root_holds = pids, share, ended, root_holds
-        self._total = Footprint()
-        self._last: tuple[float, int] | None = None  # monotonic time, bytes
+    _total = Footprint()
+    _last: _Seen | None = None
+    _begun: tuple[int, int] | None = None  # bytes read and written before the first look
 
-    @property
-    def share(self) -> Share:
-        """What the tree may use of the machine."""
-        return self._share()
+    def __init__(self, share: Share, root: int) -> None:
+        self.share, self._root = share, root
+        self._looks: list[Held] = []  # not worked out yet
 
-    def look(self) -> Footprint:
-        """The total up to now."""
-        now_s = time.monotonic()
-        pids = self._pids()
-        resident, peak = self._resident(pids if self._root_holds else pids[1:])
-        ended = self._ended()
-        last_s, last = self._last or (now_s, resident)
-        self._last = (now_s, resident)
-        step_s, total = now_s - last_s, self._total
-        least, most = min(resident, last), max(resident, last, min(peak + ended, self._share().memory_bytes))
-        read, written = self._moved(pids)
+    def note(self, held: Held) -> None:
+        """Add a look; what it means is worked out when the total is asked for."""
+        self._looks.append(held)
+
+    def total(self) -> Footprint:
+        """The total up to the last look."""
+        looks, self._looks = self._looks, []
+        for look in looks:
+            self._add(look)
+        return self._total
+
+    def _add(self, look: Held) -> None:
+        now, last = self._seen(look), self._last
+        self._last = now
+        if last is None:
+            self._begun = _moved(look.moved)
+            if self._begun is None:
+                self._total = replace(self._total, read_bytes=None, written_bytes=None)
+            return
+        total, step_s = self._total, now.at_s - last.at_s
+        ended = look.ended_faults > last.ended_faults
+        if look.own is not None and look.ended_peak_bytes <= now.own_peak:
+            ended = False  # a child's peak may be what it inherited; only more than that is its own
+        peak = look.ended_peak_bytes if ended else 0
+        least, most = min(now.resident, last.resident), max(now.resident, last.resident)
+        most = max(most, min(now.peak + peak, self.share.memory_bytes))
+        read, written = total.read_bytes, total.written_bytes
+        moved = _moved(look.moved)
+        if moved is None or self._begun is None or read is None or written is None:
+            read = written = None
+        else:  # they do not shrink when a process ends
+            read = max(read, moved[0] - self._begun[0])
+            written = max(written, moved[1] - self._begun[1])
         self._total = Footprint(
-            total.byte_s + step_s * ((least + most) / 2 if ended else (resident + last) / 2),
+            total.byte_s + step_s * ((least + most) / 2 if ended else (now.resident + last.resident) / 2),
             total.low_byte_s + step_s * least,
             total.high_byte_s + step_s * most,
             total.duration_s + step_s,
             read,
             written,
         )
-        return self._total
 
-    def _resident(self, pids: Iterable[int]) -> tuple[int, int]:
-        """Bytes resident now, and the most that each process ever had, summed."""
-        own = shared = peak = 0
-        for pid in pids:
-            resident, common, most_yet = memory(pid)
-            own += resident - common
-            shared = max(shared, common)
-            peak += most_yet
-        most = self._share().memory_bytes
-        return min(own + shared, most), min(peak, most)
-
-    def _moved(self, pids: Iterable[int]) -> tuple[int | None, int | None]:
-        before_read, before_written = self._total.read_bytes, self._total.written_bytes
-        if before_read is None or before_written is None:
-            return None, None
-        read = written = 0
-        for pid in pids:
-            try:
-                text = _read(f"/proc/{pid}/io")
-            except (ProcessLookupError, FileNotFoundError):
-                continue  # it has ended
-            except OSError:
-                return None, None
-            if found := _MOVED.search(text):
-                read += int(found[1])
-                written += int(found[2]) - int(found[3])  # deleted before it was written
-        return max(before_read, read), max(before_written, written)
+    def _seen(self, look: Held) -> _Seen:
+        each = [memory(text) for text in look.memory]
+        own_peak = 0
+        if look.own and (found := _PAGES.match(look.own)):
+            resident, shared = int(found[1]) * _PAGE, int(found[2]) * _PAGE
+            own_peak = look.own_peak_bytes
+            if own_peak <= _inherited_peak(self._root):
+                # What was resident at most by now was not inherited, and is at least what it was then.
+                own_peak = max(resident, min(own_peak, _peak(self._root) or own_peak))
+            each.append((resident, shared, own_peak))
+        own = sum(resident - shared for resident, shared, _ in each)
+        shared = max((shared for _, shared, _ in each), default=0)
+        most = self.share.memory_bytes
+        peak = sum(peak for _, _, peak in each)
+        return _Seen(look.at_s, min(own + shared, most), min(peak, most), own_peak, look.ended_faults)
 
 
-def memory(pid: int) -> tuple[int, int, int]:
-    """Bytes resident, those of them that may be shared with others, and the peak; 0 once it has ended."""
-    try:
-        text = _read(f"/proc/{pid}/status")
-    except OSError:
-        return 0, 0, 0
-    found = _HELD.search(text)  # a zombie has no memory of its own, and no such lines
+class _Seen(NamedTuple):
+    """A look, worked out: bytes resident, and the most that each process ever had, summed."""
+
+    at_s: float
+    resident: int
+    peak: int
+    own_peak: int
+    ended_faults: int
+
+
+@cache
+def _inherited_peak(pid: int) -> int:
+    """The peak that a process's resource usage told at first, where that was not its own; 0 if it was.
+
+    The kernel keeps it when a process begins another program, whoever's memory that was before.
+    """
+    peak = getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return peak if peak > _peak(pid) else 0
+
+
+def _peak(pid: int) -> int:
+    return memory(_read(f"/proc/{pid}/status") or b"")[2]
+
+
+def _moved(texts: Iterable[bytes | None]) -> tuple[int, int] | None:
+    """Bytes read and written so far; None where that may not be read of a process."""
+    read = written = 0
+    for text in texts:
+        if text is None:
+            return None
+        if found := _MOVED.search(text):
+            read += int(found[1])
+            written += int(found[2]) - int(found[3])  # deleted before it was written
+    return read, written
+
+
+def memory(status: bytes) -> tuple[int, int, int]:
+    """Bytes resident, those of them that may be shared with others, and the peak, by ``/proc/PID/status``.
+
+    All 0 of a process that has ended; one that waits to be waited for has no memory of its own.
+    """
+    found = _HELD.search(status)
     if found is None:
         return 0, 0, 0
     peak, resident, file, shm = (int(kib) * 1024 for kib in found.groups())
     return resident, file + shm, peak
 
 
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
+def _own(file: ProcFile) -> bytes | None:
     try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
+        return file.read()
+    except OSError:
+        return None
+
+
+def _read(path: str) -> bytes | None:
+    """A process's file: empty once it has ended, None where it may not be read."""
+    try:
+        return whole(path)
+    except (ProcessLookupError, FileNotFoundError):
+        return b""
+    except OSError:
+        return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from negawatt.energy import Energy
 from negawatt.errors import UsageError
 from negawatt.meter.attribute import charged
 from negawatt.meter.calibrated import power_here
-from negawatt.meter.footprint import Footprint, FootprintTotal
+from negawatt.meter.footprint import Footprint, FootprintTotal, Held
 from negawatt.meter.machine import Share
 from negawatt.meter.measurement import Measurement
 from negawatt.meter.process import OwnTree, ProcessTree
@@ -27,15 +27,23 @@ from negawatt.meter.station import Snapshot, Station, station
 class Tree(Protocol):
     """Processes that are measured together."""
 
-    def cpu_s(self) -> float:
-        """CPU seconds they have used so far; never decreases."""
+    def pids(self) -> Sequence[int]:
+        """Those of them that run now, the root first, by one walk."""
+
+    def cpu_s(self, pids: Sequence[int] | None = None) -> float:
+        """CPU seconds they have used so far; never decreases. Does not walk again if given the `pids`."""
+
+    def held(self, pids: Sequence[int]) -> Held:
+        """The memory that these of them hold and the drive bytes they moved."""
 
     def footprint(self) -> FootprintTotal:
-        """Counts the memory they hold and the drive bytes they move, from now on."""
+        """A new total, to add what they hold to."""
 
 
 class Window:
     """One start and one stop, on one process tree: the part that all meters share.
+
+    Both ends only note what the kernel says; what it means is worked out when it is asked for.
 
     Args:
         tree: tells the CPU seconds used so far by what is measured.
@@ -45,8 +53,7 @@ class Window:
     def __init__(self, tree: Tree, where: Station | None) -> None:
         self._tree = tree
         self._station = where
-        self._footprint = tree.footprint()
-        self._start: tuple[Snapshot, float, Footprint] | None = None
+        self._start: tuple[Snapshot, float, FootprintTotal] | None = None
         self._ledger: Ledger | None = None
 
     def start(self) -> None:
@@ -56,16 +63,17 @@ class Window:
             self._station = station()
         self._ledger = None
         election.open_window()
-        footprint = self._footprint.look()
-        self._start = (self._station.snapshot(), self._tree.cpu_s(), footprint)
+        footprint, pids = self._tree.footprint(), self._tree.pids()
+        footprint.note(self._tree.held(pids))
+        self._start = (self._station.snapshot(), self._tree.cpu_s(pids), footprint)
 
     def look(self) -> None:
         """Note what runs now and what it holds, in a window that is long enough for either to change.
 
         A child that nobody waits for leaves no trace once it is gone.
         """
-        self._tree.cpu_s()
-        self._footprint.look()
+        if self._start is not None:
+            self._held(self._start[2], self._tree.pids())
 
     def stop(self) -> Measurement:
         return self.close()()
@@ -75,24 +83,28 @@ class Window:
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
         left = self._ledger.finish() if self._ledger else []
-        cpu_s = self._tree.cpu_s()
+        pids = self._tree.pids()
+        cpu_s = self._tree.cpu_s(pids)
         after = self._station.snapshot()
-        (before, cpu_before_s, held_before), self._start = self._start, None
-        footprint = self._footprint.look() - held_before
+        (before, cpu_before_s, footprint), self._start = self._start, None
+        footprint.note(self._tree.held(pids))
         spent_s = max(0.0, cpu_s - cpu_before_s)
-        share = self._footprint.share
-        return partial(_figures, self._station, before, after, spent_s, footprint, share, self._ledger, left)
+        return partial(_figures, self._station, before, after, spent_s, footprint, self._ledger, left)
 
     def so_far(self) -> Measurement:
         """What the running window has spent until now, without its stages; the window goes on."""
         if self._start is None or self._station is None:
             raise UsageError("this meter is not running; start it first")
-        before, cpu_before_s, held_before = self._start
-        spent_s = max(0.0, self._tree.cpu_s() - cpu_before_s)
-        footprint = self._footprint.look() - held_before
+        before, cpu_before_s, footprint = self._start
+        pids = self._tree.pids()
+        spent_s = max(0.0, self._tree.cpu_s(pids) - cpu_before_s)
         after = self._station.snapshot()
-        share = self._footprint.share
-        return _measurement(self._station, before, after, spent_s, footprint, share, election.leads)
+        held = self._held(footprint, pids)
+        return _measurement(self._station, before, after, spent_s, held, footprint.share, election.leads)
+
+    def _held(self, footprint: FootprintTotal, pids: Sequence[int]) -> Footprint:
+        footprint.note(self._tree.held(pids))
+        return footprint.total()
 
     def ledger(self) -> Ledger:
         """The stages of the running window; those who never ask for it pay nothing for it."""
@@ -109,13 +121,12 @@ def _figures(
     before: Snapshot,
     after: Snapshot,
     cpu_s: float,
-    footprint: Footprint,
-    share: Share,
+    footprint: FootprintTotal,
     ledger: Ledger | None,
     left: list[str],
 ) -> Measurement:
     """The measurement of a window, with its stages; those in `left` were still open at its end."""
-    result = _measurement(where, before, after, cpu_s, footprint, share)
+    result = _measurement(where, before, after, cpu_s, footprint.total(), footprint.share)
     if ledger:
         refresh_s = {name: total.counter.refresh_s for name, total in after.totals.items()}
         result = replace(result, stages=ledger.stages(result.components, refresh_s, result.duration_s))
@@ -136,8 +147,9 @@ def _measurement(
     if shared is None:
         shared = election.is_reader(before.at_s, after.at_s)
     duration_s = after.at_s - before.at_s
-    busy_s = after.time.busy_s - before.time.busy_s
-    steal_s = after.time.steal_s - before.time.steal_s
+    time_before, time_after = before.time, after.time
+    busy_s = time_after.busy_s - time_before.busy_s
+    steal_s = time_after.steal_s - time_before.steal_s
     other_s = max(0.0, busy_s - cpu_s)
     spent = where.spent(before, after)
     components = charged(
@@ -293,8 +305,7 @@ class Meter:
         return self._measurement
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where in which meter the present context is."""
 
     meter: Meter

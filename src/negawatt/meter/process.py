@@ -11,13 +11,16 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
-from negawatt.meter.footprint import FootprintTotal, memory
+from negawatt.meter.footprint import FootprintTotal, Held, held
 from negawatt.meter.machine import Share
+from negawatt.meter.procfile import DIGITS, ProcFile, whole
 
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -34,26 +37,29 @@ class MachineTime:
     steal_s: float
 
 
-def machine_time() -> MachineTime:
-    """Read the first line of ``/proc/stat``.
+_STAT = ProcFile("/proc/stat", b"cpu ", 512)
+
+
+machine_stat = _STAT.read
+"""The first lines of ``/proc/stat``; raises OSError where there is no /proc."""
+
+
+def machine_time(stat: bytes | None = None) -> MachineTime:
+    """The machine's times now, or by what `machine_stat` said.
 
     Raises:
         OSError: there is no /proc.
     """
-    fd = os.open("/proc/stat", os.O_RDONLY)
-    try:
-        line = os.read(fd, 512).split(b"\n", 1)[0]
-    finally:
-        os.close(fd)
+    line = (machine_stat() if stat is None else stat).split(b"\n", 1)[0]
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
     return MachineTime((user + nice + system + irq + softirq) * _TICK_S, steal * _TICK_S)
 
 
 def asleep_s() -> float:
     """Seconds that this machine was suspended since it started; monotonic time stands still meanwhile."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
+    if _BOOT_CLOCK is None:
         return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return time.clock_gettime(_BOOT_CLOCK) - time.monotonic()
 
 
 def own_cpu_s(pid: int) -> float:
@@ -91,8 +97,7 @@ def _stat(pid: int) -> _Stat:
         ProcessLookupError: there is no such process.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+        text = whole(f"/proc/{pid}/stat")
     except OSError as exc:
         raise ProcessLookupError(f"there is no process {pid}") from exc
     fields = text[text.rindex(b")") + 2 :].split()  # the name in brackets may hold anything
@@ -107,8 +112,7 @@ def _children(pid: int) -> Iterator[int]:
         FileNotFoundError: this kernel does not offer the file.
     """
     for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-            yield from map(int, file.read().split())
+        yield from map(int, whole(f"/proc/{pid}/task/{thread}/children").split())
 
 
 def descendants(pid: int) -> list[int]:
@@ -180,8 +184,10 @@ class ProcessTree:
         self._total_s = 0.0
         self.cpu_s()
 
-    def cpu_s(self) -> float:
-        """CPU seconds so far; stays at the last figure once every process has ended."""
+    def cpu_s(self, pids: Sequence[int] | None = None) -> float:
+        """CPU seconds so far, or as they were when the `pids` were; stays once every process has ended."""
+        if pids is not None:
+            return self._total_s
         now = self._look()
         # What vanished since the last look is in its parent's waited time, or lost to it: keep it.
         vanished_s = sum(sum(times) for identity, times in self._seen.items() if identity not in now)
@@ -194,13 +200,18 @@ class ProcessTree:
         self._total_s = max(self._total_s, self._lost_s + sum(sum(times) for times in now.values()))
         return self._total_s
 
-    def footprint(self) -> FootprintTotal:
-        """Counts the tree's memory and drive bytes from now on."""
-        return FootprintTotal(self._pids, lambda: _share(self.pid))
-
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """Its processes that run now, by one walk; `cpu_s` need not walk again if it is given them."""
         self.cpu_s()
         return [pid for pid, _ in self._seen]
+
+    def held(self, pids: Sequence[int]) -> Held:
+        """What these processes of it hold now."""
+        return held(pids)
+
+    def footprint(self) -> FootprintTotal:
+        """Adds up what the tree holds from now on."""
+        return FootprintTotal(_share(self.pid), self.pid)
 
     def _look(self) -> dict[_Identity, _Times]:
         """Own and waited CPU seconds of every live process of the tree."""
@@ -233,20 +244,22 @@ _Times = tuple[float, float]
 class OwnTree:
     """CPU time of this very process, its ended children, and those still running: cheap to read."""
 
-    def cpu_s(self) -> float:
-        """CPU seconds so far."""
-        return time.process_time() + _children_s()
+    def pids(self) -> Sequence[int]:
+        """This process and its descendants, some of which may have ended; by one walk at most."""
+        return _own_pids()
+
+    def cpu_s(self, pids: Sequence[int] | None = None) -> float:
+        """CPU seconds so far, of the `pids` if they have just been walked to."""
+        return _children_s(self.pids() if pids is None else pids) + time.process_time()
+
+    def held(self, pids: Sequence[int]) -> Held:
+        """What these processes of it hold now."""
+        return held(pids[1:], own=True)
 
     def footprint(self) -> FootprintTotal:
-        """Counts the tree's memory and drive bytes from now on."""
-        ended = _Ended()
-
-        def larger() -> int:
-            """A child's peak may be what it inherited from this process; more than that is its own."""
-            peak = ended()
-            return peak if peak and peak > memory(os.getpid())[2] else 0
-
-        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), larger)
+        """Adds up what the tree holds from now on."""
+        pid = os.getpid()
+        return FootprintTotal(_share(pid), pid)
 
 
 class Children:
@@ -259,34 +272,26 @@ class Children:
         self._tree = ProcessTree(os.getpid())
         self._lock = threading.Lock()
 
-    def cpu_s(self) -> float:
-        """CPU seconds so far."""
+    def pids(self) -> Sequence[int]:
+        """This process and its descendants that run now, by one walk."""
         with self._lock:
-            exact_s = _children_s()
+            return self._tree.pids()
+
+    def cpu_s(self, pids: Sequence[int] | None = None) -> float:
+        """CPU seconds so far, of the `pids` if they have just been walked to."""
+        with self._lock:
+            pids = self._tree.pids() if pids is None else pids
+            exact_s = _children_s(pids)
             # The tree also knows of processes that vanished unwaited, but of the others only whole ticks.
-            return max(exact_s, self._tree.cpu_s() - time.process_time())
+            return max(exact_s, self._tree.cpu_s(pids) - time.process_time())
+
+    def held(self, pids: Sequence[int]) -> Held:
+        """What the children among these hold now, and the drive bytes of all: this process moves none."""
+        return held(pids[1:], own=False)
 
     def footprint(self) -> FootprintTotal:
-        """Counts the children's memory from now on, and drive bytes, of which this process moves none."""
-        return FootprintTotal(_own_pids, lambda: _share(os.getpid()), _Ended(), root_holds=False)
-
-
-class _Ended:
-    """Tells the peak memory of the largest child that was ever waited for, if one was since the last call."""
-
-    def __init__(self) -> None:
-        self._faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-
-    def __call__(self) -> int:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        before, self._faults = self._faults, children.ru_minflt
-        return children.ru_maxrss * 1024 if children.ru_minflt > before else 0
-
-
-def _own_pids() -> list[int]:
-    """This process and its descendants."""
-    pid = os.getpid()
-    return [pid, *descendants(pid)] if _has_children() else [pid]
+        """Adds up what the children hold from now on."""
+        return FootprintTotal(_share(os.getpid()), os.getpid())
 
 
 @lru_cache(maxsize=64)
@@ -298,17 +303,50 @@ def _share(pid: int) -> Share:
         return Share.of()
 
 
-def _children_s() -> float:
-    """CPU seconds of children that ended and were waited for, and of all that still run."""
+def _children_s(pids: Sequence[int]) -> float:
+    """CPU seconds of children that ended and were waited for, and of all that run, this process first."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total_s = ended.ru_utime + ended.ru_stime
-    if _has_children():
-        for pid in descendants(os.getpid()):
-            try:
-                total_s += own_cpu_s(pid) + _stat(pid).waited_s
-            except ProcessLookupError:
-                continue
+    for pid in pids[1:]:
+        try:
+            total_s += own_cpu_s(pid) + _stat(pid).waited_s
+        except ProcessLookupError:
+            continue
     return total_s
+
+
+class _Known(NamedTuple):
+    newest: bytes
+    pids: Sequence[int]
+
+
+_known = _Known(b"", ())
+_LOADAVG = ProcFile("/proc/loadavg", DIGITS, 128)
+
+
+@cache
+def _tells_newest() -> bool:
+    """Whether ``/proc/loadavg`` is the kernel's own: what containers mount over it may be seconds old."""
+    try:
+        return os.stat("/proc/loadavg").st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False
+
+
+def _own_pids() -> Sequence[int]:
+    """This process and its descendants.
+
+    They are those of last time, or fewer, unless an id was given out since, to a process or a thread
+    of anybody: whoever is a descendant now was one from its start.
+    """
+    global _known
+    pid = os.getpid()
+    newest = _LOADAVG.read().rpartition(b" ")[2] if _tells_newest() else b""
+    if newest and newest == _known.newest and _known.pids[0] == pid:
+        return _known.pids
+    pids = (pid, *descendants(pid)) if _has_children() else (pid,)
+    _known = _Known(newest, pids)
+    return pids
 
 
 def _has_children() -> bool:

@@ -9,9 +9,10 @@ from urllib.parse import quote
 from negawatt.errors import SensorError
 from negawatt.meter.fetch import Server
 from negawatt.meter.power import Power, PowerSource
-from negawatt.meter.sensor import Boundary, Counter, Reading, Sensor
+from negawatt.meter.sensor import Counter, Reading, Sensor
 
 _LIMIT_W = 1e6
+_COMPONENT = "wall/prometheus"
 
 
 def query(server: Server, expression: str) -> float:
@@ -35,50 +36,35 @@ def query(server: Server, expression: str) -> float:
     return total
 
 
-class PrometheusPowerSource(PowerSource):
-    """A query that returns watts.
+class _Queried:
+    """What both kinds share.
 
     Args:
+        server: where Prometheus answers.
+        expression: the query; all its series are added up.
         refresh_s: how often the server scrapes what the query reads.
     """
 
-    name = "prometheus power"
-    polled_s = 1.0
+    polled_s: float | None = 1.0
 
-    def __init__(
-        self,
-        server: Server,
-        expression: str,
-        *,
-        component: str = "wall/prometheus",
-        boundary: Boundary = "wall",
-        refresh_s: float = 15.0,
-    ) -> None:
-        self.server, self.expression = server, expression
-        self.component, self.boundary, self.refresh_s = component, boundary, refresh_s
+    def __init__(self, server: Server, expression: str, *, refresh_s: float = 15.0) -> None:
+        self.server, self.expression, self.refresh_s = server, expression, refresh_s
+
+
+class PrometheusPowerSource(_Queried, PowerSource):
+    """A query that returns watts."""
+
+    name = "prometheus power"
 
     def read_power(self) -> Mapping[str, Power]:
         watts = query(self.server, self.expression)
-        return {self.component: Power(watts, 0.0, self.refresh_s, self.boundary, limit_w=_LIMIT_W)}
+        return {_COMPONENT: Power(watts, 0.0, self.refresh_s, "wall", limit_w=_LIMIT_W)}
 
 
-class PrometheusEnergySensor(Sensor):
+class PrometheusEnergySensor(_Queried, Sensor):
     """A query that returns a growing number of joules."""
 
     name = "prometheus energy"
-    polled_s = 1.0
-
-    def __init__(
-        self,
-        server: Server,
-        expression: str,
-        *,
-        component: str = "wall/prometheus",
-        boundary: Boundary = "wall",
-        refresh_s: float = 15.0,
-    ) -> None:
-        self.server, self.expression = server, expression
-        self.component, self.boundary, self.refresh_s = component, boundary, refresh_s
 
     def read(self) -> Reading:
         begun_s = time.monotonic()
@@ -86,8 +72,8 @@ class PrometheusEnergySensor(Sensor):
         counter = Counter(
             joules,
             refresh_s=self.refresh_s,
-            boundary=self.boundary,
+            boundary="wall",
             limit_w=_LIMIT_W,
             resolution_j=1e-9 * joules,
         )
-        return Reading((begun_s + time.monotonic()) / 2, {self.component: counter})
+        return Reading((begun_s + time.monotonic()) / 2, {_COMPONENT: counter})

@@ -74,11 +74,14 @@ class Election:
         self._lock = threading.Lock()
         self._held: IO[str] | None = None
         self._job = job()  # kept: a forked child has another parent, and is of the same job
+        self._opened = False
 
     def open_window(self) -> None:
-        """A window of this process opens: the first rank puts itself forward."""
-        if local_rank() == 0:
-            self._win()
+        """A window of this process opens: at its first one, the first rank puts itself forward."""
+        if not self._opened:
+            self._opened = True
+            if local_rank() == 0:
+                self._win()
 
     def is_reader(self, started_s: float, stopped_s: float) -> bool:
         """Whether this process is charged what the host shares, over a window by `time.monotonic`.
@@ -102,7 +105,7 @@ class Election:
 
     def leave(self) -> None:
         """In a forked child: the lock is the parent's."""
-        held, self._held, self._lock = self._held, None, threading.Lock()
+        held, self._held, self._lock, self._opened = self._held, None, threading.Lock(), False
         if held is not None:
             held.close()
 

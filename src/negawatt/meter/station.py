@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from negawatt.energy import Energy
 from negawatt.errors import NegawattError
@@ -28,7 +28,7 @@ from negawatt.meter.nvml import NvmlPowerSource, NvmlSensor
 from negawatt.meter.perf import PerfSensor
 from negawatt.meter.power import Integrated
 from negawatt.meter.powermetrics import PowermetricsSource
-from negawatt.meter.process import MachineTime, asleep_s, machine_time
+from negawatt.meter.process import MachineTime, asleep_s, machine_stat, machine_time
 from negawatt.meter.rapl import RaplSensor
 from negawatt.meter.sensor import Sensor, SensorStatus, probe
 
@@ -52,21 +52,25 @@ def sensors() -> list[Sensor]:
     return [*found, Integrated(PowermetricsSource())] if sys.platform == "darwin" else found
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Everything a window needs to know about one of its ends.
 
     Attributes:
-        at_s: monotonic time.
+        at_s: monotonic time; that of a reading, where one was taken.
         totals: by component.
-        time: of the machine's processors.
+        stat: what the kernel said of the processors' times; see `time`.
         asleep_s: seconds that the machine was suspended since it started.
     """
 
     at_s: float
     totals: Mapping[str, Total]
-    time: MachineTime
+    stat: bytes
     asleep_s: float = 0.0
+
+    @property
+    def time(self) -> MachineTime:
+        """Of the machine's processors."""
+        return machine_time(self.stat)
 
 
 class Station:
@@ -141,8 +145,12 @@ class Station:
 
     def snapshot(self) -> Snapshot:
         """The totals and the processors' times now."""
+        begun_s = time.monotonic()
         totals = self.totals()
-        return Snapshot(time.monotonic(), totals, machine_time(), asleep_s())
+        # Whatever holds this thread up after the last reading (a pause of the garbage collector, say)
+        # must not come between joules and time.
+        at_s = max([total.at_s for total in totals.values() if total.at_s >= begun_s] or [time.monotonic()])
+        return Snapshot(at_s, totals, machine_stat(), asleep_s())
 
     def spent(self, before: Snapshot, after: Snapshot) -> dict[str, Energy]:
         """Joules of every component of the machine between two snapshots."""

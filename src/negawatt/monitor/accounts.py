@@ -57,7 +57,8 @@ class Accounts:
         # Most processes slept: their lines of last time still hold.
         for process in self._charged:
             if process in lines and process not in charges:
-                lines[process] = lines[process]._replace(spent=NOTHING, cpu_s=0.0)
+                name, pid, group, _, total, _, memory_bytes = lines[process]
+                lines[process] = Line(name, pid, group, NOTHING, total, 0.0, memory_bytes)
         self._charged = list(charges)
         for process, joules in charges.items():
             total = lines[process].total.plus(joules) if process in lines else joules

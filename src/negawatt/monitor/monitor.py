@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from negawatt.energy import Provenance
-from negawatt.meter.station import Snapshot, Station, station
+from negawatt.meter.station import Station, station
 from negawatt.monitor.accounts import Accounts
 from negawatt.monitor.gpus import NvmlUse
 from negawatt.monitor.parts import MODEL, ModelPower, counted, scaled, triple
@@ -59,29 +59,36 @@ class Monitor:
         self._accounts = Accounts()
         self._idle = self._unattributed = NOTHING
         self._rest_s = self._used_s = 0.0
-        self._first = self._last = self._station.snapshot()
+        self._first = self._station.snapshot()
+        self._first_time = self._first.time
+        self._last = (self._first, self._first_time)
         self._table.look()
         if any(name.startswith("gpu/") for name in self._first.totals):
             self._gpu_use.read()  # what was used before the beginning is nobody's
 
     def look(self) -> Sample:
         """Divide what was spent since the last look, or since the monitor was made."""
-        before, now = self._last, self._station.snapshot()
+        (before, time_before), now = self._last, self._station.snapshot()
         ran, ended = self._table.look()
-        self._last = now
+        time_now = now.time
+        self._last = (now, time_now)
         duration_s = now.at_s - before.at_s
-        rest_s = self._rest(ran, now)
+        rest_s = self._rest(ran, time_now.busy_s - self._first_time.busy_s)
         components = counted(self._first, before, now)
         charges: dict[Process, Joules] = dict.fromkeys(ran, NOTHING)
         unknown: list[str] = []
         idle, unattributed = NOTHING, NOTHING
         has_idle = False
-        by_cpu = self._by_cpu(ran, rest_s, duration_s)
+        used = [process.used_s for process in ran]
+        # Shares by CPU time: of dynamic energy, and where idle energy is in it.
+        dynamic = by_weight(used, rest_s)
+        spare_s = max(0.0, duration_s * self._cores - sum(used) - rest_s)
         for component in components:
             if not component.is_whole or component.spent is None:
                 continue
             resting = self._resting(component.name, component.covered_s)
-            who, shares = self._shares(component.name, ran, rest_s, by_cpu[resting is None])
+            by_cpu = dynamic if resting is not None else by_weight(used, rest_s, spare_s)
+            who, shares = self._shares(component.name, ran, by_cpu)
             parts = split(component.spent, resting, shares)
             for process, joules in zip(who, parts.parts, strict=True):
                 charges[process] = charges.get(process, NOTHING).plus(joules)
@@ -91,7 +98,7 @@ class Monitor:
             else:
                 idle, has_idle = idle.plus(resting), True
         if not any(c.is_whole and c.name.startswith("cpu/") for c in components):
-            component, parts = self._modelled(ran, rest_s, duration_s, by_cpu[False])
+            component, parts = self._modelled(sum(used) + rest_s, duration_s, dynamic)
             components.append(component)
             for process, joules in zip(ran, parts.parts, strict=True):
                 charges[process] = charges[process].plus(joules)
@@ -115,37 +122,29 @@ class Monitor:
             ended=self._accounts.ended,
             groups=groups,
             ended_groups=self._accounts.ended_groups,
-            busy_s=now.time.busy_s - before.time.busy_s,
-            steal_s=now.time.steal_s - before.time.steal_s,
+            busy_s=time_now.busy_s - time_before.busy_s,
+            steal_s=time_now.steal_s - time_before.steal_s,
             notes=self._station.notes,
         )
 
-    def _rest(self, ran: Iterable[Process], now: Snapshot) -> float:
-        """CPU seconds that no process accounts for.
+    def _rest(self, ran: Iterable[Process], busy_s: float) -> float:
+        """CPU seconds that no process accounts for, of those since the beginning.
 
         The machine's times advance in whole ticks and those of processes in nanoseconds, so over a
         short interval one may be ahead of the other: what is ahead is settled later, not lost.
         """
         self._used_s += sum(process.used_s for process in ran)
-        rest_s = now.time.busy_s - self._first.time.busy_s - self._used_s
+        rest_s = busy_s - self._used_s
         fresh_s = max(0.0, rest_s - self._rest_s)
         self._rest_s += fresh_s
         return fresh_s
-
-    def _by_cpu(self, ran: list[Process], rest_s: float, duration_s: float) -> tuple[Shares, Shares]:
-        """Shares by CPU time: of dynamic energy, and where idle energy is in it."""
-        used = [process.used_s for process in ran]
-        spare_s = max(0.0, duration_s * self._cores - sum(used) - rest_s)
-        return by_weight(used, rest_s), by_weight(used, rest_s, spare_s)
 
     def _resting(self, component: str, covered_s: float) -> Joules | None:
         if self._station.idle is None:
             return None
         return triple(self._station.idle.energy(component, covered_s))
 
-    def _shares(
-        self, component: str, ran: list[Process], rest_s: float, by_cpu: Shares
-    ) -> tuple[list[Process], Shares]:
+    def _shares(self, component: str, ran: list[Process], by_cpu: Shares) -> tuple[list[Process], Shares]:
         """Who is charged for a component, and in what proportion."""
         kind = component.partition("/")[0]
         if kind == "cpu":
@@ -166,11 +165,8 @@ class Monitor:
             self._gpu_looked_s, self._gpu_shares = now_s, self._gpu_use.read()
         return self._gpu_shares.get(gpu, {})
 
-    def _modelled(
-        self, ran: list[Process], rest_s: float, duration_s: float, shares: Shares
-    ) -> tuple[Component, Parts]:
+    def _modelled(self, busy_s: float, duration_s: float, shares: Shares) -> tuple[Component, Parts]:
         """The processors by the CPU-time model: all of them idle, and the busy ones on top."""
-        busy_s = sum(process.used_s for process in ran) + rest_s
         model, power = self._model, self._station.power
         if power.at_load is not None and duration_s > 0:
             model = ModelPower.of(power.at_load(min(1.0, busy_s / (self._cores * duration_s))))

@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from negawatt.meter.process import own_cpu_s
+from negawatt.meter.procfile import DIGITS, ProcFile
 from negawatt.monitor.groups import Group, group, group_path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _RELIST_S = 5.0
 """Seconds after which ``/proc`` is listed, and a group read anew, even if nothing seems to have changed."""
-_STIRRED_S = 0.45
-_RENEW_S = 1.0
-"""Age at which what is known of a process that ran is renewed, when others came or went and when not."""
+_RENEW_S = 0.9
+"""Age at which what is known of a process that ran is renewed: at every look once a second."""
 _SWEEP_S = 0.5
 _AWAKE_S = 2.0
 """A process that has not run for so long is asked only every `_SWEEP_S`, until it runs again."""
@@ -60,8 +60,7 @@ class Process:
         self.charged_s = 0.0  # and what has been charged to this process in their stead
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What is used of ``/proc/PID/stat`` (proc(5))."""
 
     name: str
@@ -133,6 +132,7 @@ class ProcessTable:
         self._ran: list[Process] = []
         self._awake: dict[int, Process] = {}
         self._swept_s = float("-inf")
+        self._load = ProcFile(f"{root}/loadavg", DIGITS, 128)
         self._newest = b""
         self._listed_s = float("-inf")
         self._looked = False
@@ -167,12 +167,10 @@ class ProcessTable:
                 process.used_s = so_far_s - process.cpu_s
                 process.cpu_s, process.ran_s = so_far_s, now_s
                 ran.append(process)
-        newest = _read(f"{self._root}/loadavg", 128).rpartition(b" ")[2]
+        newest = self._newest_id()
         stirred = bool(gone) or newest != self._newest or not newest
-        # Whoever ran may have waited for a child, and its id may be another process's by now. Both
-        # take a process that was started or has ended; otherwise a look now and then will do.
-        old_s = _STIRRED_S if stirred else _RENEW_S
-        due = [p for p in ran if p.used_s < 0 or now_s - p.renewed_s >= old_s]
+        # Whoever ran may have waited for a child, and its id may be another process's by now.
+        due = [p for p in ran if p.used_s < 0 or now_s - p.renewed_s >= _RENEW_S]
         ended = gone + [process for process in due if not self._renew(process, now_s)]
         for process in ended:
             del self._table[process.pid]
@@ -229,6 +227,13 @@ class ProcessTable:
         fresh_s = max(0.0, unseen_s - process.charged_s)
         process.charged_s += fresh_s
         return fresh_s
+
+    def _newest_id(self) -> bytes:
+        """The id that was given out last; empty where the kernel does not tell."""
+        try:
+            return self._load.read().rpartition(b" ")[2]
+        except OSError:
+            return b""
 
     def _listed(self) -> Sequence[int]:
         return [int(entry) for entry in os.listdir(self._root) if entry.isdigit()]
