@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +135,7 @@ class OpenVinoBackend(Backend):
 
     def info(self) -> dict[str, object]:
         """Keys: ``version``, ``processor``, ``isa``, ``threads``, ``inference_precision``, ``kv_cache``,
-        ``dynamic_quantization_group``."""
+        ``dynamic_quantization_group``, ``kernels``."""
         get = self._compiled.get_property
         capabilities = (
             require("openvino", extra="openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -147,11 +148,22 @@ class OpenVinoBackend(Backend):
             "inference_precision": get("INFERENCE_PRECISION_HINT").get_type_name(),
             "kv_cache": get("KV_CACHE_PRECISION").get_type_name(),
             "dynamic_quantization_group": int(get("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
+            "kernels": kernels(self._compiled),
         }
 
     def _compiled_name(self) -> str:
         core = require("openvino", extra="openvino").Core()
         return str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+
+
+def kernels(compiled: Any) -> dict[str, int]:
+    """The kernels that multiply with weights in a compiled model, and how many layers each runs."""
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        told = node.get_rt_info()
+        if "layerType" in told and str(told["layerType"].value) in ("FullyConnected", "MatMul"):
+            found[str(told["primitiveType"].value)] += 1
+    return dict(sorted(found.items()))
 
 
 @contextmanager
