@@ -1,7 +1,7 @@
 """Is smaller cheaper? Every engine's weight formats: bytes, perplexity, CPU time a token at batch 1 and 32.
 
-    python benchmarks/engine_formats.py FOLDER --engine onnxruntime
-    python benchmarks/engine_formats.py FOLDER --engine openvino --formats native,int8
+    python benchmarks/engine_formats.py FOLDER onnxruntime
+    python benchmarks/engine_formats.py FOLDER openvino:native,int8 llamacpp:q8_0
 
 Each format runs in turns with the baseline, stock transformers in fp32, in the same sitting and on one
 thread, so the ratio beside each figure holds where absolute figures drift. Perplexity is over the first
@@ -17,16 +17,15 @@ import statistics
 from contextlib import ExitStack
 from pathlib import Path
 
-from texts import handbook
-
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Request, Settings
 from negawatt.engine.backends import backend
+from texts import handbook
 
 BASELINE = Settings(engine="transformers", weight_format="fp32", threads=1, max_context=640)
 BATCHES = (1, 32)
 TOKENS = {1: 24, 32: 12}
-PROMPT = 48
+PROMPT = 16
 WINDOW = 512
 
 
@@ -35,37 +34,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where the text is kept")
-    parser.add_argument("--engine", required=True)
-    parser.add_argument("--formats", help="only these, separated by commas")
+    parser.add_argument("ways", nargs="+", metavar="ENGINE[:FORMAT,…]", help="all formats without a name")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = Artifact.open(given.model)
     text = handbook(given.folder).read_text("utf-8")[200_000:600_000]
-    tokens = model.tokenizer.encode(text[: given.windows * WINDOW * 8])
-    formats = given.formats.split(",") if given.formats else backend(given.engine).weight_formats
+    tokens = model.tokenizer.encode(text[: max(given.windows, 2) * WINDOW * 8])
     print("| engine | weights | MB | perplexity | CPU ms/token, batch 1 | × fp32 | batch 32 | × fp32 |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for weight_format in formats:
-        way = BASELINE.replace(engine=given.engine, weight_format=weight_format)
-        row(model, tokens, way, given.windows, given.rounds)
+    with ExitStack() as stack:
+        bases = [stack.enter_context(Engine(model, BASELINE.replace(batch=b))) for b in BATCHES]
+        for way in given.ways:
+            engine, _, formats = way.partition(":")
+            for weight_format in formats.split(",") if formats else backend(engine).weight_formats:
+                candidate = BASELINE.replace(engine=engine, weight_format=weight_format)
+                row(model, tokens, bases, candidate, given.windows, given.rounds)
 
 
-def row(model: Artifact, tokens: list[int], way: Settings, windows: int, rounds: int) -> None:
+def row(
+    model: Artifact, tokens: list[int], bases: list[Engine], way: Settings, windows: int, rounds: int
+) -> None:
     """One format: its size, its perplexity, and its cost beside the baseline's at each batch."""
-    found = []
-    for batch in BATCHES:
-        with ExitStack() as stack:
-            ways = [stack.enter_context(Engine(model, w.replace(batch=batch))) for w in (BASELINE, way)]
-            for engine in ways:
-                cost(engine, tokens, 2)  # warms up
-            costs = [[cost(engine, tokens[n:], TOKENS[batch]) for engine in ways] for n in range(rounds)]
+    found, loss, n_bytes = [], math.nan, 0
+    for base in bases:
+        batch = base.settings.batch
+        with Engine(model, way.replace(batch=batch)) as engine:
+            for warmed in (base, engine):
+                cost(warmed, tokens, 2)
+            pairs = [[cost(e, tokens[n:], TOKENS[batch]) for e in (base, engine)] for n in range(rounds)]
             if batch == 1:
-                loss = perplexity(ways[1], tokens, windows)
-                n_bytes = size(ways[1].model_path)
-        ours = statistics.median(candidate for _, candidate in costs)
-        ratio = statistics.median(candidate / base for base, candidate in costs)
+                loss, n_bytes = perplexity(engine, tokens, windows), size(engine.model_path)
+        ours = statistics.median(candidate for _, candidate in pairs)
+        ratio = statistics.median(candidate / baseline for baseline, candidate in pairs)
         found.append(f"{ours * 1e3:.1f} | {ratio:.2f}")
     print(
         f"| {way.engine} | {way.weight_format} | {n_bytes / 1e6:.0f} | {loss:.2f} | {' | '.join(found)} |",

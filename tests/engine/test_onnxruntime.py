@@ -47,7 +47,7 @@ def said(backend: Backend) -> list[Logits]:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
 def test_a_padded_batch_that_shrinks_gives_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
     """Gemma's layers see 16 tokens back here, and one prompt has 40."""
     folder = small_model(tmp_path / family, family)
@@ -64,7 +64,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     (place / "text.txt").write_text(TEXT * 2, "utf-8")
     small_model(place / "gemma", "gemma3_text")
     recipe = Recipe(
-        str(place / "gemma"), (parse("rtn:bits=4,group=32"),), calibration=str(place / "text.txt"),
+        str(place / "gemma"), (parse("rtn:bits=4,group=32"),), text=str(place / "text.txt"),
         windows=4, heldout=2, length=32,
     )  # fmt: skip
     compress(recipe, place / "small", keep_worse=True)
@@ -89,7 +89,7 @@ def test_formats_of_few_bits_take_few_bits_and_stay_close(tmp_path: Path) -> Non
     folder = small_model(tmp_path / "model", "llama")
     theirs = said(ready(TransformersBackend, folder, tmp_path, "fp32", 3))
     n_params = Artifact.open(folder).shape.n_params
-    for weight_format, likeness, most_bits in (("int8", 0.998, 9.3), ("int4-g32-asym", 0.85, 6.5)):
+    for weight_format, likeness, most_bits in (("int4-g32-asym", 0.85, 6.5),):
         backend = ready(OnnxRuntimeBackend, folder, tmp_path, weight_format, 3)
         alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(said(backend), theirs, strict=True)]
         assert min(alike) > likeness
