@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +12,8 @@ from negawatt.artifact.factored_tensor import FactoredTensor
 from negawatt.artifact.packed_file import PackedTensor
 from negawatt.artifact.safetensors_file import read_headers
 from negawatt.conversion.forms import Form, packed_matrices, refuse_packed
-from negawatt.conversion.runner import Speaker, in_engine
+from negawatt.conversion.runner import Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import Engine, Settings
 from negawatt.engine.llamacpp import LlamaCppBackend
 from negawatt.errors import ArtifactError
 
@@ -46,13 +44,7 @@ class Gguf(Form):
         refuse_packed(artifact, "GGUF", _exact, "gguf:f16 writes such matrices in full")
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
-        settings = Settings(engine="llamacpp", weight_format=type, threads=1, max_context=64)
-        with Engine(artifact, settings, cache=scratch) as engine:
-            made = engine.model_path
-        if made.is_relative_to(scratch):
-            made.rename(folder / _FILE)
-        else:
-            shutil.copyfile(made, folder / _FILE)
+        put_weights(artifact, "llamacpp", type, scratch, folder)
 
     def weight_files(self, folder: Path) -> list[Path]:
         return [folder / _FILE]

@@ -11,9 +11,9 @@ from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor
 from negawatt.conversion import encoders
 from negawatt.conversion.forms import Form, packed_matrices, refuse_packed
-from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine
+from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import Engine, Settings, onnx_graph, onnx_modules, onnxruntime, traced
+from negawatt.engine import onnx_graph, onnx_modules, onnxruntime, traced
 from negawatt.errors import installed_version
 
 
@@ -34,16 +34,13 @@ class Onnx(Form):
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
         if kind == "encoder":
-            made = scratch / "encoder"
             model = encoders.load(artifact.checkpoint())
             onnx_graph.quantize(model, artifact, type)
-            onnx_graph.write_onnx(traced.encoder(model), made)
+            onnx_graph.write_onnx(traced.encoder(model), scratch / "encoder")
+            for file in (scratch / "encoder").iterdir():
+                file.rename(folder / file.name)
         else:
-            settings = Settings(engine="onnxruntime", weight_format=type, threads=1, max_context=64)
-            with Engine(artifact, settings, cache=scratch) as engine:
-                made = engine.model_path
-        for file in made.iterdir():
-            file.rename(folder / file.name)
+            put_weights(artifact, "onnxruntime", type, scratch, folder)
 
     def weight_files(self, folder: Path) -> list[Path]:
         return sorted(folder.glob(f"{onnx_graph.MODEL}*"))

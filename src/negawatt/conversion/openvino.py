@@ -11,9 +11,9 @@ from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor
 from negawatt.conversion import encoders
 from negawatt.conversion.forms import Form, refuse_packed
-from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine
+from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import Engine, Settings, openvino_ir, traced
+from negawatt.engine import openvino_ir, traced
 from negawatt.engine.openvino import OpenVinoBackend, kernels
 from negawatt.errors import EngineError, require
 
@@ -34,11 +34,7 @@ class OpenVino(Form):
         if kind == "encoder":
             _write_encoder(encoders.load(artifact.checkpoint()), type, folder)
             return
-        settings = Settings(engine="openvino", weight_format=type, threads=1, max_context=64)
-        with Engine(artifact, settings, cache=scratch) as engine:
-            made = engine.model_path
-        for file in made.iterdir():
-            file.rename(folder / file.name)
+        put_weights(artifact, "openvino", type, scratch, folder)
 
     def weight_files(self, folder: Path) -> list[Path]:
         return [(folder / openvino_ir.MODEL).with_suffix(".bin")]

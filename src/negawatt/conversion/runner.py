@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,24 @@ def in_engine(
     )  # fmt: skip
     with Engine(artifact, settings, prepared=prepared) as opened:
         yield EngineSpeaker(opened, also or {})
+
+
+def put_weights(artifact: Artifact, engine: str, weight_format: str, scratch: Path, folder: Path) -> None:
+    """Let an engine make its own weights, and put them into `folder`.
+
+    What the engine made before is copied from its cache; otherwise they are made in `scratch`.
+    """
+    settings = Settings(engine=engine, weight_format=weight_format, threads=1, max_context=64)
+    usual = artifact.cache / engine
+    kept = any(usual.glob(f"*-{weight_format}")) or (usual / f"{weight_format}.gguf").exists()
+    with Engine(artifact, settings, cache=usual if kept else scratch) as opened:
+        made = opened.model_path
+    for file in [made] if made.is_file() else sorted(made.iterdir()):
+        target = folder / ("model.gguf" if file == made else file.name)
+        if file.is_relative_to(scratch):
+            file.rename(target)
+        else:
+            shutil.copyfile(file, target)
 
 
 def of_torch(call: Call) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ class OnnxRuntimeBackend(Backend):
     name: ClassVar[str] = "onnxruntime"
     weight_formats: ClassVar[tuple[str, ...]] = onnx_graph.FORMATS
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
+    searched: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = True
 
     @classmethod
