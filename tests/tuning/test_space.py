@@ -46,6 +46,13 @@ def test_the_search_starts_with_every_engine(space: Space) -> None:
     assert all(s.engine == "llamacpp" for s in space.starts(without="transformers"))
 
 
+def test_some_engines_are_searched_only_when_they_are_named() -> None:
+    assert "onnxruntime" not in Space.default().engines
+    assert "transformers" in Space.default().engines
+    pytest.importorskip("onnxruntime")
+    assert Space.default(only=["onnxruntime"]).engines == ("onnxruntime",)
+
+
 def test_an_unknown_engine_is_a_wrong_call() -> None:
     with pytest.raises(UsageError, match="steam"):
         Space.default(only=["steam"])

@@ -74,6 +74,11 @@ def from_gguf(gguf: GgufFile) -> ModelShape:
 MODEL_TYPES = {"gemma3_text": "gemma3"}
 """Names of config.json that GGUF spells differently."""
 
+_GPT2_NAMES = {
+    "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers",
+    "n_inner": "intermediate_size", "n_positions": "max_position_embeddings",
+}  # fmt: skip
+
 
 def from_config(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> ModelShape:
     """The shape that a config.json and the safetensors headers state.
@@ -81,9 +86,12 @@ def from_config(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> 
     Raises:
         ArtifactError: a dimension is not stated.
     """
+    config = {_GPT2_NAMES.get(key, key): value for key, value in config.items()}
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         model_type = str(config["model_type"])
+        if model_type == "gpt2":  # states the inner width only where it is not the usual one
+            config["intermediate_size"] = config.get("intermediate_size") or 4 * hidden
         return ModelShape(
             architecture=MODEL_TYPES.get(model_type, model_type),
             n_layers=int(config["num_hidden_layers"]),

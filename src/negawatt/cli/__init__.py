@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "list, pull or show data sets and workloads",
     "doctor": "tell what can be measured and run here, and what to do about the rest",
     "engines": "list engines, or pull a compiled one",
+    "export": "write a model in another format, and prove that it is still the model",
     "hotspots": "tell which functions of a program, or layers of a model, spend the joules",
     "measure": "measure the energy of any command with its children",
     "models": "list, pull or show models",

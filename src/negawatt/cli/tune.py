@@ -27,7 +27,9 @@ from negawatt.errors import UsageError
 )
 @click.option("--throughput", is_flag=True, help="Leave the batch free.")
 @click.option(
-    "--engines", default=None, help="Engines to consider, comma-separated; all that are here if absent."
+    "--engines",
+    default=None,
+    help="Engines to consider, comma-separated; all here but onnxruntime if absent.",
 )
 @click.option(
     "--baseline",

@@ -82,6 +82,7 @@ class Backend(ABC):
         name: the engine's name.
         weight_formats: names it can run, ``native`` first.
         starting_formats: where a search of its formats best begins, one of each kind.
+        searched: whether a search that names no engines tries this one.
         kv_caches: names it can run, ``default`` first.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
@@ -94,6 +95,7 @@ class Backend(ABC):
     name: ClassVar[str]
     weight_formats: ClassVar[tuple[str, ...]] = ("native",)
     starting_formats: ClassVar[tuple[str, ...]] = ("native",)
+    searched: ClassVar[bool] = True
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False

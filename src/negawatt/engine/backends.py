@@ -11,6 +11,7 @@ from negawatt.errors import NegawattError, UsageError
 
 BACKENDS = {
     "llamacpp": "negawatt.engine.llamacpp:LlamaCppBackend",
+    "onnxruntime": "negawatt.engine.onnxruntime:OnnxRuntimeBackend",
     "openvino": "negawatt.engine.openvino:OpenVinoBackend",
     "transformers": "negawatt.engine.transformers:TransformersBackend",
 }

@@ -76,6 +76,10 @@ class Engine:
     does not answer within its deadline, the call raises `WorkerDied` with the reason; memory is
     freed, and this process lives on.
 
+    Args:
+        cache: where made weights are kept; a folder of the artifact's own if absent.
+        prepared: what to load as it is, made by this engine before; nothing is made then.
+
     Attributes:
         artifact, settings: what runs, and how.
         info: what really runs: build, kernels (after `open`).
@@ -90,11 +94,13 @@ class Engine:
         settings: Settings,
         *,
         cache: Path | None = None,
+        prepared: Path | None = None,
         call_deadline_s: float = CALL_DEADLINE_S,
         load_deadline_s: float = LOAD_DEADLINE_S,
     ) -> None:
         self.artifact, self.settings = artifact, settings
         self.cache = cache or home() / "cache" / artifact.sha256[:16] / settings.engine
+        self._prepared = prepared
         self.info: dict[str, Any] = {}
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
@@ -116,15 +122,8 @@ class Engine:
         try:
             self._start()
             settings = self.settings.to_json()
-            self.cache.mkdir(parents=True, exist_ok=True)
-            request = {"do": "prepare", "artifact": str(self.artifact.path), "cache": str(self.cache)}
-            answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
-            self.model_path = Path(answer["path"])
-            self.prepare_usage = Usage(**answer["usage"])
-            if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S:
-                self.close()  # what it took to make the weights must not count as what it takes to run them
-                self._start()
-            request = {"do": "load", "path": answer["path"]}
+            self.model_path = self._prepared or self._prepare(settings)
+            request = {"do": "load", "path": str(self.model_path)}
             answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
             self.info, self.version = answer["info"], answer["version"]
             self.load_usage = Usage(**answer["usage"])
@@ -135,6 +134,17 @@ class Engine:
             self.close()
             raise
         return self
+
+    def _prepare(self, settings: dict[str, Any]) -> Path:
+        """Make the weights, and leave a worker that has not spent anything on it."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        request = {"do": "prepare", "artifact": str(self.artifact.path), "cache": str(self.cache)}
+        answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
+        self.prepare_usage = Usage(**answer["usage"])
+        if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S:
+            self.close()  # what it took to make the weights must not count as what it takes to run them
+            self._start()
+        return Path(answer["path"])
 
     def _refuse_too_large(self) -> None:
         available = _available_memory_bytes()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from negawatt.artifact import Artifact
 from negawatt.engine import factored, openvino_ir, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
-from negawatt.engine.openvino_integers import compiled_precisions
 from negawatt.errors import EngineError, installed_version, require
 
 TOKENS_PER_STEP = 2048
@@ -140,7 +140,7 @@ class OpenVinoBackend(Backend):
     def info(self) -> dict[str, object]:
         """Keys: ``version``, ``processor``, ``isa``, ``threads``, ``inference_precision``, ``kv_cache``
         (what the pages hold, which may be another precision than was asked for),
-        ``dynamic_quantization_group``, and ``matrices``, how many are multiplied in which precision."""
+        ``dynamic_quantization_group``, and ``kernels``, how many matrices each multiplies."""
         get = self._compiled.get_property
         capabilities = (
             require("openvino", extra="openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -153,7 +153,7 @@ class OpenVinoBackend(Backend):
             "inference_precision": get("INFERENCE_PRECISION_HINT").get_type_name(),
             "kv_cache": self._cache_precision(),
             "dynamic_quantization_group": int(get("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
-            "matrices": compiled_precisions(self._compiled),
+            "kernels": kernels(self._compiled),
         }
 
     def _cache_precision(self) -> str:
@@ -165,6 +165,20 @@ class OpenVinoBackend(Backend):
     def _compiled_name(self) -> str:
         core = require("openvino", extra="openvino").Core()
         return str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
+
+
+def kernels(compiled: Any) -> dict[str, int]:
+    """The kernels that multiply with weights in a compiled model, and how many layers each runs.
+
+    A kernel's name ends in the precision it multiplies in: ``i8`` are integers; weights that are only
+    stored in 8 bits are multiplied in ``bf16`` or ``f32``.
+    """
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        told = node.get_rt_info()
+        if "layerType" in told and str(told["layerType"].value) in ("FullyConnected", "MatMul"):
+            found[str(told["primitiveType"].value)] += 1
+    return dict(sorted(found.items()))
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Layers of the IR that multiply integers: 8-bit codes as weights, and inputs rounded before them.
 
 The CPU plugin recognises ``FakeQuantize`` before a multiplication with an 8-bit constant, and runs both in
-8-bit integers. `compiled_precisions` tells what it did.
+8-bit integers. `negawatt.engine.openvino.kernels` tells what it did.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,22 +62,3 @@ def multiply_in_integers(model: Any, found: Mapping[str, PackedTensor]) -> Any:
         raise EngineError(f"OpenVINO GenAI read no {next(iter(wanted))} from the GGUF file")
     model.validate_nodes_and_infer_types()
     return model
-
-
-def compiled_precisions(compiled: Any) -> dict[str, int]:
-    """How many of a compiled model's matrix multiplications run in which precision.
-
-    ``i8`` are those in integers; one that only stores its weights in 8 bits is counted where it computes,
-    such as ``bf16``.
-    """
-    counts: Counter[str] = Counter()
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        facts = node.get_rt_info()
-        if _text(facts, "layerType") == "FullyConnected":
-            counts[_text(facts, "primitiveType").rpartition("_")[2]] += 1
-    return dict(sorted(counts.items()))
-
-
-def _text(facts: Any, name: str) -> str:
-    value = facts[name] if name in facts else ""  # noqa: SIM401 - OpenVINO's map has no get
-    return str(getattr(value, "value", value))

@@ -79,7 +79,7 @@ def make_ir(
             make_ir(gguf, "f16", half, factors)
         with written_beside(target) as folder:
             folder.mkdir()
-            _rewrite(half, folder, lambda model: _compress(multiply_in_integers(model, rounding), "int8"))
+            _rewrite(half, folder, lambda model: compress(multiply_in_integers(model, rounding), "int8"))
     elif weight_format == "native" and not plain:
         with written_beside(target) as folder:
             folder.mkdir()
@@ -91,7 +91,7 @@ def make_ir(
             make_ir(gguf, "f16", half, factors)
         with written_beside(target) as folder:
             folder.mkdir()
-            _rewrite(half, folder, lambda model: _compress(model, weight_format))
+            _rewrite(half, folder, lambda model: compress(model, weight_format))
 
 
 def _read_gguf(folder: Path) -> None:
@@ -137,7 +137,7 @@ def _write_half(source: Path, target: Path) -> None:
     writer.close()
 
 
-def _compress(model: Any, weight_format: str) -> Any:
+def compress(model: Any, weight_format: str) -> Any:
     """Round the weights to nearest with NNCF; in 4-bit formats embedding and head stay in 8 bits."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # NNCF reports home with it
     nncf = require("nncf", extra="openvino")

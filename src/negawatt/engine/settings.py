@@ -15,7 +15,7 @@ class Settings:
     """One way of running a model.
 
     Attributes:
-        engine: name of the engine: ``transformers``, ``llamacpp`` or ``openvino``.
+        engine: name of the engine: ``transformers``, ``llamacpp``, ``openvino`` or ``onnxruntime``.
         device: ``cpu``, or the engine's name of another device.
         threads: compute threads; None leaves the engine's own default.
         batch: most sequences decoded at once (at least 1).

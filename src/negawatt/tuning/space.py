@@ -41,12 +41,12 @@ class Space:
     def default(
         cls, *, batches: Sequence[int] = (1,), max_context: int = 1024, only: Sequence[str] | None = None
     ) -> Space:
-        """Every engine installed here (or those named), with one thread, and with all usable cores.
+        """Every engine installed here that is searched unasked, or those named; one thread, and all cores.
 
         Raises:
             UsageError: an engine is unknown, or none can run here.
         """
-        names = list(only) if only else sorted(BACKENDS)
+        names = list(only) if only else [name for name in sorted(BACKENDS) if backend(name).searched]
         for name in names:
             backend(name)
         usable = [e["name"] for e in engines(names) if e["status"] == "ok"]
