@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.draft import Quantized
-from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.folding import Folding
 from negawatt.compress.grid import BITS, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.moments import Moment, moments
@@ -46,7 +46,7 @@ class Awq(Pass):
         return RoundToNearest(**shared)
 
     def effect(self, at: Situation) -> Effect:
-        return rounded(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
+        return in_bits(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None

@@ -78,7 +78,7 @@ PACKED_ENGINES = ("llamacpp", "openvino")
 """Engines that run a packed grid as it is."""
 
 
-def rounded(
+def in_bits(
     at: Situation, bits: int, symmetric: bool, embeddings: int, average: float | None = None
 ) -> Effect:
     """The effect of storing the blocks in `bits`, and embedding and head in `embeddings` (0: as they are).

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from negawatt.compress.draft import Quantized
-from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.grid import BITS, CLIP, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.moments import Moment, moments
 from negawatt.compress.network import Linear, Network
@@ -62,7 +62,7 @@ class Gptq(Pass):
         return RoundToNearest(**shared)
 
     def effect(self, at: Situation) -> Effect:
-        return rounded(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
+        return in_bits(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         self.apply_on(work, [Grid(self.values["bits"], self.values["group"], self.values["symmetric"])])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.grid import BITS, EMBEDDINGS, GROUP, Grid
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import check_groups, quantize_blocks
@@ -47,7 +47,7 @@ class Hqq(Pass):
         return RoundToNearest(symmetric=False, **shared)
 
     def effect(self, at: Situation) -> Effect:
-        return rounded(at, self.values["bits"], False, self.values["embeddings"])
+        return in_bits(at, self.values["bits"], False, self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         grid = Grid(self.values["bits"], self.values["group"], symmetric=False)

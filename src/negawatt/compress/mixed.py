@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.gptq import Gptq
 from negawatt.compress.grid import EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.judgement import Judgement, judged
@@ -69,7 +69,7 @@ class Mixed(Pass):
 
     def effect(self, at: Situation) -> Effect:
         least, symmetric = self.widths[0], self.values["symmetric"]
-        return rounded(at, least, symmetric, self.values["embeddings"], self.values["average"])
+        return in_bits(at, least, symmetric, self.values["embeddings"], self.values["average"])
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.grid import BITS, EMBEDDINGS, GROUP, Grid
 from negawatt.compress.network import Linear, Network
 from negawatt.compress.parameter import Parameter
@@ -53,6 +54,9 @@ class Qat(Pass):
 
     def fallback(self) -> Pass:
         return RoundToNearest(**{key: self.values[key] for key in ("bits", "group", "embeddings")})
+
+    def effect(self, at: Situation) -> Effect:
+        return in_bits(at, self.values["bits"], True, self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         values, network = self.values, work.network()

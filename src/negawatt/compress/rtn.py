@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from negawatt.compress.effect import Effect, Situation, rounded
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.grid import BITS, CLIP, EMBEDDINGS, GROUP, SYMMETRIC, Grid
 from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import check_groups, nearest, quantize_blocks
@@ -27,7 +27,7 @@ class RoundToNearest(Pass):
         check_groups(source, self.values["group"], self.name)
 
     def effect(self, at: Situation) -> Effect:
-        return rounded(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
+        return in_bits(at, self.values["bits"], self.values["symmetric"], self.values["embeddings"])
 
     def apply(self, work: Work) -> None:
         grid = Grid(self.values["bits"], self.values["group"], self.values["symmetric"])

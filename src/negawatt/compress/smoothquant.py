@@ -8,9 +8,11 @@ value, and the weights multiplied with it, where the module before can take that
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from negawatt.compress.draft import Quantized
+from negawatt.compress.effect import Effect, Situation, in_bits
 from negawatt.compress.folding import Folding
 from negawatt.compress.grid import EMBEDDINGS, Grid
 from negawatt.compress.inputs import groups, inputs
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 _BITS = 8
+INTEGER_WORK = 0.7
+"""What integers take of the arithmetic of weights in 8 bits alone: 0.65 to 0.75 where it was measured."""
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the largest input that are tried as the end of the range."""
 _MOST_WINDOWS = 8
@@ -62,6 +66,12 @@ class SmoothQuant(Pass):
     def fallback(self) -> Pass | None:
         plain = SmoothQuant(**{**self.values, "alpha": 0.0})
         return plain if self.values["alpha"] else None
+
+    def effect(self, at: Situation) -> Effect:
+        found = in_bits(at, _BITS, True, self.values["embeddings"])
+        if at.engine != "openvino" or at.shape.architecture not in ARCHITECTURES:
+            return replace(found, why=f"{found.why}; its integers are multiplied by OpenVINO alone")
+        return replace(found, arithmetic=INTEGER_WORK, why=f"{found.why}, multiplied in integers")
 
     def apply(self, work: Work) -> None:
         assert work.tokens is not None
