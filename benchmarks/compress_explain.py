@@ -69,9 +69,8 @@ def main() -> None:
                         if number >= 0:
                             costs[name].append(answer.usage.cpu_s / (batch * ANSWER))
             found = ratio_interval(costs["after"], costs["before"], robust=False)
-            print(
-                f"| {batch} | {step.bound} | {text} | {ratio:.2f} | {found.value:.2f} ({found.low:.2f}–{found.high:.2f}) |"
-            )
+            measured = f"{found.value:.2f} ({found.low:.2f}–{found.high:.2f})"
+            print(f"| {batch} | {step.bound} | {text} | {ratio:.2f} | {measured} |")
             sys.stdout.flush()
 
 
