@@ -77,3 +77,10 @@ def test_a_model_that_shares_one_block_among_layers_is_refused(tmp_path: Path) -
     transformers.AlbertModel(config).save_pretrained(model)
     with pytest.raises(ArtifactError, match="0 lists of blocks"):
         Network(Source.of(Artifact.open(model)))
+
+
+def test_passes_that_need_one_stack_say_so(tmp_path: Path) -> None:
+    source = Source.of(Artifact.open(small_model(tmp_path / "model", "t5")))
+    for name in ("adapter", "classifier", "depth", "heal", "qat", "vocabulary"):
+        with pytest.raises(UsageError, match=f"{name}: model has an encoder and a decoder, "):
+            parse(name).check(source)

@@ -85,6 +85,15 @@ def test_inputs_become_multiples_of_the_scale_wherever_they_run(made: tuple[Path
     assert rounded(torch.tensor([10.0, -10.0]), 0.01).tolist() == pytest.approx([1.27, -1.28])
 
 
+def test_a_gradient_passes_straight_through_the_rounding() -> None:
+    values = torch.tensor([0.4, 1.6], requires_grad=True)
+    found = rounded(values, 1.0)
+    found.sum().backward()
+    assert found.tolist() == pytest.approx([0.0, 2.0])
+    assert values.grad is not None
+    assert values.grad.tolist() == [1.0, 1.0]
+
+
 def test_layers_whose_inputs_cannot_be_rounded_keep_them(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 4, "utf-8")
     recipe = Recipe(str(small_model(tmp_path / "m")), (parse("smoothquant:tolerance=0"),),

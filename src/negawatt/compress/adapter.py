@@ -53,13 +53,15 @@ class Adapter(Pass):
     calibrated: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
+        network = Network(source)
+        network.refuse_encoder_decoder(self.name, "and adapters are trained on one of them alone")
         require("peft", extra="adapters")
         if self.values["merge"] and self.values["kind"] in UNMERGEABLE:
             raise UsageError(
                 f"adapter: a {self.values['kind']} is no change of weights and cannot be merged; add "
                 "merge=false to keep it beside the model"
             )
-        if self.values["kind"] == "prefix" and not Network(source).is_decoder:
+        if self.values["kind"] == "prefix" and not network.is_decoder:
             raise UsageError(f"adapter: a prefix is for decoders, and {source.name} is an encoder")
 
     def apply(self, work: Work) -> None:

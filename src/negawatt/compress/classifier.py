@@ -54,12 +54,13 @@ def _labels_alone(logits: torch.Tensor, mean: Any, answers: torch.Tensor, chosen
 
 
 def check_encoder(source: Source, name: str, frozen: int) -> None:
-    """Refuse a decoder, and more frozen blocks than there are.
+    """Refuse a decoder, a model that has one, and more frozen blocks than there are.
 
     Raises:
-        UsageError: either.
+        UsageError: any of these.
     """
     network = Network(source)
+    network.refuse_encoder_decoder(name, "and a head is given to encoders alone")
     if network.is_decoder:
         raise UsageError(f"{name} gives encoders a head, and {source.name} is a decoder")
     if frozen > len(network.blocks):

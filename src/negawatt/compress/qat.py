@@ -47,9 +47,11 @@ class Qat(Pass):
     calibrated: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
+        network = Network(source)
+        network.refuse_encoder_decoder(self.name, "and it learns to predict the next token of a text")
         _fake_quantizer(self.values["bits"])
         check_groups(source, self.values["group"], self.name)
-        if not Network(source).is_decoder:
+        if not network.is_decoder:
             raise UsageError(f"qat learns to predict the next token, and {source.name} is an encoder")
 
     def fallback(self) -> Pass:

@@ -102,14 +102,14 @@ class SmoothQuant(Pass):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Smooth and quantize the layers of a loaded block; its modules are left rounding."""
         folding = Folding(network, number, hidden)
-        sorted_ = groups(network, number, hidden, network.linears(number))
+        grouped = groups(network, number, hidden, network.linears(number))
         if self.values["alpha"]:
-            for layers in sorted_:
+            for layers in grouped:
                 largest = _largest(network, number, hidden, layers[0])
                 folding.take(layers, _smoothing(layers, largest, self.values["alpha"]))
         put: dict[str, Any] = dict(folding.changed(source))
         facts: dict[str, list[str]] = {"rounded": [], "kept": []}
-        for layers in sorted_:
+        for layers in grouped:
             scale, lost = _input_scale(network, number, hidden, layers)
             keeps = lost > self.values["tolerance"]
             for linear in layers:

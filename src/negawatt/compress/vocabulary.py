@@ -55,9 +55,7 @@ class Vocabulary(Pass):
     def check(self, source: Source) -> None:
         Lexicon(source.tokenizer.definition)
         network = Network(source)
-        network.refuse_encoder_decoder(
-            self.name, "and what it writes to a text cannot be proved the same yet"
-        )
+        network.refuse_encoder_decoder(self.name, "and its answers are not compared yet")
         _tables(network)
 
     def effect(self, at: Situation) -> Effect:

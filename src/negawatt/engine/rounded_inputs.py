@@ -35,8 +35,12 @@ def rounding_of(folder: Path) -> dict[str, PackedTensor]:
 
 
 def rounded(values: torch.Tensor, scale: float) -> torch.Tensor:
-    """The nearest multiples of `scale` that 8 bits can count, in the type of `values`."""
-    return (values / scale).round().clamp(LEAST, MOST) * scale
+    """The nearest multiples of `scale` that 8 bits can count, in the type of `values`.
+
+    A gradient passes straight through (Bengio et al. 2013), so that a model can be healed that rounds.
+    """
+    found = (values / scale).round().clamp(LEAST, MOST) * scale
+    return values + (found - values).detach() if values.requires_grad else found
 
 
 def install(layer: Any, scale: float) -> Any:
