@@ -54,14 +54,15 @@ def _labels_alone(logits: torch.Tensor, mean: Any, answers: torch.Tensor, chosen
 
 
 def check_encoder(source: Source, name: str, frozen: int) -> None:
-    """Refuse a decoder, and more frozen blocks than there are.
+    """Refuse what is no encoder, and more frozen blocks than there are.
 
     Raises:
         UsageError: either.
     """
     network = Network(source)
-    if network.is_decoder:
-        raise UsageError(f"{name} gives encoders a head, and {source.name} is a decoder")
+    if network.is_decoder or network.model.config.is_encoder_decoder:
+        kind = "a decoder" if network.is_decoder else "an encoder-decoder"
+        raise UsageError(f"{name} gives encoders a head, and {source.name} is {kind}")
     if frozen > len(network.blocks):
         raise UsageError(
             f"{name}: {frozen} blocks cannot stay frozen, {source.name} has {len(network.blocks)}"

@@ -49,7 +49,7 @@ class Qat(Pass):
         _fake_quantizer(self.values["bits"])
         check_groups(source, self.values["group"], self.name)
         if not Network(source).is_decoder:
-            raise UsageError(f"qat learns to predict the next token, and {source.name} is an encoder")
+            raise UsageError(f"qat learns to predict the next token, and {source.name} is no decoder")
 
     def fallback(self) -> Pass:
         return RoundToNearest(**{key: self.values[key] for key in ("bits", "group", "embeddings")})
