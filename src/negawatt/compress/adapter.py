@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from negawatt.compress.classifier import BATCH, TEXTS_A_STEP, WINDOWS_A_STEP, require_labels
+from negawatt.compress.classifier import BATCH, TEXTS_A_STEP, WINDOWS_A_STEP, check_encoder, require_labels
 from negawatt.compress.draft import ADAPTER
 from negawatt.compress.head import give_head
 from negawatt.compress.labelled import labelled
@@ -61,8 +61,10 @@ class Adapter(Pass):
                 f"adapter: a {self.values['kind']} is no change of weights and cannot be merged; add "
                 "merge=false to keep it beside the model"
             )
-        if self.values["kind"] == "prefix" and not network.is_decoder:
-            raise UsageError(f"adapter: a prefix is for decoders, and {source.name} is an encoder")
+        if not network.is_decoder:
+            check_encoder(source, self.name, 0)
+            if self.values["kind"] == "prefix":
+                raise UsageError(f"adapter: a prefix is for decoders, and {source.name} is an encoder")
 
     def apply(self, work: Work) -> None:
         if not work.network().is_decoder:
