@@ -81,7 +81,7 @@ def speed(made: Artifact, batches: list[int], rounds: int) -> None:
             costs = ([phase_ms(phase)(w) for w in each] for each in windows.values())
             print(row(f"{phase}, batch {batch}", *costs), flush=True)
     with Engine(made, Settings(engine="openvino", threads=1)) as engine:
-        print(f"matrices by the precision they run in: {engine.info['matrices']}")
+        print(f"matrices by the kernel that multiplies them: {engine.info['kernels']}")
 
 
 if __name__ == "__main__":
