@@ -131,7 +131,8 @@ def test_onnx_of_packed_weights_names_the_kernels_that_ran(tmp_path: Path) -> No
     artifact = small(tmp_path, "rtn:bits=4,group=32")
     result = convert(artifact, "onnx", tmp_path / "made")
     assert result["ran"]["kernels"]["MatMulNBits"] == 3 * 7 + 1
-    assert result["bytes"] < 0.5 * artifact.shape.n_params * 4
+    (weights,) = (tmp_path / "made").glob("*.data")
+    assert weights.stat().st_size < 0.35 * artifact.shape.n_params * 4
 
 
 REFUSED: list[tuple[str, str, str]] = [
@@ -251,7 +252,8 @@ def test_the_command_prints_one_document(decoder: Artifact, tmp_path: Path) -> N
     )
     result = json.loads(done.stdout)
     assert result["artifact"] == str(tmp_path / "made")
-    assert result["bytes"] == result["predicted_bytes"] == result["source_bytes"]
+    assert result["predicted_bytes"] == result["source_bytes"]
+    assert result["bytes"] == pytest.approx(result["source_bytes"], rel=0.02)  # the header comes on top
     again = subprocess.run([*command, "-o", str(tmp_path / "made")], capture_output=True, text=True)
     assert again.returncode == 2
     assert "exists already" in again.stderr

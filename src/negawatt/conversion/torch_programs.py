@@ -5,6 +5,7 @@ Both are fp32, and hold a decoder's step or an encoder with the names and shapes
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -88,7 +89,9 @@ class TorchExport(_Program):
         with _translated("torch.export", function):
             program = torch.export.export(function.module, function.example, dynamic_shapes=function.shapes)
             program.example_inputs = None  # they would be stored by pickle
-            torch.export.save(program, folder / self.file)
+            content = io.BytesIO()  # on a full disk torch's own writer of files ends the whole process
+            torch.export.save(program, content)
+        (folder / self.file).write_bytes(content.getbuffer())
 
     def _loaded(self, path: Path) -> Call:
         torch = require("torch", extra="transformers")
@@ -114,9 +117,9 @@ class TorchScript(_Program):
         function = traced_form(artifact, kind)
         with _translated("torch.jit", function), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.jit.save(
-                torch.jit.trace(function.module, function.example, check_trace=False), folder / self.file
-            )
+            content = io.BytesIO()
+            torch.jit.save(torch.jit.trace(function.module, function.example, check_trace=False), content)
+        (folder / self.file).write_bytes(content.getbuffer())
 
     def _loaded(self, path: Path) -> Call:
         torch = require("torch", extra="transformers")
