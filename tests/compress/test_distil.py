@@ -86,6 +86,13 @@ def test_an_engine_runs_it_and_charges_for_it(student: Path, texts: Path) -> Non
     assert quality.interval.value == Artifact.open(student).lineage[-1]["quality"]["after"]
 
 
+def test_an_engine_runs_a_family_without_fused_attention(teacher: Path) -> None:
+    with Engine(Artifact.open(teacher), Settings(batch=2, threads=1, max_context=64)) as engine:
+        assert engine.info["architecture"] == "MPNetForSequenceClassification"
+        assert engine.info["attention"] == "eager"
+        assert engine.classify([[5, 6, 7], [8]]).log_probs.shape == (2, 2)
+
+
 def test_engines_refuse_what_a_model_is_not_for(student: Path, texts: Path, tmp_path: Path) -> None:
     with Engine(Artifact.open(student), Settings(max_context=64)) as engine:
         with pytest.raises(EngineError, match="tells cold, warm apart and cannot write"):

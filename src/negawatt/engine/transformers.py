@@ -65,14 +65,13 @@ class TransformersBackend(Backend):
         path = Artifact.open(path).checkpoint() if split or rounding else path
         self._torch = torch
         self.labels = classifier.labels_of(path)
-        if self.labels:
-            self._model = classifier_of(path, self.settings.weight_format)
-            self._n_factored = factored.install(self._model, split)
-            self.vocab_size = len(self.labels)
-            return
-        self._model = causal_lm(path, self.settings.weight_format)
+        maker = classifier_of if self.labels else causal_lm
+        self._model = maker(path, self.settings.weight_format)
         self._n_factored = factored.install(self._model, split)
         self._n_rounded = rounded_inputs.install_all(self._model, rounding)
+        if self.labels:
+            self.vocab_size = len(self.labels)
+            return
         self._new_cache = transformers.DynamicCache
         self._cache: Any = None
         self._batch = Lockstep()
@@ -137,18 +136,20 @@ def causal_lm(checkpoint: Path, weight_format: str) -> Any:
 
 
 def classifier_of(checkpoint: Path, weight_format: str) -> Any:
-    """As `causal_lm`, a model with a classification head."""
-    return _loaded(_transformers().AutoModelForSequenceClassification, checkpoint, weight_format)
+    """As `causal_lm`, a model with a classification head; some, such as MPNet, have only eager attention."""
+    return _loaded(
+        _transformers().AutoModelForSequenceClassification, checkpoint, weight_format, attention=None
+    )
 
 
-def _loaded(maker: Any, checkpoint: Path, weight_format: str) -> Any:
+def _loaded(maker: Any, checkpoint: Path, weight_format: str, attention: str | None = "sdpa") -> Any:
     torch = require("torch", extra="transformers")
     dtype = {"native": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}[weight_format]
     with _translated(f"load {checkpoint}"):
         model, report = maker.from_pretrained(
             checkpoint,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
