@@ -222,7 +222,7 @@ def test_checkpoints_are_neither_rare_nor_many() -> None:
         ("distil:teacher={encoder}", "llama", "is no decoder, and cannot teach"),
         ("distil:teacher={decoder},frozen=1", "llama", "frozen is for encoders"),
         ("classifier", "llama", "gives encoders a head, and model is a decoder"),
-        ("classifier", "t5", "gives encoders a head, and model is an encoder-decoder"),
+        ("classifier", "t5", "a head is given to encoders alone"),
         ("classifier:frozen=9", "bert", "9 blocks cannot stay frozen, model has 3"),
     ],
 )

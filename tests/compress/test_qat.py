@@ -67,7 +67,7 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 4, "utf-8")
     for family, technique, sentence in (
-        ("bert", "qat", "is no decoder"),
+        ("bert", "qat", "is an encoder"),
         ("llama", "qat:group=256", "does not divide"),
     ):
         model = small_model(tmp_path / family, family)
