@@ -18,9 +18,8 @@ from pathlib import Path
 from negawatt.artifact import Artifact
 from negawatt.cli.settings import parse_settings
 from negawatt.compress import Recipe, compress, parse
-from negawatt.compress.dissection import ANSWER, PROMPT, dissect
-from negawatt.compress.effect import Situation
-from negawatt.compress.explain import foretold
+from negawatt.compress.dissection import ANSWER, PROMPT
+from negawatt.compress.explain import explain
 from negawatt.engine import Engine, Request
 from negawatt.workload import ratio_interval
 
@@ -54,10 +53,10 @@ def main() -> None:
     print("| batch | bound | pass | foretold | measured (95 %) |\n|---|---|---|---|---|")
     for batch in map(int, options.batches.split(",")):
         settings = parse_settings(options.engine, 1024).replace(batch=batch, max_context=PROMPT + ANSWER + 8)
-        step = dissect(whole, settings)
-        at = Situation(step.shape, settings.engine, step.layer_bits, step.layer_bytes, step.head_bytes)
+        told = explain(whole, settings, [parse(text) for text in made])
+        ratios = {row["pass"]: row["ratio"] for row in told["passes"]}
         for text, artifact in made.items():
-            ratio = foretold(step, parse(text).effect(at))
+            ratio = ratios[str(parse(text))]
             costs: dict[str, list[float]] = {"before": [], "after": []}
             with Engine(whole, settings) as before, Engine(artifact, settings) as after:
                 for number in range(-1, ROUNDS):  # round -1 warms up
@@ -70,7 +69,7 @@ def main() -> None:
                             costs[name].append(answer.usage.cpu_s / (batch * ANSWER))
             found = ratio_interval(costs["after"], costs["before"], robust=False)
             measured = f"{found.value:.2f} ({found.low:.2f}–{found.high:.2f})"
-            print(f"| {batch} | {step.bound} | {text} | {ratio:.2f} | {measured} |")
+            print(f"| {batch} | {told['bound']} | {text} | {ratio:.2f} | {measured} |")
             sys.stdout.flush()
 
 

@@ -13,7 +13,7 @@ from negawatt.artifact import Artifact
 from negawatt.artifact.shape import ModelShape
 from negawatt.compress import PASSES, parse, technique
 from negawatt.compress.dissection import Dissection, dissect, streamed
-from negawatt.compress.effect import Situation
+from negawatt.compress.effect import Situation, unpacked
 from negawatt.compress.explain import explain, foretold
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
@@ -65,7 +65,16 @@ def test_what_changes_values_only_saves_nothing(text: str) -> None:
 def test_an_engine_that_cannot_hold_a_form_gains_nothing_by_it() -> None:
     assert ratio("rtn:bits=4", engine="transformers", bits=32) == pytest.approx(1.0)
     assert ratio("lowrank:ratio=0.3") == pytest.approx(1.0)
+    made_anew = dataclasses.replace(at(bits=8.5), weights="q8_0")
+    assert not parse("rtn:bits=4").effect(made_anew).saves
     assert ratio("rtn:bits=3") > 1.0  # no 3-bit grid: it runs unpacked, in more bytes than before
+
+
+def test_a_packed_source_comes_out_in_32_bits_unless_a_quantizer_follows() -> None:
+    cut = parse("depth:ratio=0.3").effect(at())
+    assert not cut.packs
+    assert foretold(STEP, cut) < 1 < foretold(STEP, unpacked(at(), cut))
+    assert parse("rtn:bits=4").effect(at()).packs
 
 
 def test_every_pass_says_what_it_does_here() -> None:

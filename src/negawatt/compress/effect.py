@@ -14,6 +14,7 @@ class Situation:
     Attributes:
         shape: the model's dimensions.
         engine: name of the engine.
+        weights: the weight format that it runs.
         layer_bits: bits that a weight of the blocks takes there now.
         layer_bytes, head_bytes: read by every step.
     """
@@ -23,6 +24,7 @@ class Situation:
     layer_bits: float
     layer_bytes: float
     head_bytes: float
+    weights: str = "native"
 
     @property
     def head_share(self) -> float:
@@ -52,6 +54,7 @@ class Effect:
         start: operations started.
         context: work for every token of context.
         why: a sentence: what the pass does here, or why it can save nothing.
+        packs: the pass itself says in how many bits its result is stored.
     """
 
     read: float = 1.0
@@ -60,6 +63,7 @@ class Effect:
     start: float = 1.0
     context: float = 1.0
     why: str = ""
+    packs: bool = False
 
     @property
     def saves(self) -> bool:
@@ -90,6 +94,8 @@ def in_bits(
     """
     if at.engine not in PACKED_ENGINES:
         return Effect(why=f"{at.engine} runs the weights unpacked: it reads as many bytes as before")
+    if at.weights != "native":
+        return Effect(why=f"{at.engine} makes {at.weights} of whatever comes; native runs a pass's own grid")
     stored = _GRIDS.get((bits, symmetric), 16.0)
     if average is not None and stored < 16.0:
         stored += average - bits
@@ -102,7 +108,7 @@ def in_bits(
         why = f"{at.engine} has no grid of {kind} and runs it unpacked"
     else:
         why = f"{stored:g} instead of {at.layer_bits:.3g} bits a weight of the layers"
-    return Effect(read=read, why=why)
+    return Effect(read=read, why=why, packs=True)
 
 
 def narrowed(at: Situation, kept: float, why: str) -> Effect:
@@ -117,3 +123,9 @@ def split(at: Situation, ratio: float) -> Effect:
         return Effect(why=f"{at.engine} has no place for two factors and runs their product")
     why = f"{1 - ratio:.0%} of the layers' weights are left, in up to twice as many operations"
     return replace(narrowed(at, 1 - ratio, why), start=2.0)
+
+
+def unpacked(at: Situation, effect: Effect) -> Effect:
+    """The effect where the source was packed and the result is stored in the 32 bits its values stand for."""
+    head_bits = 8 * at.head_bytes / (at.shape.vocab * at.shape.hidden)
+    return replace(effect, read=effect.read * at.bytes_factor(32 / at.layer_bits, 32 / head_bits))

@@ -7,7 +7,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.compress.dissection import Dissection, dissect
-from negawatt.compress.effect import Effect, Situation
+from negawatt.compress.effect import PACKED_ENGINES, Effect, Situation, unpacked
 from negawatt.compress.registry import PASSES, technique
 from negawatt.compress.technique import Pass
 from negawatt.engine import Settings
@@ -47,7 +47,20 @@ def explain(
     """
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     found = dissect(artifact, settings, tick)
-    at = Situation(found.shape, settings.engine, found.layer_bits, found.layer_bytes, found.head_bytes)
+    at = Situation(
+        found.shape,
+        settings.engine,
+        found.layer_bits,
+        found.layer_bytes,
+        found.head_bytes,
+        settings.weight_format,
+    )
+    # An engine's own weight formats are made anew from whatever comes; what runs as it is stays as it is.
+    packed = (
+        settings.weight_format == "native"
+        and settings.engine in PACKED_ENGINES
+        and "checkpoint" not in artifact.formats
+    )
     rows: list[dict[str, Any]] = []
     for each in passes or [technique(name)() for name in sorted(PASSES)]:
         try:
@@ -57,6 +70,9 @@ def explain(
             continue
         ratio = foretold(found, effect)
         why = _why(found, effect, ratio)
+        if packed and not effect.packs:
+            why += f"; its result is stored in 32 bits: let a quantizer follow, and it is {ratio:.2f}x"
+            ratio = foretold(found, unpacked(at, effect))
         rows.append({"pass": str(each), "ratio": ratio, "saves": ratio < NOTHING, "why": why})
     rows.sort(key=lambda row: (row["ratio"] is None, row["ratio"] or 0.0))
     return {"artifact": artifact.name, **found.to_json(), "verdict": BOUND[found.bound], "passes": rows}
