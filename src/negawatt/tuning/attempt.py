@@ -67,9 +67,9 @@ def measured(
         groups: of requests; by default fewer in a large batch, whose groups are large.
     """
     windows, started = [], time.monotonic()
-    for group in groups_for(
-        requests, engine.settings.batch, groups or (SEARCH_GROUPS if engine.settings.batch < 8 else 1), 1
-    ):
+    batch = engine.settings.batch
+    groups = groups or (SEARCH_GROUPS if batch < 8 else 1)
+    for group in groups_for(requests, batch, groups, 1):
         windows.append(measure(engine, _shortened(group, look.s_per_token)))
         if time.monotonic() - started > ENOUGH_S:
             break  # a slow candidate, or a busy machine: more windows would eat the search's time
@@ -93,13 +93,9 @@ def _shortened(group: Sequence[Request], s_per_token: float) -> list[Request]:
     foreseen_s = s_per_token * sum(r.max_new_tokens for r in group)
     if len(group) == 1 or foreseen_s <= ENOUGH_S:
         return list(group)
-    share = ENOUGH_S / foreseen_s
-    return [
-        replace(
-            r, max_new_tokens=min(r.max_new_tokens, max(2 * SCREEN_TOKENS, round(share * r.max_new_tokens)))
-        )
-        for r in group
-    ]
+    share, least = ENOUGH_S / foreseen_s, 2 * SCREEN_TOKENS
+    lengths = (min(r.max_new_tokens, max(least, round(share * r.max_new_tokens))) for r in group)
+    return [replace(r, max_new_tokens=n) for r, n in zip(group, lengths, strict=True)]
 
 
 def spent(engine: Engine) -> float:

@@ -109,6 +109,8 @@ class Study:
     def _looked_at(self, starts: Sequence[Settings], tick: Tick) -> list[Settings]:
         """Where to begin, the cheapest at a first look before the others; what fails is kept as failed."""
         for settings in starts:
+            if settings in self._looks:
+                continue  # the search goes on after a refutation
             tick(f"first look at {settings}")
             look = self.look(settings)
             if isinstance(look, Trial):
