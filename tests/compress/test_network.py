@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, Source, compress, parse
@@ -84,3 +85,11 @@ def test_passes_that_need_one_stack_say_so(tmp_path: Path) -> None:
     for name in ("adapter", "classifier", "depth", "heal", "qat", "vocabulary"):
         with pytest.raises(UsageError, match=f"{name}: model has an encoder and a decoder, "):
             parse(name).check(source)
+
+
+def test_a_head_that_is_missing_is_not_taken_from_an_embedding_that_is_not_tied(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", "qwen2")  # its head is a matrix of its own
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lm_head.weight" not in Network(Source.of(Artifact.open(folder))).checkpoint_names

@@ -83,9 +83,7 @@ def _tied(model: Any) -> dict[str, str]:
 def _matched(model: Any, source: Source) -> tuple[dict[str, str], list[str]]:
     """The checkpoint's name of every parameter, and the parameters it has none for."""
     prefix = f"{model.base_model_prefix}."
-    tied = dict(
-        getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
-    )
+    tied = _tied(model)
     names, missing = {}, []
     for path, _ in model.named_parameters(remove_duplicate=False):
         stored = [path, *_OTHER_NAMES.get(path, ()), *([tied[path]] if path in tied else [])]
