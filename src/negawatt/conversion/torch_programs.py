@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -66,8 +67,9 @@ class _Program(Form):
     def reader(self, folder: Path, artifact: Artifact, type: str) -> Iterator[Reader]:
         yield CallReader(of_torch(self._loaded(folder / self.file)), self._info())
 
+    @abstractmethod
     def _loaded(self, path: Path) -> Call:
-        raise NotImplementedError
+        """The program in `path` as a function of tensors."""
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -133,6 +133,8 @@ class Backend(ABC):
             raise UnsupportedSetting(f"{cls.name} has no flash-attention switch")
         if settings.speculation != "none" and not cls.has_speculation:
             raise UnsupportedSetting(f"{cls.name} has no speculative decoding")
+        if settings.speculation != "none" and settings.batch > 1 and not cls.ragged:
+            raise UnsupportedSetting(f"{cls.name} speculates at batch 1 only, not at batch {settings.batch}")
 
     @classmethod
     @abstractmethod

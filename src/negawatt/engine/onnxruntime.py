@@ -16,7 +16,6 @@ from negawatt.artifact import Artifact
 from negawatt.engine import onnx_graph
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
-from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
@@ -35,12 +34,6 @@ class OnnxRuntimeBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     searched: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = True
-
-    @classmethod
-    def check(cls, settings: Settings) -> None:
-        super().check(settings)
-        if settings.speculation != "none" and settings.batch > 1:
-            raise UnsupportedSetting(f"{cls.name} speculates at batch 1 only, not at batch {settings.batch}")
 
     @classmethod
     def version(cls) -> str:

@@ -17,7 +17,6 @@ from negawatt.artifact import Artifact
 from negawatt.engine import classifier, factored, quiet, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
-from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
@@ -35,12 +34,6 @@ class TransformersBackend(Backend):
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
     has_speculation: ClassVar[bool] = True
-
-    @classmethod
-    def check(cls, settings: Settings) -> None:
-        super().check(settings)
-        if settings.speculation != "none" and settings.batch > 1:
-            raise UnsupportedSetting(f"{cls.name} speculates at batch 1 only, not at batch {settings.batch}")
 
     @classmethod
     def version(cls) -> str:
