@@ -22,6 +22,7 @@ COMMANDS = {
     "engines": "list engines, or pull a compiled one",
     "export": "write a model in another format, and prove that it is still the model",
     "hotspots": "tell which functions of a program, or layers of a model, spend the joules",
+    "keys": "make, list and revoke the keys that open the server",
     "measure": "measure the energy of any command with its children",
     "models": "list, pull or show models",
     "monitor": "export what this machine and everything on it spends, for as long as it runs",

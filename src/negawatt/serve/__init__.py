@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server that hands out energy receipts and holds callers to budgets."""
