@@ -76,7 +76,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that reads."""
+        """A transaction that reads, all its statements from one state."""
         with self._transaction(None) as session:
             yield session
 
@@ -217,8 +217,10 @@ class _Postgres:
         return self._module.connect(self._url, autocommit=True, connect_timeout=10)
 
     def begin(self, connection: Any, lock: str | None) -> None:
-        connection.execute("BEGIN")
-        if lock is not None:
+        if lock is None:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        else:
+            connection.execute("BEGIN")
             number = zlib.crc32(lock.encode())
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (0x4E57, number - 2**31))
 
