@@ -13,6 +13,7 @@ from negawatt import __version__
 from negawatt.errors import NegawattError, SensorError
 
 COMMANDS = {
+    "budgets": "set, list and remove what keys and teams may spend at the server",
     "calibrate": "find out, once, how this machine's power follows its load",
     "carbon": "turn a measurement into carbon, water and cost",
     "completion": "print the script that completes commands and options in a shell",
