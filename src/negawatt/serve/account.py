@@ -127,7 +127,7 @@ class Account:
         owners = _owners(key_id, team)
         with self._database.read() as session:
             if not self._budgets(session, owners):
-                return Decision(model, output_tokens, price(model, output_tokens)), Hold("", Spending())
+                return Decision(model, output_tokens, Spending()), Hold("", Spending())
         with self._database.write(LOCK) as session:
             self._forget_the_dead(session)
             decision = decide(self._uses(session, owners), model, output_tokens, price, deferred=deferred)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -241,7 +241,8 @@ class Decision:
         output_tokens: most it may write.
         ask: what is held for it.
         refusal: the budget that forbids it, or None.
-        why: ``refuse``, ``defer``, or the kind of which there is too little; empty when it may go on.
+        why: ``refuse``, ``defer``, ``unknown`` where grams are limited and cannot be told, or the kind of
+            which there is too little; empty when it may go on.
         busy: too little is left only because of what running requests hold.
     """
 
@@ -256,7 +257,7 @@ class Decision:
 Price = Callable[[str, int], Spending]
 """What a request costs at most with a model and a number of output tokens; does not fall with these. What is
 not known yet is infinite: such a request holds all that is left, so that one runs at a time until more is
-known."""
+known. What this server can never know is not a number: a budget of it lets nobody in."""
 
 
 def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *, deferred: bool) -> Decision:
@@ -281,6 +282,10 @@ def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *,
         if step.tokens is not None:
             output_tokens = min(output_tokens, step.tokens)
     ask = price(model, output_tokens)
+    if math.isnan(ask.grams):
+        if blind := [use.budget for use in uses if use.budget.grams is not None]:
+            return Decision(model, output_tokens, ask, blind[0], "unknown")
+        ask = replace(ask, grams=0.0)
     tight = _tight(uses, ask)
     if tight is not None and all(
         any(step.action == "shorten" for step in use.budget.steps)
@@ -289,6 +294,7 @@ def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *,
     ):
         output_tokens = _longest(uses, model, output_tokens, price)
         ask = price(model, output_tokens)
+        ask = replace(ask, grams=0.0) if math.isnan(ask.grams) else ask
         tight = _tight(uses, ask)
     if tight is None:
         return Decision(model, output_tokens, _finite(uses, ask))
