@@ -66,12 +66,14 @@ class Estimate:
         input_tokens: of the prompt.
         output_tokens: most that may be generated, over all ``n`` answers.
         energy: joules of these, by the model's cost; missing where nothing is known yet.
+        deferred: it runs from a batch that can wait, so budgets that put off what can wait let it in.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
     energy: Energy
+    deferred: bool = False
 
 
 class Reservation(Protocol):
