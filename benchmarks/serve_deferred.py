@@ -11,10 +11,10 @@ a year from January on). Nothing of it belongs to this repository.
    takes up to 20 % more or less than it does. Savings are against running at once; "above best" is the excess
    over the cheapest quarter-hours of the 24 hours.
 2. The set-up of Wiesner et al., "Let's Wait Awhile" (Middleware 2021), with error-free forecasts: a nightly
-   job of 30 minutes at 1 o'clock that may move by up to 8 hours either way; and interruptible training jobs of 4
-   hours to 4 days (uniform) that begin in working hours and, where they would end outside of them, have until
-   9 o'clock of the next working day. The published savings are for Germany, Great Britain and France in 2020;
-   these zones and this year are others, so the figures show the kind of result, not the same one.
+   job of 30 minutes at 1 o'clock that may move by up to 8 hours either way; and interruptible training jobs
+   of 4 hours to 4 days (uniform) that begin in working hours and, where they would end outside of them, have
+   until 9 o'clock of the next working day. The published savings are for Germany, Great Britain and France in
+   2020; these zones and this year are others, so the figures show the kind of result, not the same one.
 """
 
 from __future__ import annotations

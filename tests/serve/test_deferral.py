@@ -40,7 +40,7 @@ def simulate(
 def test_nothing_is_late_whatever_the_forecast_while_estimates_keep_to_the_margin(
     rng: random.Random, count: int, nonsense: bool
 ) -> None:
-    """Deadlines that the rule could meet when it was asked first: all work with its margin, and two slots each."""
+    """Deadlines that the rule could meet at first: all work with its margin, and two slots each."""
     rates = [rng.uniform(10, 500) for _ in range(80)]
     believed = [rng.uniform(10, 500) for _ in range(80)] if nonsense else rates
     works, told, need_s = [], [], 0.0
