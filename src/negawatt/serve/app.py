@@ -21,7 +21,7 @@ from negawatt.serve import openapi
 from negawatt.serve.admission import Caller, Refused
 from negawatt.serve.answer import Chunks, whole
 from negawatt.serve.model import ServedModel
-from negawatt.serve.server import Server, failure_of, parse, parse_json, too_late
+from negawatt.serve.server import Server, failure_of, parse_json, too_late
 from negawatt.serve.task import Task
 
 PUBLIC = frozenset({"/health", "/ready"})
@@ -49,7 +49,7 @@ def application(
             await server.stop()
 
     async def complete(request: Request) -> Response | EventStream:
-        ask = parse(request.url.path, parse_json(await body_of(request)))
+        ask = server.parse(request.url.path, parse_json(await body_of(request)))
         model, task = server.submit(request.state.caller, ask)
         if ask.stream:
             return EventStream(model, task, Chunks(ask, task))

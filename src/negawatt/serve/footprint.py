@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -38,6 +39,13 @@ class Footprint:
             self._factor = over(self.intensity.steps(start, start + WINDOW), start, start + WINDOW)
             self._quarter = start
         return location_based(energy, self._factor)
+
+    def intensity_now(self) -> Factor | None:
+        """Grams a kWh at this moment; None where no intensity was configured."""
+        if self.intensity is None or isinstance(self.intensity, Factor):
+            return self.intensity
+        self.carbon(Energy.zero(), time.time())
+        return self._factor
 
     def water(self, energy: Energy) -> Amount | None:
         """Litres of an energy."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
@@ -79,8 +80,10 @@ class ServedModel:
         name: by which clients ask for it.
         charge: called with receipts that nobody reserved: warm-ups and idle time.
         footprint: turns joules into grams, litres and money.
+        prepared: what the engine loads, where it was made before.
 
     Attributes:
+        listeners: called with every receipt, after it was charged.
         state: ``asleep``, ``loading``, ``ready`` or ``failed``.
         failure: why, when it failed.
         weights: by which steps are shared.
@@ -94,9 +97,13 @@ class ServedModel:
         options: ModelOptions,
         charge: Callable[[Receipt], None],
         footprint: Footprint | None = None,
+        *,
+        prepared: Path | None = None,
     ) -> None:
         self.name, self.artifact, self.options = name, artifact, options
-        self._cashier = Cashier(name, charge, footprint or Footprint())
+        self.listeners: list[Callable[[Receipt], None]] = []
+        self._cashier = Cashier(name, self._charged, footprint or Footprint())
+        self._charge, self._prepared = charge, prepared
         self.state = "asleep"
         self.failure: NegawattError | None = None
         self.weights: Weights | None = None
@@ -170,6 +177,7 @@ class ServedModel:
                 self.options.session,
                 self._on_report,
                 self._on_cancelled,
+                prepared=self._prepared,
             )
             try:
                 ended = await worker.open()
@@ -399,8 +407,15 @@ class ServedModel:
         self._answered = self._answered or outcome == "completed"
         task.receipt = receipt
         task.end()
+        for listener in self.listeners:
+            listener(receipt)
         if time.time() - self._cashier.beside_since_s > IDLE_RECEIPT_S:
             self._write_idle("idle")
+
+    def _charged(self, receipt: Receipt) -> None:
+        self._charge(receipt)
+        for listener in self.listeners:
+            listener(receipt)
 
     def _write_idle(self, outcome: Outcome) -> None:
         """Write down what the worker spent beside all requests since the last time."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Estimate, Gate, Refused
+from negawatt.serve.answer import whole
 from negawatt.serve.ask import Ask, chat_ask, completion_ask
 from negawatt.serve.model import ServedModel
+from negawatt.serve.receipt import Receipt
+from negawatt.serve.redact import Redactor, redact
 from negawatt.serve.task import Task
+
+_log = logging.getLogger("negawatt.serve")
 
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has left."""
@@ -30,15 +36,27 @@ class Server:
     Args:
         models: what it serves.
         gate: who may ask for how much.
+        redactor: strikes personal data out of requests; None: nothing is struck out.
 
     Attributes:
         draining: once true, new requests are refused and those under way go on.
     """
 
-    def __init__(self, models: Iterable[ServedModel], gate: Gate) -> None:
-        self.models: Mapping[str, ServedModel] = {model.name: model for model in models}
-        self.gate = gate
+    def __init__(self, models: Iterable[ServedModel], gate: Gate, redactor: Redactor | None = None) -> None:
+        self.models: dict[str, ServedModel] = {}
+        self.gate, self._redactor = gate, redactor
         self.draining = False
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        """Serve one more model."""
+        self.models[model.name] = model
+        model.listeners.append(_note)
+
+    def charge(self, receipt: Receipt) -> None:
+        """Charge a receipt that nobody reserved."""
+        self.gate.charge(receipt)
 
     async def start(self) -> None:
         """Load every model, one after the other.
@@ -86,6 +104,19 @@ class Server:
                 status=404, code="model_not_found", param="model",
             )  # fmt: skip
         return self.models[name]
+
+    def parse(self, path: str, body: Any) -> Ask:
+        """Read a body that was sent to a path, without what must not reach a model.
+
+        Raises:
+            Refused: the path writes no answers, or the body is wrong.
+        """
+        readers = {"/v1/chat/completions": chat_ask, "/v1/completions": completion_ask}
+        if path not in readers:
+            raise Refused(f"there is nothing to ask at {path[:100]}", status=404)
+        if self._redactor is not None:
+            body = redact(body, self._redactor).value
+        return readers[path](body)
 
     def submit(self, caller: Caller, ask: Ask) -> tuple[ServedModel, Task]:
         """Reserve what a request may cost, and queue it.
@@ -157,25 +188,26 @@ class Server:
         Raises:
             Refused: as the route would refuse it.
         """
-        from negawatt.serve.answer import whole
-
-        ask = parse(path, body)
+        ask = self.parse(path, body)
         ask = replace(ask, stream=False, include_usage=False)
         model, task = self.submit(caller, ask)
         await self.finish(model, task)
         return whole(ask, task)
 
 
-def parse(path: str, body: Any) -> Ask:
-    """Read a body that was sent to a path.
-
-    Raises:
-        Refused: the path writes no answers, or the body is wrong.
-    """
-    readers = {"/v1/chat/completions": chat_ask, "/v1/completions": completion_ask}
-    if path not in readers:
-        raise Refused(f"there is nothing to ask at {path[:100]}", status=404)
-    return readers[path](body)
+def _note(receipt: Receipt) -> None:
+    """A line in the log for every receipt; nothing of what was asked or answered."""
+    energy = receipt.energy
+    _log.info(
+        "receipt",
+        extra={
+            "request_id": receipt.id, "key_id": receipt.key_id, "team": receipt.team, "model": receipt.model,
+            "outcome": receipt.outcome, "input_tokens": receipt.input_tokens,
+            "cached_tokens": receipt.cached_tokens, "output_tokens": receipt.output_tokens,
+            "joules": energy.value_j, "provenance": str(energy.provenance),
+            "queued_s": round(receipt.queued_s, 4), "duration_s": round(receipt.duration_s, 4),
+        },
+    )  # fmt: skip
 
 
 def parse_json(raw: bytes) -> Any:

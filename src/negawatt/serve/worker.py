@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Settings, Step
@@ -29,6 +30,7 @@ class Worker:
     """Args:
     artifact, settings, options: what to run, and how.
     on_report, on_cancelled: called from the event loop; see `Link`.
+    prepared: what the engine loads, where it was made before.
 
     Attributes:
         books: who owes what (after `open`).
@@ -42,8 +44,10 @@ class Worker:
         options: SessionOptions,
         on_report: Callable[[Report], None],
         on_cancelled: Callable[[int], None],
+        *,
+        prepared: Path | None = None,
     ) -> None:
-        self._engine = Engine(artifact, settings, session=options)
+        self._engine = Engine(artifact, settings, session=options, prepared=prepared)
         self._artifact, self._batch = artifact, options.batch
         self._on_report, self._on_cancelled = on_report, on_cancelled
         self._link: Link | None = None
