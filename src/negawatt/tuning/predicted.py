@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
+from negawatt.engine import Settings
 from negawatt.tuning.predictor import WHOLE_NOISE, Observation, Predictor, chances, deciding
 from negawatt.tuning.process import Array, expected_improvement
 from negawatt.tuning.sampler import Draft, Outcome, Pick, Point, Proposal, Strategy, scalarised
@@ -35,6 +37,9 @@ class PredictedStrategy(Strategy):
         limit: on the drop of quality; None where there is none.
         identity: of what `pick` makes: points of one identity have the same quality.
         earlier: observations of earlier runs on this machine, of this model.
+        starts: points to try first, in this order.
+        traits: further properties of what `pick` makes, which different choices may share: the bits of a
+            weight, whichever engine's name for the format says them.
 
     Attributes:
         foretold: for each point that was predicted and then measured: the ends of the interval before, and
@@ -51,16 +56,19 @@ class PredictedStrategy(Strategy):
         limit: float | None = None,
         identity: Callable[[Any], Hashable] = lambda made: None,
         earlier: Sequence[Observation] = (),
+        starts: Sequence[Point] = (),
+        traits: Callable[[Any], Point] = lambda made: {},
     ) -> None:
         super().__init__(seed, objectives)
-        self.limit, self.identity = limit, identity
+        self.limit, self.identity, self.traits = limit, identity, traits
         self.predictor = Predictor(earlier)
         self.foretold: list[tuple[float, float, float]] = []
         self._numbers = np.random.default_rng(seed)
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
-        self._earlier = list(earlier)
+        self._earlier, self._starts = list(earlier), list(starts)
         self._told: dict[Key, tuple[Proposal, Outcome]] = {}
         self._identities: dict[Key, Hashable] = {}
+        self._described: dict[Key, Point] = {}  # with traits, as the models see it
         self._expected: dict[Key, tuple[float, float]] = {}
         self._all: list[Point] | None = None
         self._deciding: set[str] = set()
@@ -73,13 +81,17 @@ class PredictedStrategy(Strategy):
             self.foretold.append((*expected, outcome.values[0]))
 
     def propose(self, pick: Pick, tree: Tree) -> Draft:
+        while self._starts:
+            start = self._starts.pop(0)
+            if not tree.visited(start):
+                return Draft(start)
         if sum(o.values is not None for _, o in self._told.values()) + len(self._earlier) < STARTUP:
             return Draft(self._start(pick, tree))
         open_ = self._candidates(pick, tree)
         if not open_:
             raise Exhausted("every point of the space has been proposed")
         self.predictor = Predictor([*self._earlier, *self._observations()])
-        foretold = self.predictor.costs(open_)
+        foretold = self.predictor.costs(self._seen_as(open_))
         gain = expected_improvement(foretold.mean, foretold.sd, self._best()) * self._chances(open_)
         chosen = int(np.argmax(gain))
         if gain[chosen] < WORTH and self._measured():
@@ -99,7 +111,8 @@ class PredictedStrategy(Strategy):
         if self._all is None:
             self._all = [self._known_as(pick, p) for p in points(pick, ENUMERATED + 1)]
             made = [(p, self._identities[_key(p)]) for p in self._all]
-            self._deciding = deciding(made)
+            names = {name for point in self._all for name in point}
+            self._deciding = deciding(made) | {n for p in self._seen_as(self._all) for n in p} - names
         looked = [p.point for p, o in self._told.values() if not p.whole and o.values is not None]
         if len(self._all) <= ENUMERATED:
             return [*looked, *(p for p in self._all if not tree.visited(p))]
@@ -125,8 +138,14 @@ class PredictedStrategy(Strategy):
     def _known_as(self, pick: Pick, point: Point) -> Point:
         key = _key(point)
         if key not in self._identities:
-            self._identities[key] = self.identity(pick(lambda name, _: point[name]))
+            made = pick(lambda name, _: point[name])
+            self._identities[key] = self.identity(made)
+            self._described[key] = {**point, **self.traits(made)}
         return point
+
+    def _seen_as(self, points: Sequence[Point]) -> list[Point]:
+        """Points with their traits; those outside the space have none."""
+        return [self._described.get(_key(point), point) for point in points]
 
     def _observations(self) -> list[Observation]:
         """What was told, with one value each; several objectives are weighted anew for each proposal."""
@@ -141,24 +160,26 @@ class PredictedStrategy(Strategy):
 
     def _best(self) -> float:
         """The lowest value that is allowed and was measured; the highest seen where none is."""
-        own = {_key(o.point): o.log_cost for o in self.predictor.seen if not o.run}
-        allowed = [own[k] for k in self._measured() if k in own]
+        own = [o for o in self.predictor.seen if not o.run]
+        measured = set(self._measured())
+        allowed = [o.log_cost for o, key in zip(own, self._valued(), strict=True) if key in measured]
         return min(allowed) if allowed else max(o.log_cost for o in self.predictor.seen)
 
+    def _valued(self) -> list[Key]:
+        return [key for key, (_, o) in self._told.items() if o.values is not None]
+
     def _measured(self) -> list[Key]:
-        return [
-            key
-            for key, (_, o) in self._told.items()
-            if o.values is not None and not o.looked and not o.violations
-        ]
+        """Points that were measured whole and are allowed."""
+        return [key for key in self._valued() if not (o := self._told[key][1]).looked and not o.violations]
 
     def _chances(self, open_: Sequence[Point]) -> Array:
         """Probability that a point works, keeps its quality and keeps the other constraints."""
         told = list(self._told.values())
         broken = [o.values is None or o.violations > int(o.kept is False) for _, o in told]
-        fails = chances([p.point for p, _ in told], broken, open_)
+        seen_as = self._seen_as(open_)
+        fails = chances(self._seen_as([p.point for p, _ in told]), broken, seen_as)
         identities = [self._identities.get(_key(p)) for p in open_]
-        return (1 - fails) * self.predictor.keeps(open_, identities, self._deciding, self.limit)
+        return (1 - fails) * self.predictor.keeps(seen_as, identities, self._deciding, self.limit)
 
 
 def _key(point: Point) -> Key:
@@ -179,3 +200,14 @@ def _changed(pick: Pick, point: Point, name: str, dice: random.Random) -> Point:
 
     pick(choose)
     return chosen
+
+
+def bits_of(weight_format: str) -> int | None:
+    """Bits of a weight by the format's name (``q4_0``, ``int8``, ``bf16``, ``fp32``); None for ``native``."""
+    found = re.search(r"(?:int|iq|q|bf|f|fp)(\d+)", weight_format)
+    return int(found.group(1)) if found else None
+
+
+def traits(settings: Settings) -> dict[str, Any]:
+    """What the names of different engines' formats have in common."""
+    return {"\0bits": bits_of(settings.weight_format)}
