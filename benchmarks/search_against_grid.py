@@ -21,8 +21,10 @@ from negawatt.engine import Settings
 from negawatt.profiling.window import requests_of
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, Study
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.workshop import Workshop
 from negawatt.workload import Workload
 
 FORMATS = {
@@ -43,7 +45,8 @@ def main() -> None:
     workload = Workload.open("interactive-chat")
     cores = tuple(sorted({1, len(os.sched_getaffinity(0))}))
     space = Space(tuple(options.engines.split(",")), (1,), cores, 1024, FORMATS)
-    baseline = Settings(engine="llamacpp", max_context=1024)
+    baseline = Candidate(Settings(engine="llamacpp", max_context=1024))
+    workshop = Workshop(artifact)
     requests = requests_of(artifact.tokenizer, workload.traffic, 1024)
     folder = Path(tempfile.mkdtemp(prefix="negawatt-grid-"))
 
@@ -52,19 +55,19 @@ def main() -> None:
 
     def study(name: str) -> Study:
         run = Run.create("tune", path=folder / name)
-        judge = Judge(artifact, workload, baseline, 0.95)
+        judge = Judge(workshop, workload, baseline, 0.95)
         return Study(run, space, Constraints(), judge, baseline, requests, [], 0, options.seed)
 
     search = study("search")
     search.search(lambda: 1.0, say)
     grid = study("grid")
-    for settings in space.grid():
-        say(f"grid: {settings}")
-        grid._keep(grid.try_settings(settings, say, screen=False), None)
+    for candidate in space.grid():
+        say(f"grid: {candidate}")
+        grid._keep(grid.try_candidate(candidate, say, screen=False), None)
 
     spent = {s: sum(t.figures.get("cpu_s_spent", 0.0) for t in s.trials) for s in (search, grid)}
     best = {
-        s: min((t for t in s.trials if t.feasible), key=lambda t: t.cost or 1e9).settings
+        s: min((t for t in s.trials if t.feasible), key=lambda t: t.cost or 1e9).candidate
         for s in (search, grid)
     }
     points = len(list(space.grid()))
@@ -77,7 +80,7 @@ def main() -> None:
         print("the search found the grid's best point")
         return
     with Run.create("tune", path=folder / "finals") as run:
-        finals = Finals(run, artifact, requests, say)
+        finals = Finals(run, workshop, requests, say)
         _, profile = finals.compare(best[search], best[grid], lambda: 1.0)
     assert profile is not None and profile.ratio is not None
     print(f"the search's choice costs {profile.ratio.text} times the grid's, in turn")

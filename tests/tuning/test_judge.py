@@ -9,16 +9,17 @@ import pytest
 
 from negawatt.engine import Settings
 from negawatt.profiling.quality import Quality
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge, _looks
 from negawatt.workload import ChooseItem, Workload
 
-BASELINE, CANDIDATE = Settings(engine="transformers"), Settings(engine="llamacpp")
+BASELINE, CANDIDATE = (Candidate(Settings(engine=name)) for name in ("transformers", "llamacpp"))
 ITEMS = tuple(ChooseItem(f"i{n}", "context", ("a", "b"), 0) for n in range(1200))
 WORKLOAD = Workload("w", "", "", "", (), ITEMS, {"choose": "accuracy"})
 
 
 class KnownScores:
-    """A double of `Scores` whose answers are drawn with known probabilities instead of asked of a model."""
+    """A double of `Answers` whose answers are drawn with known probabilities instead of asked of a model."""
 
     labelled = True
 
@@ -31,10 +32,10 @@ class KnownScores:
         self.answers = {BASELINE: before, CANDIDATE: after}
         self.asked = 0
 
-    def quality(self, settings: Settings, items: object, tick: Callable[[str], None]) -> Quality:
+    def quality(self, candidate: Candidate, items: object, tick: Callable[[str], None]) -> Quality:
         n = len(list(items))  # type: ignore[call-overload]
         self.asked = max(self.asked, n)
-        answers = self.answers[settings]
+        answers = self.answers[candidate]
         return Quality("accuracy", {f"i{k}": float(answers[k]) for k in range(n)})
 
 
@@ -43,7 +44,7 @@ def proof(
 ) -> tuple[bool, int, str]:
     judge = Judge.__new__(Judge)
     scores = KnownScores(drop, discordance, np.random.default_rng(seed))
-    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None)
+    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores)
     found = judge.prove(
         CANDIDATE, ITEMS, limit, fewest=0, tick=lambda text: None, time_left=lambda: time_left
     )
@@ -73,7 +74,7 @@ def test_a_screening_of_few_items_keeps_what_may_yet_be_proved() -> None:
     """Forty answers that did not change leave a wide bound; it shrinks as the items grow."""
     judge = Judge.__new__(Judge)
     scores = KnownScores(0.0, 0.0, np.random.default_rng(0))
-    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None)
+    judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores)
     _, reason = judge.screen(CANDIDATE, ITEMS[:96], 0.01, 1104, lambda text: None)
     assert reason == ""
 
@@ -84,9 +85,7 @@ def test_screening_loses_few_that_the_proof_would_accept(discordance: float) -> 
     for seed in range(60):
         judge = Judge.__new__(Judge)
         scores = KnownScores(0.0, discordance, np.random.default_rng(seed))
-        judge.__dict__.update(
-            workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores, artifact=None
-        )
+        judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores)
         accepted, _, _ = proof(0.0, discordance, seed, limit=0.01)
         could += accepted
         _, reason = judge.screen(CANDIDATE, ITEMS[:96], 0.01, 1104, lambda text: None)

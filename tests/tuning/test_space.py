@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.tuning import Constraints, Space, pareto
+from negawatt.tuning.candidate import Candidate
 
 
 @pytest.fixture
@@ -21,29 +22,31 @@ def space() -> Space:
 def test_the_grid_has_every_point_once(space: Space) -> None:
     points = list(space.grid())
     assert len(points) == len(set(points))
-    llama = [p for p in points if p.engine == "llamacpp"]
+    llama = [p for p in points if p.settings.engine == "llamacpp"]
     # 2 formats × 2 threads × 2 KV precisions × (batch 1 with and without speculation, batch 8 without)
     assert len(llama) == 2 * 2 * 2 * 3
-    assert {p.engine for p in points} == {"llamacpp", "transformers"}
+    assert {p.settings.engine for p in points} == {"llamacpp", "transformers"}
 
 
 def test_parameters_lead_back_to_the_settings(space: Space) -> None:
-    for settings in space.grid():
-        parameters = space.parameters(settings)
-        assert space.pick(lambda name, _, parameters=parameters: parameters[name]) == settings
+    for candidate in space.grid():
+        parameters = space.parameters(candidate)
+        assert space.pick(lambda name, _, parameters=parameters: parameters[name]) == candidate
 
 
 def test_what_lies_outside_is_refused(space: Space) -> None:
     with pytest.raises(UsageError, match="not in the space"):
-        space.parameters(Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=512))
+        space.parameters(
+            Candidate(Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=512))
+        )
 
 
 def test_the_search_starts_with_every_engine(space: Space) -> None:
     starts = space.starts()
-    assert {s.engine for s in starts[:2]} == set(space.engines)
-    assert {s.weight_format for s in starts if s.engine == "llamacpp"} == {"native", "q8_0"}
+    assert {s.settings.engine for s in starts[:2]} == set(space.engines)
+    assert {s.settings.weight_format for s in starts if s.settings.engine == "llamacpp"} == {"native", "q8_0"}
     assert set(starts) <= set(space.grid())
-    assert all(s.engine == "llamacpp" for s in space.starts(without="transformers"))
+    assert all(s.settings.engine == "llamacpp" for s in space.starts(without="transformers"))
 
 
 def test_some_engines_are_searched_only_when_they_are_named() -> None:

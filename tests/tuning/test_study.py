@@ -13,10 +13,11 @@ from negawatt.errors import RunError
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, Study
 from negawatt.tuning.attempt import Look
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.trial import Trial
 
 SPACE = Space(("llamacpp", "openvino", "transformers"), (1,), (1, 2), 512, {})
-BASELINE = Settings(engine="transformers", weight_format="fp32", max_context=512)
+BASELINE = Candidate(Settings(engine="transformers", weight_format="fp32", max_context=512))
 
 
 class Landscape(Study):
@@ -29,25 +30,28 @@ class Landscape(Study):
     def __init__(self, run: Run, seed: int) -> None:
         super().__init__(run, SPACE, Constraints(), None, BASELINE, [], [], 0, seed)  # type: ignore[arg-type]
         self.noise = np.random.default_rng(seed)
-        self.table = {settings: true_cost(settings) for settings in [*SPACE.grid(), BASELINE]}
+        self.table = {candidate: true_cost(candidate) for candidate in [*SPACE.grid(), BASELINE]}
         self.spent = 0.0
 
-    def look(self, settings: Settings) -> Look | Trial:
-        cost = self.table[settings] * float(np.exp(0.05 * self.noise.normal()))
+    def look(self, candidate: Candidate) -> Look | Trial:
+        cost = self.table[candidate] * float(np.exp(0.05 * self.noise.normal()))
         self.spent += 16 * cost
         return Look(cost, cost, 0, 16 * cost)
 
-    def try_settings(self, settings: Settings, tick: Callable[[str], None], *, screen: bool = True) -> Trial:
-        cost = self.table[settings] * float(np.exp(0.05 * self.noise.normal()))
+    def try_candidate(
+        self, candidate: Candidate, tick: Callable[[str], None], *, screen: bool = True
+    ) -> Trial:
+        cost = self.table[candidate] * float(np.exp(0.05 * self.noise.normal()))
         best = min((t.cost for t in self.trials if t.feasible and t.cost), default=np.inf)
         pruned = screen and cost > 1.3 * best
         self.spent += cost * (16 if pruned else 16 + 288)
-        return Trial(len(self.trials), settings, "pruned" if pruned else "complete", cost)
+        return Trial(len(self.trials), candidate, "pruned" if pruned else "complete", cost)
 
 
-def true_cost(settings: Settings) -> float:
-    if settings == BASELINE:
+def true_cost(candidate: Candidate) -> float:
+    if candidate == BASELINE:
         return 80.0
+    settings = candidate.settings
     formats = SPACE.formats(settings.engine)
     position = formats.index(settings.weight_format)
     rng = np.random.default_rng([len(settings.engine), position])
@@ -71,7 +75,7 @@ def test_comes_close_to_the_best_at_a_fraction_of_the_grid(tmp_path: Path) -> No
         study = search(tmp_path / str(seed), seed)
         assert study.best is not None
         inside = {s: c for s, c in study.table.items() if s != BASELINE}
-        gaps.append(study.table[study.best.settings] / min(inside.values()) - 1)
+        gaps.append(study.table[study.best.candidate] / min(inside.values()) - 1)
         shares.append(study.spent / sum(304 * c for c in inside.values()))
     assert np.median(gaps) <= 0.05, gaps
     assert np.median(shares) <= 0.25, shares
@@ -79,7 +83,7 @@ def test_comes_close_to_the_best_at_a_fraction_of_the_grid(tmp_path: Path) -> No
 
 def test_no_point_is_tried_twice_and_the_baseline_comes_first(tmp_path: Path) -> None:
     study = search(tmp_path / "run", 1)
-    tried = [t.settings for t in study.trials]
+    tried = [t.candidate for t in study.trials]
     assert tried[0] == BASELINE
     assert len(tried) == len(set(tried))
 
@@ -97,9 +101,9 @@ def test_an_interrupted_search_takes_its_trials_over(tmp_path: Path) -> None:
         run.lock()
         second = Landscape(run, 3)
         second.search(lambda: 1.0, lambda text: None)
-    assert [t.settings for t in second.trials[: len(first.trials)]] == [t.settings for t in first.trials]
+    assert [t.candidate for t in second.trials[: len(first.trials)]] == [t.candidate for t in first.trials]
     assert len(second.trials) > len(first.trials)
-    settings = [t.settings for t in second.trials]
+    settings = [t.candidate for t in second.trials]
     assert len(settings) == len(set(settings))
 
 
@@ -119,7 +123,7 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
         study = Landscape(run, 0)
         study.space = Space(("transformers",), (1,), (1,), 512, {})
         study.search(lambda: 1.0, lambda text: None)
-    assert {t.settings for t in study.trials} == {BASELINE, *study.space.grid()}
+    assert {t.candidate for t in study.trials} == {BASELINE, *study.space.grid()}
 
 
 def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> None:
@@ -128,19 +132,19 @@ def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> N
         study = Landscape(run, 0)
         study.search(lambda: 1.0, lambda text: None)
         assert study.best is not None
-        loser = study.best.settings
+        loser = study.best.candidate
         tried = len(study.trials)
         study.refute(loser, "it forgot too much", {})
         assert study.best is not None
-        assert study.best.settings.arithmetic != loser.arithmetic
+        assert study.best.candidate.arithmetic != loser.arithmetic
         study.search(lambda: 1.0, lambda text: None)
         later = study.trials[tried:]
         assert later
-        assert all(t.settings.arithmetic != loser.arithmetic for t in later)
-        best = study.best.settings
+        assert all(t.candidate.arithmetic != loser.arithmetic for t in later)
+        best = study.best.candidate
     with Run.open(tmp_path / "run") as run:
         run.lock()
         resumed = Landscape(run, 0)
         resumed._take_over()
         assert resumed.best is not None
-        assert resumed.best.settings == best
+        assert resumed.best.candidate == best

@@ -86,6 +86,7 @@ class Engine:
         version: of the underlying library (after `open`).
         prepare_usage, load_usage: what making and loading the weights cost (after `open`).
         last_usage: of the latest call, with the worker's peak memory so far.
+        last_steps: the engine's calls of the latest score.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Engine:
         self.info: dict[str, Any] = {}
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
+        self.last_steps: list[Step] = []
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -265,6 +267,7 @@ class Engine:
                 )
         message = {"do": "score", "pairs": [[list(context), list(rest)] for context, rest in pairs]}
         answer, _ = self._call(message, self._call_deadline_s)
+        self.last_steps = [Step(**s) for s in answer["steps"]]
         scores = [([float(x) for x in values], bool(greedy)) for values, greedy in answer["scores"]]
         return scores, Usage(**answer["usage"])
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -125,9 +127,18 @@ def _prefer_to_be_killed() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
 
 
+def _end_with_parent(reader: int) -> None:
+    """Wait for the parent's end of the pipe to close, and stop whatever is being computed for nobody."""
+    parent = select.poll()
+    parent.register(reader, 0)  # nothing but its hanging up
+    parent.poll()
+    os._exit(0)
+
+
 def main() -> None:
     reader, writer = (int(fd) for fd in sys.argv[1:])
     _prefer_to_be_killed()
+    threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print what they like; the pipe is ours
     with os.fdopen(reader, "rb") as incoming, os.fdopen(writer, "wb") as outgoing:
         Worker(incoming, outgoing).serve()

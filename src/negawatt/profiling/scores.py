@@ -41,10 +41,13 @@ class Scores:
     Args:
         artifact, workload: what answers, and what is asked.
         reference: settings that answers are compared with where there are no labels.
+        origin: of the model whose answers those are, where it is another than `artifact`.
     """
 
-    def __init__(self, artifact: Artifact, workload: Workload, reference: Settings) -> None:
-        self.artifact, self.workload, self.reference = artifact, workload, reference
+    def __init__(
+        self, artifact: Artifact, workload: Workload, reference: Settings, *, origin: Scores | None = None
+    ) -> None:
+        self.artifact, self.workload, self.reference, self.origin = artifact, workload, reference, origin
         self.labelled = bool(workload.quality)
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, tuple[float, float]]] = {}
@@ -92,10 +95,15 @@ class Scores:
         if self.labelled:
             questions = [item for item in items if not isinstance(item, TrafficItem)]
             return judged(self._open(scoring_settings(settings)), questions, self.workload.metrics)
+        written = (self.origin or self).written(items)
+        return agreement(self._open(_alone(settings)), written)["top1_match"]
+
+    def written(self, items: Items) -> ReferenceAnswers:
+        """What the reference writes to items, each set of them once."""
         ids = tuple(item.id for item in items)
         if ids not in self._written:
             self._written[ids] = reference_answers(self._open(_alone(self.reference)), items)
-        return agreement(self._open(_alone(settings)), self._written[ids])["top1_match"]
+        return self._written[ids]
 
     def _open(self, settings: Settings) -> Engine:
         if settings not in self._engines:
@@ -111,6 +119,7 @@ class Scores:
         parts = [self.workload.hash, *settings.arithmetic, backend(settings.engine).version()]
         if not self.labelled:
             parts.append(str(self.reference))
+            parts += [] if self.origin is None else [self.origin.artifact.sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _file(self, key: str) -> Path:

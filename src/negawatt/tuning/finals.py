@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine, Request, Settings
+from negawatt.engine import Engine, Request
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -19,6 +19,8 @@ from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, groups_for, interleave, warm_up
 from negawatt.run import Run
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.workshop import Workshop
 
 RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
@@ -34,27 +36,27 @@ class Finals:
 
     Args:
         run: where notes and the winning artifact go.
-        artifact: the model.
+        workshop: gives the candidates' weights.
         requests: traffic held out from the search.
         tick: told what goes on.
     """
 
     def __init__(
-        self, run: Run, artifact: Artifact, requests: Sequence[Request], tick: Callable[[str], None]
+        self, run: Run, workshop: Workshop, requests: Sequence[Request], tick: Callable[[str], None]
     ) -> None:
-        self.run, self.artifact, self.requests, self.tick = run, artifact, requests, tick
-        self._engines: dict[Settings, Engine] = {}  # closed again; kept for what they tell of themselves
+        self.run, self.workshop, self.requests, self.tick = run, workshop, requests, tick
+        self._engines: dict[Candidate, Engine] = {}  # closed again; kept for what they tell of themselves
 
-    def ranked(self, finalists: Sequence[Settings], time_left: Callable[[], float]) -> list[Settings]:
+    def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
         """The finalists by their cost in fresh, interleaved windows, cheapest first."""
         if len(finalists) < 2:
             return list(finalists)
         windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
-        costs = {settings: Summary(tuple(w)).cpu_s_per_token for settings, w in windows.items()}
-        return sorted(costs, key=lambda settings: costs[settings])
+        costs = {candidate: Summary(tuple(w)).cpu_s_per_token for candidate, w in windows.items()}
+        return sorted(costs, key=lambda candidate: costs[candidate])
 
     def compare(
-        self, baseline: Settings, winner: Settings | None, time_left: Callable[[], float]
+        self, baseline: Candidate, winner: Candidate | None, time_left: Callable[[], float]
     ) -> tuple[Profile, Profile | None]:
         """Profiles of both from windows taken in turn; the winner's carries the ratio of the two.
 
@@ -64,29 +66,30 @@ class Finals:
         chosen = [baseline] if winner is None else [baseline, winner]
         rounds, fewest = (FINAL_ROUNDS, FEWEST_FINAL_ROUNDS) if winner else (BASELINE_ROUNDS, BASELINE_ROUNDS)
         windows = self._interleaved(chosen, rounds, fewest, time_left)
-        if lost := [s for s in chosen if s not in windows]:
+        if lost := [c for c in chosen if c not in windows]:
             raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
         before = self._profile(baseline, windows[baseline])
         if winner is None:
             return before, None
-        costs = {s: [w.cpu_s_per_token for w in windows[s]] for s in chosen}
+        costs = {c: [w.cpu_s_per_token for w in windows[c]] for c in chosen}
         ratio = baseline_ratio(costs[baseline], costs[winner])
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
 
     def _interleaved(
-        self, settings: Sequence[Settings], rounds: int, fewest: int, time_left: Callable[[], float]
-    ) -> dict[Settings, list[Window]]:
-        """Windows of several settings, taken in turn; one that fails now is left out, with a note."""
+        self, candidates: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
+    ) -> dict[Candidate, list[Window]]:
+        """Windows of several candidates, taken in turn; one that fails now is left out, with a note."""
         with ExitStack() as stack:
-            engines: list[Engine] = []
-            for each in settings:
+            opened: dict[Candidate, Engine] = {}
+            for each in candidates:
                 self.tick(f"loading {each}")
                 try:
-                    engine = stack.enter_context(Engine(self.artifact, each))
+                    engine = stack.enter_context(self.workshop.engine(each))
                     warm_up(engine, self.requests[0])
-                    engines.append(engine)
+                    opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
+            engines = list(opened.values())
             groups = [groups_for(self.requests, e.settings.batch, rounds, 1) for e in engines]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
@@ -96,23 +99,23 @@ class Finals:
                 lambda n: self.tick(f"measuring in turn: {n} of {total}"),
                 lambda done: done >= fewest and time_left() <= 0,
             )
-            self._engines |= {e.settings: e for e in engines}
-            return {e.settings: w for e, w in zip(engines, taken, strict=True)}
+            self._engines |= opened
+            return dict(zip(opened, taken, strict=True))
 
-    def _profile(self, settings: Settings, windows: Sequence[Window]) -> Profile:
+    def _profile(self, candidate: Candidate, windows: Sequence[Window]) -> Profile:
         """A profile whose cost model is fitted on all windows but the last two, and tested on those."""
-        summary, engine = Summary(tuple(windows)), self._engines[settings]
+        summary, engine = Summary(tuple(windows)), self._engines[candidate]
         cut = len(windows) - 2 if len(windows) > 3 else len(windows)
         fitted, held_back = windows[:cut], windows[cut:]
         model = CostModel.fit(
             [step for w in fitted for step in w.steps],
-            batch=settings.batch,
+            batch=candidate.settings.batch,
             cpu_s=sum(w.cpu_s for w in fitted),
             energy_per_cpu_s=summary.energy.scaled(1 / summary.cpu_s),
         ).tested_on([w.cost for w in held_back])
         return Profile(
-            artifact=self.artifact.name,
-            settings=settings,
+            artifact=engine.artifact.name,
+            settings=candidate.settings,
             summary=summary,
             load_cpu_s=engine.load_usage.cpu_s,
             load_energy=energy_of_cpu_time(engine.load_usage.cpu_s),
@@ -122,19 +125,20 @@ class Finals:
             info=engine.info,
         )
 
-    def keep_artifact(self, settings: Settings, verdict: str) -> Path:
+    def keep_artifact(self, candidate: Candidate, verdict: str) -> Path:
         """The winner's weights with settings, hashes and lineage, as an artifact that opens.
 
         Weights in an engine's own form lie in a folder of that engine's name, beside the model.
         """
-        prepared, target = self._engines[settings].model_path, self.run.path / "artifact"
+        settings, artifact = candidate.settings, self.workshop.artifact(candidate)
+        prepared, target = self._engines[candidate].model_path, self.run.path / "artifact"
         with written_beside(target) as folder:
             folder.mkdir()
             if prepared.suffix == ".gguf":
                 _link_or_copy(prepared, folder / prepared.name)
                 settings = settings.replace(weight_format="native")  # it is in the file now
             else:
-                source = self.artifact.path
+                source = artifact.path
                 members = sorted(source.iterdir()) if source.is_dir() else [source]
                 for file in members:
                     if file.is_file() and file.name != "negawatt.json":
@@ -145,11 +149,11 @@ class Finals:
             step = {"pass": "tune", "parameters": settings.to_json(), "verdict": verdict}
             Artifact.create(
                 folder,
-                name=f"{self.artifact.name}-tuned",
-                source=self.artifact.source,
-                license=self.artifact.license,
-                lineage=(*self.artifact.lineage, step),
-                notes=self.artifact.notes,
+                name=f"{self.workshop.base.name}-tuned",
+                source=artifact.source,
+                license=artifact.license,
+                lineage=(*artifact.lineage, step),
+                notes=artifact.notes,
             )
         return target
 

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from negawatt.artifact import Artifact
-from negawatt.engine import Settings
 from negawatt.profiling.quality import Quality
-from negawatt.profiling.scores import Items, Scores, Tick
+from negawatt.profiling.scores import Items, Tick
+from negawatt.tuning.answers import Answers
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.workshop import Workshop
 from negawatt.workload import (
     Difference,
     QualityItem,
@@ -52,30 +53,32 @@ class Judge:
     Without a quality set the baseline's own score of every request is 1: it agrees with itself.
 
     Args:
-        artifact, workload: what is judged, and on what.
-        baseline: settings to compare with.
+        workshop, workload: what is judged, and on what.
+        baseline: to compare with.
         confidence: of the one-sided bound.
     """
 
-    def __init__(self, artifact: Artifact, workload: Workload, baseline: Settings, confidence: float) -> None:
-        self.artifact, self.workload, self.baseline = artifact, workload, baseline
+    def __init__(
+        self, workshop: Workshop, workload: Workload, baseline: Candidate, confidence: float
+    ) -> None:
+        self.workshop, self.workload, self.baseline = workshop, workload, baseline
         self.confidence = confidence
-        self.scores = Scores(artifact, workload, baseline)
+        self.scores = Answers(workshop, workload, baseline)
 
-    def compare(self, settings: Settings, items: Items, tick: Tick, confidence: float) -> Difference:
+    def compare(self, candidate: Candidate, items: Items, tick: Tick, confidence: float) -> Difference:
         """The paired difference of a candidate to the baseline; higher is made better."""
         theirs = self.scores.quality(self.baseline, items, tick) if self.scores.labelled else None
-        ours = self.scores.quality(settings, items, tick)
+        ours = self.scores.quality(candidate, items, tick)
         signs = [self._sign(item) for item in items]
-        candidate = [s * ours.scores[i.id] for s, i in zip(signs, items, strict=True)]
+        after = [s * ours.scores[i.id] for s, i in zip(signs, items, strict=True)]
         if theirs is None:
-            return paired_difference([1.0] * len(items), candidate, confidence=confidence)
+            return paired_difference([1.0] * len(items), after, confidence=confidence)
         before = [s * theirs.scores[i.id] for s, i in zip(signs, items, strict=True)]
-        return paired_difference(before, candidate, confidence=confidence)
+        return paired_difference(before, after, confidence=confidence)
 
     def prove(
         self,
-        settings: Settings,
+        candidate: Candidate,
         items: Items,
         limit: float,
         *,
@@ -91,7 +94,6 @@ class Judge:
         (futility), or when the time is over.
 
         Args:
-            settings: the candidate.
             items: held out from the search, at least one.
             limit: on the drop, in the metric's unit.
             fewest: items to look at before success counts.
@@ -102,7 +104,7 @@ class Judge:
         confidence = 1 - (1 - self.confidence) / len(counts)
         started = time.monotonic()
         for count, after in zip(counts, [*counts[1:], None], strict=True):
-            difference = self.compare(settings, items[:count], tick, confidence)
+            difference = self.compare(candidate, items[:count], tick, confidence)
             if difference.drop_is_proved_below(limit):
                 return Proof(True, difference)
             if -difference.high > limit:
@@ -147,7 +149,7 @@ class Judge:
         return expected > limit and difference.n < n
 
     def screen(
-        self, settings: Settings, items: Items, limit: float, held_out: int, tick: Tick
+        self, candidate: Candidate, items: Items, limit: float, held_out: int, tick: Tick
     ) -> tuple[Difference, str]:
         """A first look on the search's own items; the reason to drop the candidate, or "".
 
@@ -155,7 +157,7 @@ class Judge:
         seen leaves no prospect of proving the limit on the held-out items.
         """
         for count in dict.fromkeys((min(SCREEN_FIRST, len(items)), len(items))):
-            difference = self.compare(settings, items[:count], tick, self.confidence)
+            difference = self.compare(candidate, items[:count], tick, self.confidence)
             if -difference.high > limit:
                 return difference, f"quality drops: {difference.text}"
             if self._futile(difference, limit, max(held_out, count + 1), hope=1.0):

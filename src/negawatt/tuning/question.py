@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from negawatt.engine import Settings
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.space import Space
 from negawatt.tuning.verdict import Constraints
 
@@ -16,7 +16,7 @@ class Question:
 
     artifact: str
     workload: str
-    baseline: Settings
+    baseline: Candidate
     constraints: Constraints
     space: Space
     seed: int
@@ -25,7 +25,7 @@ class Question:
         return {
             "artifact_sha256": self.artifact,
             "workload_hash": self.workload,
-            "baseline": self.baseline.to_json(),
+            "baseline": self.baseline.settings.to_json(),
             "constraints": self.constraints.to_json(),
             "space": self.space.to_json(),
             "seed": self.seed,

@@ -11,6 +11,7 @@ from typing import Any
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backends import backend
 from negawatt.errors import UsageError
+from negawatt.tuning.candidate import Candidate
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 """Batches tried where the batch is free."""
@@ -55,7 +56,7 @@ class Space:
         cores = len(os.sched_getaffinity(0))
         return cls(tuple(usable), tuple(batches), tuple(sorted({1, cores})), max_context, {})
 
-    def pick(self, choose: Choose) -> Settings:
+    def pick(self, choose: Choose) -> Candidate:
         """One point of the space, each dimension picked by `choose`.
 
         Names of dimensions carry the engine's, since what they offer depends on it.
@@ -73,17 +74,18 @@ class Space:
         )
         if len(speculation) > 1 and settings.batch == 1:
             settings = settings.replace(speculation=choose(f"{name}.speculation", speculation))
-        return settings
+        return Candidate(settings)
 
     def formats(self, engine: str) -> tuple[str, ...]:
         return self.weight_formats.get(engine, backend(engine).weight_formats)
 
-    def parameters(self, settings: Settings) -> dict[str, Any]:
-        """The choices that lead to `settings`: dimension → value.
+    def parameters(self, candidate: Candidate) -> dict[str, Any]:
+        """The choices that lead to `candidate`: dimension → value.
 
         Raises:
-            UsageError: the settings lie outside the space.
+            UsageError: it lies outside the space.
         """
+        settings = candidate.settings
         wanted = {
             "engine": settings.engine,
             "threads": settings.threads,
@@ -103,7 +105,7 @@ class Space:
         self.pick(choose)
         return chosen
 
-    def grid(self) -> Iterator[Settings]:
+    def grid(self) -> Iterator[Candidate]:
         """Every point of the space, each once."""
         pending: list[tuple[Any, ...]] = [()]
         while pending:
@@ -120,13 +122,13 @@ class Space:
                     return choices[0]
                 return value
 
-            settings = self.pick(choose)
+            candidate = self.pick(choose)
             if not offered:
-                yield settings
+                yield candidate
             else:
                 pending += [(*prefix, choice) for choice in reversed(offered[0])]
 
-    def starts(self, without: str | None = None) -> list[Settings]:
+    def starts(self, without: str | None = None) -> list[Candidate]:
         """Where the search begins: on the fewest threads, each engine with one format of each kind.
 
         In the largest batch, where the weights are read once for the most tokens.
@@ -142,9 +144,9 @@ class Space:
             formats = [f for f in backend(name).starting_formats if f in self.formats(name)]
             rows.append([self._start(name, f, batch) for f in formats or self.formats(name)[:1]])
         turns = itertools.zip_longest(*rows)  # every engine once, then every engine again
-        return [settings for turn in turns for settings in turn if settings is not None]
+        return [candidate for turn in turns for candidate in turn if candidate is not None]
 
-    def _start(self, engine: str, weight_format: str, batch: int) -> Settings:
+    def _start(self, engine: str, weight_format: str, batch: int) -> Candidate:
         wanted = {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch}
         return self.pick(lambda name, choices: wanted.get(name, choices[0]))
 

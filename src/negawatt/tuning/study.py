@@ -13,15 +13,16 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from negawatt.engine import Engine, Request, Settings
+from negawatt.engine import Request
 from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, require
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
 from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.space import Space
-from negawatt.tuning.trial import Trial
+from negawatt.tuning.trial import QUALITY, Trial
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
@@ -36,9 +37,6 @@ HOPELESS = 3.0
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
 
-QUALITY = "quality drop"
-"""Name of the constraint on quality among a trial's violations."""
-
 Tick = Callable[[str], None]
 
 
@@ -50,7 +48,7 @@ class Study:
         space: what may be tried.
         constraints: what a candidate must keep.
         judge: of quality.
-        baseline: settings that everything is compared with.
+        baseline: what everything is compared with.
         requests: traffic to search with.
         items: quality items to search with; those for the proof are not among them.
         held_out: how many items the proof will have.
@@ -63,7 +61,7 @@ class Study:
         space: Space,
         constraints: Constraints,
         judge: Judge,
-        baseline: Settings,
+        baseline: Candidate,
         requests: Sequence[Request],
         items: Sequence[QualityItem | TrafficItem],
         held_out: int,
@@ -74,7 +72,7 @@ class Study:
         self.trials: list[Trial] = []
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
-        self._looks: dict[Settings, Look] = {}
+        self._looks: dict[Candidate, Look] = {}
         self._fresh_from = 0  # trials before this one do not count against the search's patience
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
         self._optuna = _quiet_optuna()
@@ -92,32 +90,35 @@ class Study:
     def search(self, time_left: Callable[[], float], tick: Tick) -> None:
         """Try candidates until the time is over, the space is exhausted, or nothing improves any more."""
         self._take_over()
-        if not any(t.settings == self.baseline for t in self.trials):
+        if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
-            self._keep(self.try_settings(self.baseline, tick, screen=False), None)
-        starts = [s for s in self.space.starts(without=self.baseline.engine) if s not in self._tried]
-        for settings in self._looked_at(starts, tick):
-            self._study.enqueue_trial(self.space.parameters(settings))
-        while time_left() > 0 and self._since_improvement() < PATIENCE:
+            self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
+        known = self.baseline.settings.engine
+        starts = [c for c in self.space.starts(without=known) if c not in self._tried]
+        for candidate in self._looked_at(starts, tick):
+            self._study.enqueue_trial(self.space.parameters(candidate))
+        alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
+        while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
             proposed = self._propose()
             if proposed is None:
                 return
-            optuna_trial, settings = proposed
-            tick(f"trial {len(self.trials)}: {settings}")
-            self._keep(self.try_settings(settings, tick), optuna_trial)
+            optuna_trial, candidate = proposed
+            tick(f"trial {len(self.trials)}: {candidate}")
+            self._keep(self.try_candidate(candidate, tick), optuna_trial)
+            alone = False
 
-    def _looked_at(self, starts: Sequence[Settings], tick: Tick) -> list[Settings]:
+    def _looked_at(self, starts: Sequence[Candidate], tick: Tick) -> list[Candidate]:
         """Where to begin, the cheapest at a first look before the others; what fails is kept as failed."""
-        for settings in starts:
-            if settings in self._looks:
+        for candidate in starts:
+            if candidate in self._looks:
                 continue  # the search goes on after a refutation
-            tick(f"first look at {settings}")
-            look = self.look(settings)
+            tick(f"first look at {candidate}")
+            look = self.look(candidate)
             if isinstance(look, Trial):
                 self._keep(look, None)
             else:
-                self._looks[settings] = look
-        return sorted((s for s in starts if s in self._looks), key=lambda s: self._looks[s].cost)
+                self._looks[candidate] = look
+        return sorted((c for c in starts if c in self._looks), key=lambda c: self._looks[c].cost)
 
     def _take_over(self) -> None:
         """Trials of an earlier, interrupted session."""
@@ -131,33 +132,34 @@ class Study:
                     self._deaths[trial.settings.engine] += 1
                 self._tell(trial, None)
             elif record.get("stage") == "proof":
-                self._strike(trial.settings, trial.reason)
+                self._strike(trial.candidate, trial.reason)
 
-    def _propose(self) -> tuple[Any, Settings] | None:
+    def _propose(self) -> tuple[Any, Candidate] | None:
         """The sampler's next point that is new; at random among the untried where it repeats itself."""
         for _ in range(20):
             trial = self._study.ask()
-            settings = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
-            known = self._tried.get(settings) or self._reason_to_skip(settings)
+            candidate = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
+            known = self._tried.get(candidate) or self._reason_to_skip(candidate)
             if known is None:
-                return trial, settings
+                return trial, candidate
             if known.cost is not None:
                 self._study.tell(trial, self._objective(known))
             else:
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        rest = [s for s in self.space.grid() if s not in self._tried and not self._reason_to_skip(s)]
+        rest = [c for c in self.space.grid() if c not in self._tried and not self._reason_to_skip(c)]
         return (None, self._random.choice(rest)) if rest else None
 
-    def _reason_to_skip(self, settings: Settings) -> Trial | None:
-        """The trial that speaks against trying settings.
+    def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
+        """The trial that speaks against trying a candidate.
 
-        Their arithmetic lost too much quality already, or their engine has died twice or is hopeless.
+        Its arithmetic lost too much quality already, or its engine has died twice or is hopeless.
         """
-        if settings.arithmetic in self._refuted:
-            same = (t for t in self.trials if t.settings.arithmetic == settings.arithmetic)
+        if candidate.arithmetic in self._refuted:
+            same = (t for t in self.trials if t.candidate.arithmetic == candidate.arithmetic)
             return min(same, key=lambda t: math.inf if t.cost is None else t.cost)
-        own = [t for t in self.trials if t.settings.engine == settings.engine]
-        if self._deaths[settings.engine] >= DEATHS:
+        engine = candidate.settings.engine
+        own = [t for t in self.trials if t.settings.engine == engine]
+        if self._deaths[engine] >= DEATHS:
             return own[-1]
         best = min((t for t in own if t.cost is not None), key=_cost, default=None)
         overall = self.best
@@ -166,44 +168,44 @@ class Study:
         return best
 
     @property
-    def _tried(self) -> dict[Settings, Trial]:
-        return {trial.settings: trial for trial in self.trials}
+    def _tried(self) -> dict[Candidate, Trial]:
+        return {trial.candidate: trial for trial in self.trials}
 
     def _keep(self, trial: Trial, optuna_trial: Any) -> None:
         self.trials.append(trial)
         self.run.append("trial", trial.to_record("search"))
         if QUALITY in trial.violations:
-            self._strike(trial.settings, trial.reason)
+            self._strike(trial.candidate, trial.reason)
         self._tell(trial, optuna_trial)
 
-    def refute(self, settings: Settings, reason: str, figures: Mapping[str, Any]) -> None:
-        """Take note that held-out items speak against the quality of `settings`, whatever runs it.
+    def refute(self, candidate: Candidate, reason: str, figures: Mapping[str, Any]) -> None:
+        """Take note that held-out items speak against the quality of `candidate` and its like.
 
         The search can then go on: what was second best so far becomes what is to be beaten.
 
         Args:
-            settings: of a trial.
+            candidate: of a trial.
             reason: why its quality will not do.
             figures: what was seen, for the record.
         """
-        self._strike(settings, reason)
-        struck = replace(self._tried[settings], figures=figures)
+        self._strike(candidate, reason)
+        struck = replace(self._tried[candidate], figures=figures)
         self.run.append("trial", struck.to_record("proof"))
         self._fresh_from = len(self.trials)
 
-    def drop(self, settings: Settings, reason: str) -> None:
+    def drop(self, candidate: Candidate, reason: str) -> None:
         """Count a trial as failed after all."""
         self.trials = [
-            replace(t, state="failed", cost=None, reason=reason) if t.settings == settings else t
+            replace(t, state="failed", cost=None, reason=reason) if t.candidate == candidate else t
             for t in self.trials
         ]
 
-    def _strike(self, settings: Settings, reason: str) -> None:
+    def _strike(self, candidate: Candidate, reason: str) -> None:
         """Every trial of the same arithmetic breaks the limit on quality."""
-        self._refuted[settings.arithmetic] = reason
+        self._refuted[candidate.arithmetic] = reason
         for i, trial in enumerate(self.trials):
-            same = trial.settings.arithmetic == settings.arithmetic
-            if same and trial.settings != self.baseline and QUALITY not in trial.violations:
+            same = trial.candidate.arithmetic == candidate.arithmetic
+            if same and trial.candidate != self.baseline and QUALITY not in trial.violations:
                 violations = (*trial.violations, QUALITY)
                 self.trials[i] = replace(trial, violations=violations, reason=trial.reason or reason)
 
@@ -211,7 +213,7 @@ class Study:
         """Let the sampler learn. A point that it did not ask for itself is added as if it had."""
         if optuna_trial is None:
             try:
-                parameters = self.space.parameters(trial.settings)
+                parameters = self.space.parameters(trial.candidate)
             except NegawattError:
                 return  # the baseline may lie outside the space
             if trial.cost is None:
@@ -246,11 +248,11 @@ class Study:
 
     # -- one trial -------------------------------------------------------------------------------
 
-    def look(self, settings: Settings) -> Look | Trial:
+    def look(self, candidate: Candidate) -> Look | Trial:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
-            with Engine(self.judge.artifact, settings) as engine:
+            with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, self.requests[0])
                 return replace(
                     first_look(engine, self.requests, self.reference_s), lasted_s=time.monotonic() - started
@@ -258,28 +260,28 @@ class Study:
         except MissingDependency:
             raise
         except EngineError as exc:
-            return self._failed(settings, exc, time.monotonic() - started)
+            return self._failed(candidate, exc, time.monotonic() - started)
 
-    def try_settings(self, settings: Settings, tick: Tick, *, screen: bool = True) -> Trial:
+    def try_candidate(self, candidate: Candidate, tick: Tick, *, screen: bool = True) -> Trial:
         """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
-        started, earlier = time.monotonic(), self._looks.get(settings)
+        started, earlier = time.monotonic(), self._looks.get(candidate)
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
-            return self._pruned(settings, earlier, reason)
+            return self._pruned(candidate, earlier, reason)
         try:
-            with Engine(self.judge.artifact, settings) as engine:
+            with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, self.requests[0])
                 look = earlier or first_look(engine, self.requests, self.reference_s)
                 if screen and (reason := self._too_dear(look)):
-                    return self._pruned(settings, replace(look, lasted_s=time.monotonic() - started), reason)
-                groups = 2 if settings == self.baseline else None
+                    return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
+                groups = 2 if candidate == self.baseline else None
                 cost, figures = measured(engine, self.requests, self.reference_s, look, groups)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
         except EngineError as exc:
-            return self._failed(settings, exc, time.monotonic() - started)
+            return self._failed(candidate, exc, time.monotonic() - started)
         figures |= {"screen_cost": look.cost, "peak_rss_bytes": peak}
-        trial = self._checked(Trial(len(self.trials), settings, "complete", cost, figures=figures))
+        trial = self._checked(Trial(len(self.trials), candidate, "complete", cost, figures=figures))
         if trial.feasible:
             trial = self._judged(trial, tick)
         lasted_s = time.monotonic() - started
@@ -287,20 +289,20 @@ class Study:
             lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
         return replace(trial, figures={**trial.figures, "duration_s": lasted_s, "cpu_s_spent": spent_cpu_s})
 
-    def _pruned(self, settings: Settings, look: Look, reason: str) -> Trial:
+    def _pruned(self, candidate: Candidate, look: Look, reason: str) -> Trial:
         figures = {
             "screen_cost": look.cost,
             "peak_rss_bytes": look.peak_rss_bytes,
             "cpu_s_spent": look.spent_cpu_s,
             "duration_s": look.lasted_s,
         }
-        return Trial(len(self.trials), settings, "pruned", look.cost, reason, figures=figures)
+        return Trial(len(self.trials), candidate, "pruned", look.cost, reason, figures=figures)
 
-    def _failed(self, settings: Settings, error: EngineError, lasted_s: float) -> Trial:
+    def _failed(self, candidate: Candidate, error: EngineError, lasted_s: float) -> Trial:
         died = isinstance(error, WorkerDied)
-        self._deaths[settings.engine] += died
+        self._deaths[candidate.settings.engine] += died
         figures = {"died": died, "duration_s": lasted_s, "cpu_s_spent": 0.0}
-        return Trial(len(self.trials), settings, "failed", None, str(error), figures=figures)
+        return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
     def _too_dear(self, look: Look) -> str:
         """Why a candidate of such a first look is not worth measuring, or nothing."""
@@ -323,19 +325,19 @@ class Study:
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""
         limit, best = self.constraints.max_quality_drop, self.best
-        if trial.settings == self.baseline and self.items and self.judge.scores.labelled:
-            quality = self.judge.scores.quality(trial.settings, self.items, tick)
+        if trial.candidate == self.baseline and self.items and self.judge.scores.labelled:
+            quality = self.judge.scores.quality(trial.candidate, self.items, tick)
             return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
             best is not None
-            and best.settings != self.baseline
+            and best.candidate != self.baseline
             and _cost(trial) > QUALITY_WITHIN * _cost(best)
         )
         if not self.items or rival:
             return trial
         allowed = math.inf if limit is None else limit
-        difference, reason = self.judge.screen(trial.settings, self.items, allowed, self.held_out, tick)
-        known = self.judge.scores.known(trial.settings, self.items)
+        difference, reason = self.judge.screen(trial.candidate, self.items, allowed, self.held_out, tick)
+        known = self.judge.scores.known(trial.candidate, self.items)
         figures = {
             **trial.figures,
             "quality": self.judge.summary(known) if known else None,

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from negawatt.engine import Settings
+from negawatt.tuning.candidate import Candidate
+
+QUALITY = "quality drop"
+"""Name of the constraint on quality among a trial's violations."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Trial:
 
     Attributes:
         number: from 0; the baseline is 0.
-        settings: what was tried.
+        candidate: what was tried.
         state: ``complete`` (all requests measured), ``pruned`` (dropped early as too costly), or
             ``failed`` (the engine refused or died).
         cost: CPU seconds per generated token, divided by the reference load's cost at the time and
@@ -26,12 +30,16 @@ class Trial:
     """
 
     number: int
-    settings: Settings
+    candidate: Candidate
     state: str
     cost: float | None
     reason: str = ""
     violations: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return self.candidate.settings
 
     @property
     def feasible(self) -> bool:
@@ -41,7 +49,7 @@ class Trial:
         """A ``trial`` record of the run."""
         return {
             "number": self.number,
-            "settings": self.settings.to_json(),
+            **self.candidate.to_json(),
             "state": self.state,
             "stage": stage,
             "cost": self.cost,
@@ -52,10 +60,13 @@ class Trial:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
-        own = ("record", "number", "settings", "state", "stage", "cost", "reason", "violations")
+        own = (
+            "record", "number", "settings", "model", "passes", "state", "stage", "cost", "reason",
+            "violations",
+        )  # fmt: skip
         return cls(
             int(record["number"]),
-            Settings.from_json(record["settings"]),
+            Candidate.from_json(record),
             str(record["state"]),
             record["cost"],
             record["reason"] or "",

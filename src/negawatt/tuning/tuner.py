@@ -18,13 +18,16 @@ from negawatt.profiling import REFERENCE_SETTINGS, Profile, about
 from negawatt.profiling.profiler import Progress
 from negawatt.profiling.window import requests_of
 from negawatt.run import Run
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.question import Question
+from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.space import Space
-from negawatt.tuning.study import QUALITY, Study, difference_json
+from negawatt.tuning.study import Study, difference_json
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, pareto, verdict
+from negawatt.tuning.workshop import Workshop
 from negawatt.workload import (
     Difference,
     QualityItem,
@@ -94,7 +97,7 @@ def tune(
     space = space or Space.default()
     if len(workload.traffic) < 4:
         raise UsageError(f"workload {workload.name} has {len(workload.traffic)} requests; a search needs 4")
-    question = Question(artifact.sha256, workload.hash, baseline, constraints, space, seed)
+    question = Question(artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed)
     run = _open_run(path, question, artifact, workload, command)
     session = _Session(run, artifact, workload, question, time_budget_s, fewest_items, confidence, progress)
     with run:
@@ -124,7 +127,7 @@ def _open_run(
         question=question.to_json(),
         **about(artifact, workload),
         constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
-        baseline=question.baseline.to_json(),
+        baseline=question.baseline.settings.to_json(),
         command=list(command),
         machine=fingerprint(),
         sensors=[status.to_json() for status in station().statuses],
@@ -145,7 +148,7 @@ class _Session:
         confidence: float,
         progress: Progress,
     ) -> None:
-        self.run, self.artifact, self.question = run, artifact, question
+        self.run, self.workshop, self.question = run, Workshop(artifact), question
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.time_budget_s, self.progress = fewest_items, time_budget_s, progress
         earlier = list(run.records("trial"))
@@ -156,8 +159,8 @@ class _Session:
         self.search_requests = requests_of(artifact.tokenizer, searched.traffic, question.space.max_context)
         self.held_requests = requests_of(artifact.tokenizer, held.traffic, question.space.max_context)
         self.search_items, self.held_items = self._items(workload, searched, held)
-        self.judge = Judge(artifact, workload, question.baseline, confidence)
-        self.finals = Finals(run, artifact, self.held_requests, self.tick)
+        self.judge = Judge(self.workshop, workload, question.baseline, confidence)
+        self.finals = Finals(run, self.workshop, self.held_requests, self.tick)
 
     def _items(
         self, workload: Workload, searched: Workload, held: Workload
@@ -228,13 +231,13 @@ class _Session:
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
         reasons: list[str] = []
-        winner: Settings | None = None
+        winner: Candidate | None = None
         proof: Proof | None = None
         while winner is None and (finalists := self._finalists(study)):
             until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
-            ranked = self.finals.ranked([t.settings for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
-            for lost in [t for t in finalists if t.settings not in ranked]:
-                study.drop(lost.settings, "it ran during the search but not any more; see the notes")
+            ranked = self.finals.ranked([t.candidate for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
+            for lost in [t for t in finalists if t.candidate not in ranked]:
+                study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
             winner, proof, hasty = self._first_proved(study, ranked, reasons)
             if hasty:
                 break
@@ -242,54 +245,53 @@ class _Session:
                 pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
                 study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
         if winner is None and not reasons:
-            reasons.append(self._why_nothing(study))
-        self._numbers = {t.settings: t.number for t in study.trials}
+            reasons.append(why_nothing(study.trials))
         quality = proof.difference if proof is not None else None
         return self._compared(study, winner, quality, reasons)
 
     def _first_proved(
-        self, study: Study, ranked: Sequence[Settings], reasons: list[str]
-    ) -> tuple[Settings | None, Proof | None, bool]:
+        self, study: Study, ranked: Sequence[Candidate], reasons: list[str]
+    ) -> tuple[Candidate | None, Proof | None, bool]:
         """The first of the finalists whose quality is proved, and whether any proof lacked but time."""
         proof: Proof | None = None
         hasty = False
-        for settings in ranked:
-            if any(t.settings == settings and not t.feasible for t in study.trials):
+        for candidate in ranked:
+            if any(t.candidate == candidate and not t.feasible for t in study.trials):
                 continue  # one of the same arithmetic has just failed its proof
-            proof = self._prove(settings)
+            proof = self._prove(candidate)
             if proof is None or proof.proved:
-                return settings, proof, False
-            reasons.append(f"{settings}: {proof.reason}.")
-            self.run.append("note", {"text": f"Not chosen: {settings}: {proof.reason}"})
+                return candidate, proof, False
+            reasons.append(f"{candidate}: {proof.reason}.")
+            self.run.append("note", {"text": f"Not chosen: {candidate}: {proof.reason}"})
             if proof.hasty:
                 hasty = True
             else:
-                study.refute(settings, proof.reason, {"quality_drop": difference_json(proof.difference)})
+                study.refute(candidate, proof.reason, {"quality_drop": difference_json(proof.difference)})
         return None, proof, hasty
 
     def _finalists(self, study: Study) -> list[Trial]:
         """The cheapest feasible trials other than the baseline that cost less than it."""
         limit = min(
-            (t.cost or math.inf for t in study.trials if t.settings == self.baseline), default=math.inf
+            (t.cost or math.inf for t in study.trials if t.candidate == self.baseline), default=math.inf
         )
         good = [
-            t for t in study.trials if t.feasible and t.settings != self.baseline and (t.cost or 0) < limit
+            t for t in study.trials if t.feasible and t.candidate != self.baseline and (t.cost or 0) < limit
         ]
         best = min((t.cost or math.inf for t in good), default=math.inf)
         near = [t for t in good if (t.cost or math.inf) <= FINALIST_WITHIN * best]
         return sorted(near, key=lambda t: t.cost or math.inf)[:FINALISTS]
 
-    def _prove(self, settings: Settings) -> Proof | None:
+    def _prove(self, candidate: Candidate) -> Proof | None:
         """Quality on the held-out items; None where there is nothing to prove."""
         limit = self.constraints.max_quality_drop
         if not self.held_items:
             return None
         if limit is None:  # no limit: say what the difference is, on as many items as a search may see
             few = self.held_items[: max(self.fewest_items, SEARCH_ITEMS)]
-            difference = self.judge.compare(settings, few, self.tick, self.judge.confidence)
+            difference = self.judge.compare(candidate, few, self.tick, self.judge.confidence)
             return Proof(True, difference)
         return self.judge.prove(
-            settings,
+            candidate,
             self.held_items,
             limit,
             fewest=self.fewest_items,
@@ -298,16 +300,19 @@ class _Session:
         )
 
     def _compared(
-        self, study: Study, winner: Settings | None, quality: Difference | None, reasons: list[str]
+        self, study: Study, winner: Candidate | None, quality: Difference | None, reasons: list[str]
     ) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
-        answer = verdict(best, baseline, best.ratio if best else None, quality, self.constraints, reasons)
-        documents = {"baseline": self._document(baseline, None), "best": self._document(baseline, None)}
-        self._record_final(baseline, documents["baseline"])
-        if best is not None:
-            document = self._document(best, quality)
-            self._record_final(best, document)
+        answer = verdict(
+            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons
+        )
+        own = self._document(self.baseline, baseline, None)
+        documents = {"baseline": own, "best": own}
+        self._record_final(study, self.baseline, own)
+        if best is not None and winner is not None:
+            document = self._document(winner, best, quality)
+            self._record_final(study, winner, document)
             if answer.accepted:
                 documents["best"] = document
         result: dict[str, Any] = {
@@ -322,23 +327,23 @@ class _Session:
             result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
         return result
 
-    def _record_final(self, profile: Profile, document: dict[str, Any]) -> None:
+    def _record_final(self, study: Study, candidate: Candidate, document: dict[str, Any]) -> None:
         """The figures of the proof beside those of the search."""
         names = (
             "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms", "tpot_ms", "peak_rss_bytes",
             "quality", "quality_drop", "ratio_to_baseline", "warnings",
         )  # fmt: skip
         figures = {name: document.get(name) for name in names}
-        number = self._numbers.get(profile.settings, 0)
-        trial = Trial(number, profile.settings, "complete", None, figures=figures)
+        number = next((t.number for t in study.trials if t.candidate == candidate), 0)
+        trial = Trial(number, candidate, "complete", None, figures=figures)
         self.run.append("trial", trial.to_record("final"))
 
-    def _document(self, profile: Profile, quality: Difference | None) -> dict[str, Any]:
+    def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
         """A profile as JSON, with what is known of its quality on the held-out items."""
-        document = profile.to_json()
+        document = {**profile.to_json(), **candidate.to_json()}
         if quality is not None:
             document["quality_drop"] = difference_json(quality)
-        known = self.judge.scores.known(profile.settings, self.held_items)
+        known = self.judge.scores.known(candidate, self.held_items)
         if known is not None:
             document["quality"] = self.judge.summary(known)
         return document
@@ -355,7 +360,12 @@ class _Session:
         judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
         best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
         return [
-            {"artifact": self.artifact.name, "settings": t.settings.to_json(), "trial": t.number, **t.figures}
+            {
+                "artifact": self.workshop.artifact(t.candidate).name,
+                **t.candidate.to_json(),
+                "trial": t.number,
+                **t.figures,
+            }
             for t in best
         ]
 
@@ -374,26 +384,3 @@ class _Session:
             if result["verdict"]["accepted"] and saved > 0
             else None,
         }
-
-    def _why_nothing(self, study: Study) -> str:
-        """Which constraint binds, and how close anything came."""
-        closest: dict[str, tuple[float, float]] = {}
-        for trial in study.trials:
-            for name, (found, limit) in (trial.figures.get("violated") or {}).items():
-                if name not in closest or found < closest[name][0]:
-                    closest[name] = (found, limit)
-        if closest:
-            told = "; ".join(
-                f"{name}: the closest of {len(study.trials)} trials reached {found:,.4g}, "
-                f"the limit is {limit:,.4g}"
-                for name, (found, limit) in closest.items()
-            )
-            return f"No candidate kept the constraints. {told}."
-        dropped = [t for t in study.trials if QUALITY in t.violations and "quality_drop" in t.figures]
-        if dropped:
-            best = min(dropped, key=lambda t: t.figures["quality_drop"]["drop"])
-            return f"No cheaper candidate kept the quality. The closest was {best.settings}: {best.reason}."
-        failed = [t for t in study.trials if t.state == "failed"]
-        if failed and len(failed) == len(study.trials) - 1:
-            return f"Every candidate failed; the first: {failed[0].settings}: {failed[0].reason}."
-        return "Nothing tried was cheaper than what you have."

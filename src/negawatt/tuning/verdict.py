@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from negawatt.errors import UsageError
-from negawatt.profiling import Profile
+from negawatt.tuning.candidate import Candidate
 from negawatt.workload import Difference, Ratio
 
 T = TypeVar("T")
@@ -87,8 +87,8 @@ class Verdict:
 
 
 def verdict(
-    best: Profile | None,
-    baseline: Profile,
+    baseline: Candidate,
+    best: Candidate | None,
     ratio: Ratio | None,
     quality: Difference | None,
     constraints: Constraints,
@@ -97,17 +97,16 @@ def verdict(
     """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given."""
     if best is None or ratio is None:
         why = " ".join(reasons) or "Nothing tried was cheaper and kept the constraints."
-        return Verdict(False, ratio, quality, f"Keep what you have ({baseline.settings}). {why}")
+        return Verdict(False, ratio, quality, f"Keep what you have ({baseline}). {why}")
     if ratio.low <= 1:
         text = (
-            f"Keep what you have ({baseline.settings}). The best candidate ({best.settings}) shows no "
-            f"difference: {ratio.text}."
+            f"Keep what you have ({baseline}). The best candidate ({best}) shows no difference: {ratio.text}."
         )
         return Verdict(False, ratio, quality, text)
     saving, low, high = (1 - 1 / r for r in (ratio.value, ratio.low, ratio.high))
     text = (
-        f"Run {best.settings}. It spends {ratio.value:.1f} times fewer joules per generated token than "
-        f"{baseline.settings}: {saving:.0%} less ({low:.1%} to {high:.1%}, {ratio.n} interleaved pairs)."
+        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per generated token than "
+        f"{baseline}: {saving:.0%} less ({low:.1%} to {high:.1%}, {ratio.n} interleaved pairs)."
     )
     return Verdict(True, ratio, quality, f"{text} {_quality_words(quality, constraints)}")
 

@@ -1,0 +1,50 @@
+"""`Answers`: quality scores of candidates, whatever weights they run, each answered once and kept."""
+
+from __future__ import annotations
+
+from negawatt.profiling.quality import Quality
+from negawatt.profiling.scores import Items, Scores, Tick
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.workshop import Workshop
+from negawatt.workload import Workload
+
+
+class Answers:
+    """`Scores` for candidates.
+
+    Args:
+        workshop: gives their weights.
+        workload: what is asked.
+        baseline: whose answers are the reference where there are no labels.
+    """
+
+    def __init__(self, workshop: Workshop, workload: Workload, baseline: Candidate) -> None:
+        self.workshop, self.workload, self.baseline = workshop, workload, baseline
+        self.labelled = bool(workload.quality)
+        self._base = Scores(workshop.artifact(baseline), workload, baseline.settings)
+        self._of: dict[tuple[str, tuple[str, ...]], Scores] = {baseline.making: self._base}
+
+    def quality(self, candidate: Candidate, items: Items, tick: Tick = lambda text: None) -> Quality:
+        """Scores of the items; those not answered before are answered now."""
+        scores = self._scores(candidate)
+        for other in self._of.values():
+            if other is not scores and other is not self._base:
+                other.close()  # one candidate at a time, beside the reference
+        return scores.quality(candidate.settings, items, tick)
+
+    def known(self, candidate: Candidate, items: Items) -> Quality | None:
+        """Scores of those of the items that were answered already; None without any."""
+        return self._scores(candidate).known(candidate.settings, items)
+
+    def close(self) -> None:
+        """End the engines that are open."""
+        for each in self._of.values():
+            each.close()
+
+    def _scores(self, candidate: Candidate) -> Scores:
+        if candidate.making not in self._of:
+            artifact = self.workshop.artifact(candidate)
+            self._of[candidate.making] = Scores(
+                artifact, self.workload, self.baseline.settings, origin=self._base
+            )
+        return self._of[candidate.making]
