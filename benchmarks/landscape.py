@@ -50,6 +50,12 @@ class Landscape:
     def qualities(self) -> dict[tuple[str, ...], dict[str, Any]]:
         return {tuple(q["arithmetic"]): q for q in self.table["quality"]}
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the recording is complete."""
+        settings = [candidate.settings for candidate in self.space.grid()]
+        return all(s in self.points and s.arithmetic in self.qualities for s in settings)
+
     def failed(self, settings: Settings) -> bool:
         return "failed" in self.points[settings] or "failed" in self.qualities[settings.arithmetic]
 
@@ -112,7 +118,7 @@ class Account:
 def recorded() -> list[Landscape]:
     """The tables that are complete."""
     found = [Landscape.read(file) for file in sorted(FOLDER.glob("*.json"))]
-    return [one for one in found if len(one.points) == sum(1 for _ in one.space.grid()) and one.qualities]
+    return [one for one in found if one.whole]
 
 
 def gap(cost: float, best: float) -> float:

@@ -133,6 +133,7 @@ class Recorder:
             draw_order(self.workload.quality, 0)[:QUALITY_ITEMS] if labelled else traffic[:8]
         )
         self.space = Space(ENGINES, self.plan.batches, THREADS, 1024, {})
+        self.settings = [candidate.settings for candidate in self.space.grid()]
         self.table = read(name)
         if "reference_s" not in self.table:
             self.table |= {
@@ -152,7 +153,7 @@ class Recorder:
 
     def go(self) -> None:
         known = [p["settings"] for p in self.table["points"]]
-        rest = [s for s in self.space.grid() if s.to_json() not in known]
+        rest = [s for s in self.settings if s.to_json() not in known]
         random.Random(len(self.name)).shuffle(rest)
         for number, settings in enumerate(rest):
             if time.monotonic() > self.until_s:
@@ -210,7 +211,7 @@ class Recorder:
         """
         siblings = [read(name) for name, plan in PLANS.items() if plan.model == self.plan.model]
         found = {tuple(q["arithmetic"]): q for table in siblings for q in table["quality"]}
-        for settings in {s.arithmetic: s for s in self.space.grid()}.values():
+        for settings in {s.arithmetic: s for s in self.settings}.values():
             if settings.arithmetic not in found:
                 if time.monotonic() > self.until_s:
                     sys.exit("qualities are left")

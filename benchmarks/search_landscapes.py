@@ -50,10 +50,10 @@ class Replay:
         """(spent CPU seconds, cost of the best allowed point so far) after each trial."""
         while self.account.spent_cpu_s < budget_cpu_s:
             try:
-                proposal, settings = self.sampler.ask(self.landscape.space.pick)
+                proposal, candidate = self.sampler.ask(self.landscape.space.pick)
             except Exhausted:
                 break
-            outcome = self._tried(settings, proposal.whole)
+            outcome = self._tried(candidate.settings, proposal.whole)
             self.sampler.tell(proposal, outcome)
             self.trail.append((self.account.spent_cpu_s, self.best))
         return self.trail
@@ -93,7 +93,7 @@ def screened(name: str) -> Maker:
 
 
 def default(here: Landscape, seed: int) -> Replay:
-    starts = [here.space.parameters(settings) for settings in here.space.starts()]
+    starts = [here.space.parameters(candidate) for candidate in here.space.starts()]
     chosen = strategy(
         "default",
         seed,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from negawatt.engine import Settings
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.predictor import WHOLE_NOISE, Observation, Predictor, chances, deciding
 from negawatt.tuning.process import Array, expected_improvement
 from negawatt.tuning.sampler import Draft, Outcome, Pick, Point, Proposal, Strategy, scalarised
@@ -37,7 +37,7 @@ class PredictedStrategy(Strategy):
         limit: on the drop of quality; None where there is none.
         identity: of what `pick` makes: points of one identity have the same quality.
         earlier: observations of earlier runs on this machine, of this model.
-        starts: points to try first, in this order.
+        starts: points to try first, in this order, where nothing is known from earlier.
         traits: further properties of what `pick` makes, which different choices may share: the bits of a
             weight, whichever engine's name for the format says them.
 
@@ -65,7 +65,8 @@ class PredictedStrategy(Strategy):
         self.foretold: list[tuple[float, float, float]] = []
         self._numbers = np.random.default_rng(seed)
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
-        self._earlier, self._starts = list(earlier), list(starts)
+        self._earlier = list(earlier)
+        self._starts = [] if self._earlier else list(starts)
         self._told: dict[Key, tuple[Proposal, Outcome]] = {}
         self._identities: dict[Key, Hashable] = {}
         self._described: dict[Key, Point] = {}  # with traits, as the models see it
@@ -88,6 +89,8 @@ class PredictedStrategy(Strategy):
         if sum(o.values is not None for _, o in self._told.values()) + len(self._earlier) < STARTUP:
             return Draft(self._start(pick, tree))
         open_ = self._candidates(pick, tree)
+        for proposal, _ in self._told.values():
+            self._known_as(pick, proposal.point)
         if not open_:
             raise Exhausted("every point of the space has been proposed")
         self.predictor = Predictor([*self._earlier, *self._observations()])
@@ -100,6 +103,17 @@ class PredictedStrategy(Strategy):
         if self.objectives == 1:
             self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
         return Draft(open_[chosen])
+
+    def trust(self) -> dict[str, Any]:
+        """How many measured points lay inside the interval told before, at which confidence."""
+        held = sum(low <= value <= high for low, high, value in self.foretold)
+        off = [abs(value - (low + high) / 2) for low, high, value in self.foretold]
+        return {
+            "confidence": TRUST,
+            "inside": held,
+            "predicted": len(self.foretold),
+            "median_error": float(np.expm1(np.median(off))) if off else None,
+        }
 
     def _start(self, pick: Pick, tree: Tree) -> Point:
         """What had a first look goes before what is drawn."""
@@ -208,6 +222,6 @@ def bits_of(weight_format: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def traits(settings: Settings) -> dict[str, Any]:
+def traits(candidate: Candidate) -> dict[str, Any]:
     """What the names of different engines' formats have in common."""
-    return {"\0bits": bits_of(settings.weight_format)}
+    return {"\0bits": bits_of(candidate.settings.weight_format)}
