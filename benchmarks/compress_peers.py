@@ -4,8 +4,8 @@
 
 Same model, same calibration windows (64, or --windows, of 512 tokens of Austen, another domain), same judged
 windows (the first 16 of 512 tokens of characters 200,000 to 600,000 of the Debian handbook), one thread.
-Every row runs in a process of its own, a peer in an environment of its own; CPU-seconds are those of loading and
-the method, peak memory that of the process before judging.
+Every row runs in a process of its own, a peer in an environment of its own; CPU-seconds are those of loading
+and the method, peak memory that of the process before judging.
 
 ``as-it-is`` is SmolLM2-135M-Instruct, whose weights come out of a 4-bit file. ``rotated`` computes the same
 function with weights that are on no grid: its residual stream is turned by a random orthogonal matrix
