@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine, Request
+from negawatt.engine import Engine
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -20,6 +20,7 @@ from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
 
 RANKING_ROUNDS = 3
@@ -37,14 +38,12 @@ class Finals:
     Args:
         run: where notes and the winning artifact go.
         workshop: gives the candidates' weights.
-        requests: traffic held out from the search.
+        traffic: held out from the search.
         tick: told what goes on.
     """
 
-    def __init__(
-        self, run: Run, workshop: Workshop, requests: Sequence[Request], tick: Callable[[str], None]
-    ) -> None:
-        self.run, self.workshop, self.requests, self.tick = run, workshop, requests, tick
+    def __init__(self, run: Run, workshop: Workshop, traffic: Traffic, tick: Callable[[str], None]) -> None:
+        self.run, self.workshop, self.traffic, self.tick = run, workshop, traffic, tick
         self._engines: dict[Candidate, Engine] = {}  # closed again; kept for what they tell of themselves
 
     def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
@@ -52,7 +51,10 @@ class Finals:
         if len(finalists) < 2:
             return list(finalists)
         windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
-        costs = {candidate: Summary(tuple(w)).cpu_s_per_token for candidate, w in windows.items()}
+        costs = {
+            candidate: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(candidate)
+            for candidate, w in windows.items()
+        }
         return sorted(costs, key=lambda candidate: costs[candidate])
 
     def compare(
@@ -71,7 +73,7 @@ class Finals:
         before = self._profile(baseline, windows[baseline])
         if winner is None:
             return before, None
-        costs = {c: [w.cpu_s_per_token for w in windows[c]] for c in chosen}
+        costs = {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in chosen}
         ratio = baseline_ratio(costs[baseline], costs[winner])
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
 
@@ -85,12 +87,12 @@ class Finals:
                 self.tick(f"loading {each}")
                 try:
                     engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.requests[0])
+                    warm_up(engine, self.traffic.requests(each)[0])
                     opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
-            groups = [groups_for(self.requests, e.settings.batch, rounds, 1) for e in engines]
+            groups = [groups_for(self.traffic.requests(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
             taken = interleave(
