@@ -82,7 +82,17 @@ def test_what_was_made_is_charged_once(found: dict[str, Any]) -> None:
     assert all(r["energy_spent"]["value_j"] >= 0 for r in run.records("trial") if r["stage"] == "search")
 
 
+def test_the_levers_share_the_saving_between_them(found: dict[str, Any]) -> None:
+    rows = found["waterfall"]
+    assert [row["lever"] for row in rows] in ([None, "passes", "weights"], [None, "weights"])
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert rows[0]["cpu_s_per_token"] == pytest.approx(found["baseline"]["cpu_s_per_token"], rel=0.5)
+    assert "measured in turn" in rows[0]["how"]
+
+
 def test_the_run_opens_in_every_report(found: dict[str, Any]) -> None:
     for kind in report.FORMATS:
-        assert "depth" in report.render(found["run"], kind)
+        shown = report.render(found["run"], kind)
+        assert "depth:ratio=0.5" in shown.replace("\\", "")
+        assert "weights: q8_0" in shown.replace("\\", "")
     assert json.loads((Path(found["run"]) / "run.json").read_text())["question"]["space"]["passes"]

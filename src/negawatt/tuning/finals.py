@@ -19,6 +19,7 @@ from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, groups_for, interleave, warm_up
 from negawatt.run import Run
+from negawatt.tuning.ablation import Step, levers
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
@@ -26,8 +27,11 @@ from negawatt.tuning.workshop import Workshop
 RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
 BASELINE_ROUNDS = 2
-"""Rounds to rank finalists, to compare the winner with the baseline, and where nothing competes."""
+ABLATION_ROUNDS = 3
+"""Rounds to rank finalists, to compare the winner with the baseline, where nothing competes, and to tell what
+each lever saves."""
 FEWEST_RANKING_ROUNDS = 1
+FEWEST_ABLATION_ROUNDS = 1
 FEWEST_FINAL_ROUNDS = 3
 """The same where the time is over."""
 
@@ -76,6 +80,20 @@ class Finals:
         costs = {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in chosen}
         ratio = baseline_ratio(costs[baseline], costs[winner])
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
+
+    def along(self, steps: Sequence[Step], time_left: Callable[[], float]) -> list[dict[str, Any]] | None:
+        """What each lever saves on the way from baseline to winner, all steps measured in turn.
+
+        Args:
+            steps: as `ablation.path` gives them.
+            time_left: seconds; when they are over, one round is enough.
+        """
+        windows = self._interleaved(
+            [step.candidate for step in steps], ABLATION_ROUNDS, FEWEST_ABLATION_ROUNDS, time_left
+        )
+        costs = {c: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(c) for c, w in windows.items()}
+        rounds = min((len(w) for w in windows.values()), default=0)
+        return levers(steps, costs, f"every step measured in turn, {rounds} windows each")
 
     def _interleaved(
         self, candidates: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]

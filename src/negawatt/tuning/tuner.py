@@ -16,6 +16,7 @@ from negawatt.meter import Meter, energy_of_cpu_time
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
 from negawatt.profiling.profiler import Progress
 from negawatt.run import Run
+from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
@@ -285,7 +286,9 @@ class _Session:
         self, study: Study, winner: Candidate | None, quality: Difference | None, reasons: list[str]
     ) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
+        begun_s = self.used_s()
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
+        compared_s = self.used_s() - begun_s
         answer = verdict(
             self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons
         )
@@ -302,12 +305,27 @@ class _Session:
             **documents,
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
-            "waterfall": waterfall(baseline, best if answer.accepted else None),
+            "phases": waterfall(baseline, best if answer.accepted else None),
+            "waterfall": None,
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
         if answer.accepted and winner is not None:
+            result["waterfall"] = self._levers(study, winner, compared_s) or result["phases"]
             result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
         return result
+
+    def _levers(self, study: Study, winner: Candidate, compared_s: float) -> list[dict[str, Any]] | None:
+        """What each lever saves: measured in turn where there is time, else from what the search measured.
+
+        Args:
+            compared_s: how long it took to measure two candidates in turn.
+        """
+        steps = path(self.baseline, winner)
+        if self.left_s() > compared_s * len(steps) / 3:
+            self.tick("measuring what each lever saves")
+            return self.finals.along(steps, self.left_s)
+        costs = {t.candidate: t.cost for t in study.trials if t.state == "complete" and t.cost is not None}
+        return levers(steps, costs, "from the search's own trials, measured at different times")
 
     def _record_final(self, study: Study, candidate: Candidate, document: dict[str, Any]) -> None:
         """The figures of the proof beside those of the search."""
