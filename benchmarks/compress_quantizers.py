@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only techniques whose name begins so")
     parser.add_argument("--texts", default=",".join(TEXTS), help="calibration texts, comma-separated")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "negawatt-texts")
+    parser.add_argument("--model", default=MODEL, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(run(*options.worker.split("@"), options.work)))
+        print(json.dumps(run(*options.worker.split("@"), options.work, options.model)))
         return
     rows = [("as it is", "-")] + [(t, "-") for t in PLAIN]
     rows += [(t, text) for t in CALIBRATED for text in options.texts.split(",")]
@@ -58,8 +59,9 @@ def main() -> None:
         )
 
 
-def in_a_process(technique: str, text: str, work: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--work", str(work), "--worker", f"{technique}@{text}"]
+def in_a_process(technique: str, text: str, work: Path, model: str = MODEL) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--work", str(work), "--model", model]
+    command += ["--worker", f"{technique}@{text}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{technique} on {text} failed:\n{done.stderr[-2000:]}")
@@ -67,7 +69,7 @@ def in_a_process(technique: str, text: str, work: Path) -> dict[str, Any]:
     return found
 
 
-def run(technique: str, text: str, work: Path) -> dict[str, Any]:
+def run(technique: str, text: str, work: Path, model: str) -> dict[str, Any]:
     """Apply one technique, judge it, and tell what it took."""
     import torch
 
@@ -77,10 +79,8 @@ def run(technique: str, text: str, work: Path) -> dict[str, Any]:
     from negawatt.run import Run
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    source = Source.of(Artifact.open(MODEL))
-    book = handbook(work).read_text("utf-8")
-    tokens = source.tokenizer.encode(book[200_000:600_000])[: 16 * 512]
-    windows = torch.tensor(tokens).reshape(16, 512)
+    source = Source.of(Artifact.open(model))
+    windows = judged_windows(source, work)
     cpu_s, peak_mb = 0.0, 0.0
     if technique != "as it is":
         each = parse(technique)
@@ -94,6 +94,14 @@ def run(technique: str, text: str, work: Path) -> dict[str, Any]:
     else:
         scores = judge(source, windows).scores
     return {"perplexity": float(scores.mean().exp()), "cpu_s": cpu_s, "peak_mb": peak_mb}
+
+
+def judged_windows(source: Any, work: Path) -> Any:
+    """Token ids of shape ``(16, 512)``."""
+    import torch
+
+    book = handbook(work).read_text("utf-8")
+    return torch.tensor(source.tokenizer.encode(book[200_000:600_000])[: 16 * 512]).reshape(16, 512)
 
 
 def calibration_windows(source: Any, text: str, work: Path) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -67,6 +69,27 @@ def test_an_interrupted_call_does_not_leave_a_worker_behind(model: Artifact) -> 
         while True:
             engine.generate([Request([1, 2, 3], 64)])
     assert not Path(f"/proc/{pids[0]}").exists()
+
+
+def test_a_killed_parent_leaves_no_worker_computing(model: Artifact) -> None:
+    """Not even in the middle of a long answer, which nobody would notice before its end."""
+    program = (
+        "import sys; from negawatt.artifact import Artifact; from negawatt.engine import *\n"
+        "settings = Settings(engine='llamacpp', max_context=2048, threads=1)\n"
+        "with Engine(Artifact.open(sys.argv[1]), settings) as engine:\n"
+        "    print(engine.pid, flush=True)\n"
+        "    engine.generate([Request([1, 2, 3], 2000)], lambda index, token: print(token, flush=True))\n"
+    )
+    command = [sys.executable, "-c", program, str(model.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = Path(f"/proc/{int(parent.stdout.readline())}")
+        parent.stdout.readline()  # it is writing
+        parent.kill()
+    started = time.monotonic()
+    while worker.exists() and time.monotonic() - started < 10:
+        time.sleep(0.05)
+    assert not worker.exists()
 
 
 def test_a_model_larger_than_memory_is_refused_before_loading(

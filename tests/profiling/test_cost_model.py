@@ -100,5 +100,5 @@ def test_energy_carries_the_band() -> None:
 
 
 def test_needs_both_phases() -> None:
-    with pytest.raises(NegawattError, match="prefill and one decode"):
+    with pytest.raises(NegawattError, match="at least one prefill"):
         fitted([Step("decode", 1, 1, 5, 1, 0.01, 0.01)])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from negawatt import catalog
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import Request, Settings
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.profiling import Profile, profile, reference_load
 from negawatt.profiling.window import groups_for, percentiles, requests_of, spread
-from negawatt.workload import TrafficItem, Workload
+from negawatt.workload import GenerateItem, TrafficItem, Workload
 
 SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=768)
 
@@ -54,13 +55,35 @@ def test_fewer_bytes_of_weights_cost_less(found: Profile) -> None:
     assert found.ratio.value > 1.05
 
 
-def test_a_workload_without_traffic_is_refused(model: Artifact) -> None:
-    workload = Workload.open("offline")
-    empty = type(workload)(**{**vars_of(workload), "traffic": ()})
-    with pytest.raises(UsageError, match="no traffic"):
+def test_questions_without_traffic_are_what_joules_are_counted_on(model: Artifact) -> None:
+    few = Workload.open("piqa").subset(40)
+    found = profile(model, few, SETTINGS.replace(batch=4), rounds=2, requests_per_round=4, quality_items=0)
+    document = found.to_json()
+    assert document["unit"] == "answer"
+    assert document["tokens"]["generated"] == document["requests"] == 16
+    assert found.summary.energy_per_token.value_j == pytest.approx((found.summary.energy.value_j or 0) / 16)
+    assert found.summary.prompted == sum(step.tokens for step in found.summary.steps)
+    assert len(found.summary.ttft_ms) == 2 and found.summary.tpot_ms == {}
+    assert found.cost_model is not None and found.cost_model.decode_call_s == 0.0
+
+
+def test_a_workload_with_nothing_to_count_joules_on_is_refused(model: Artifact) -> None:
+    questions = Workload.open("piqa")
+    empty = Workload(**{**vars_of(questions), "quality": ()})
+    with pytest.raises(WorkloadError, match="no traffic"):
         profile(model, empty, SETTINGS)
+    mixed = (questions.quality[0], GenerateItem("write", "Write.", ("yes",), 4))
+    metrics = {**questions.metrics, "generate": "exact_match"}
+    several = Workload(**{**vars_of(questions), "quality": mixed, "metrics": metrics})
+    with pytest.raises(WorkloadError, match="of several kinds"):
+        profile(model, several, SETTINGS)
     with pytest.raises(UsageError, match="at least 2 rounds"):
-        profile(model, workload, SETTINGS, rounds=1)
+        profile(model, questions, SETTINGS, rounds=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def questions() -> None:
+    catalog.pull("piqa")
 
 
 def vars_of(workload: Workload) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,20 @@ class Amount:
             "provenance": str(self.provenance),
             "reason": self.reason or None,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Amount:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or contradicts another.
+        """
+        try:
+            value, low, high = (None if data[n] is None else float(data[n]) for n in ("value", "low", "high"))
+            provenance = Provenance[str(data["provenance"]).upper()]
+            return cls(value, low, high, str(data["unit"]), provenance, str(data.get("reason") or ""))
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError(f"not an amount: {exc} is missing or unknown") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from negawatt import __version__
 from negawatt.errors import NegawattError, SensorError
 
 COMMANDS = {
+    "budgets": "set, list and remove what keys and teams may spend at the server",
     "calibrate": "find out, once, how this machine's power follows its load",
     "carbon": "turn a measurement into carbon, water and cost",
     "completion": "print the script that completes commands and options in a shell",
@@ -22,11 +23,15 @@ COMMANDS = {
     "engines": "list engines, or pull a compiled one",
     "export": "write a model in another format, and prove that it is still the model",
     "hotspots": "tell which functions of a program, or layers of a model, spend the joules",
+    "keys": "make, list and revoke the keys that open the server",
+    "ledger": "check the server's receipts for tampering, or write them to a file",
     "measure": "measure the energy of any command with its children",
     "models": "list, pull or show models",
     "monitor": "export what this machine and everything on it spends, for as long as it runs",
     "profile": "measure joules, latency, memory and quality of a model on a workload",
+    "receipts": "add up what requests to the server cost, by key, team, model or day",
     "report": "turn a run into HTML, Markdown or JSON",
+    "serve": "serve models to OpenAI's clients, with the joules of every request in its answer",
     "tune": "find the way of running a model that spends the fewest joules, and prove it",
 }
 

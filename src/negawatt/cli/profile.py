@@ -45,7 +45,8 @@ def command(
 ) -> None:
     """Measure joules per token by phase, latency, memory and quality of MODEL.
 
-    MODEL is a name from the catalogue, a folder or file, or hf:org/name.
+    MODEL is a name from the catalogue, a folder or file, or hf:org/name. On a workload of
+    questions without traffic, joules are counted per answer: choices scored, texts labelled.
     """
     from negawatt.artifact import Artifact
     from negawatt.meter import fingerprint
@@ -84,19 +85,26 @@ def _show(document: dict[str, Any], settings: Any) -> None:
 
     energy = Energy.from_json(document["energy_per_token"])
     low, high = document["cpu_s_per_token_spread"]
+    answers = document["unit"] == "answer"
+    output = "answer" if answers else "generated token"
     lines = [
         ("what ran", str(settings)),
-        ("energy per generated token", str(energy)),
-        ("CPU time per generated token", f"{1000 * document['cpu_s_per_token']:.2f} ms"
+        (f"energy per {output}", str(energy)),
+        (f"CPU time per {output}", f"{1000 * document['cpu_s_per_token']:.2f} ms"
          f" ({1000 * low:.2f}–{1000 * high:.2f} seen)"),
-        ("tokens per second", f"{document['tokens_per_s']:.1f}"),
+        (f"{'answers' if answers else 'tokens'} per second", f"{document['tokens_per_s']:.1f}"),
     ]  # fmt: skip
     for name, phase in document["phases"].items():
+        if phase.get("tokens") == 0 or (answers and name == "decode"):
+            continue
         spent = phase.get("cpu_s_per_token")
         text = f"{1000 * spent:.2f} CPU-ms a token" if spent is not None else f"{phase['cpu_s']:.2f} CPU-s"
         per = Energy.from_json(phase.get("energy_per_token") or phase["energy"])
         lines.append((f"  {name}", f"{per}, {text}"))
-    for name, key in (("time to first token", "ttft_ms"), ("time per output token", "tpot_ms")):
+    for name, key in (
+        ("time to an answer" if answers else "time to first token", "ttft_ms"),
+        ("time per output token", "tpot_ms"),
+    ):
         if found := document[key]:
             lines.append((name, f"{found['p50']:.1f} ms median, {found['p95']:.1f} ms p95"))
     lines.append(("peak memory", f"{document['peak_rss_bytes'] / 1e6:.0f} MB"))
@@ -107,7 +115,8 @@ def _show(document: dict[str, Any], settings: Any) -> None:
         error = "" if model["median_error"] is None else f"; off by {model['median_error']:.1%} (median)"
         lines.append(("cost model", model["text"] + error))
     if ratio := document["ratio_to_baseline"]:
-        lines.append(("against the baseline", f"{ratio['value']:.2f} times fewer CPU seconds a token "
+        lines.append(("against the baseline", f"{ratio['value']:.2f} times fewer CPU seconds "
+                      f"for each {output} "
                       f"({ratio['low']:.2f}–{ratio['high']:.2f}, {ratio['n']} pairs)"))  # fmt: skip
     width = max(len(name) for name, _ in lines)
     for name, text in lines:

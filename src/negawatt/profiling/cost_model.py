@@ -77,26 +77,32 @@ class CostModel:
             cpu_s: CPU seconds of the whole generations, at least what the steps add up to.
             energy_per_cpu_s: joules for one CPU second.
 
+        Where nothing was decoded (questions are scored, texts are labelled) the decode terms are 0.
+
         Raises:
-            NegawattError: there is no prefill or no decode step.
+            NegawattError: there is no prefill step.
         """
         prefill = [s for s in steps if s.phase == "prefill"]
         decode = [s for s in steps if s.phase == "decode"]
-        if not prefill or not decode:
-            raise NegawattError("a cost model needs at least one prefill and one decode step")
+        if not prefill:
+            raise NegawattError("a cost model needs at least one prefill step")
         p = _fit_non_negative(
             np.array([[1.0, s.tokens, s.tokens**2 / (2 * s.sequences)] for s in prefill]),
             np.array([s.cpu_s for s in prefill]),
         )
-        d = _fit_non_negative(
-            np.array([[1.0, s.tokens, s.context] for s in decode]), np.array([s.cpu_s for s in decode])
-        )
-        sequences = sum(s.sequences for s in decode)
+        d, fed, yielded = (0.0, 0.0, 0.0), 1.0, 1.0
+        if decode:
+            d = _fit_non_negative(
+                np.array([[1.0, s.tokens, s.context] for s in decode]), np.array([s.cpu_s for s in decode])
+            )
+            sequences = sum(s.sequences for s in decode)
+            fed = sum(s.tokens for s in decode) / sequences
+            yielded = max(1e-9, sum(s.produced for s in decode) / sequences)
         return cls(
             *p,
             *d,
-            fed_per_call=sum(s.tokens for s in decode) / sequences,
-            yielded_per_call=max(1e-9, sum(s.produced for s in decode) / sequences),
+            fed_per_call=fed,
+            yielded_per_call=yielded,
             overhead=max(1.0, cpu_s / sum(s.cpu_s for s in steps)),
             batch=batch,
             energy_per_cpu_s=energy_per_cpu_s,

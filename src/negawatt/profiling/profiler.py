@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from negawatt.artifact import Artifact
@@ -15,7 +16,7 @@ from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.cost_model import CostModel
 from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Items, Scores
-from negawatt.profiling.window import Summary, groups_for, interleave, measure, requests_of, warm_up
+from negawatt.profiling.window import Job, Summary, groups_for, interleave, jobs_of, measure, warm_up
 from negawatt.workload import Ratio, Workload, ratio_interval
 
 Progress = Callable[[float, float | None, str], None]
@@ -65,6 +66,7 @@ class Profile:
         return {
             "artifact": self.artifact,
             "settings": self.settings.to_json(),
+            "unit": summary.unit,
             "energy_per_token": summary.energy_per_token.to_json(),
             "cpu_s_per_token": summary.cpu_s_per_token,
             "cpu_s_per_token_spread": [low, high],
@@ -134,6 +136,9 @@ def profile(
 ) -> Profile:
     """Measure a model on a workload.
 
+    Joules are counted for each token generated; on a workload of questions that are answered by scoring or
+    labelling, and no traffic, for each answer (the document's ``unit`` says which).
+
     Args:
         artifact: a model, or what `Artifact.open` takes.
         workload: a workload, or what `Workload.open` takes.
@@ -145,7 +150,8 @@ def profile(
         progress: called with (done, total, what is being done).
 
     Raises:
-        UsageError: fewer than 2 rounds, or a workload without traffic.
+        UsageError: fewer than 2 rounds.
+        WorkloadError: the workload has nothing to count joules on.
         EngineError: the engine refuses or fails.
     """
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
@@ -153,10 +159,8 @@ def profile(
     settings = settings or REFERENCE_SETTINGS
     if rounds < 2 or requests_per_round < 1:
         raise UsageError("a profile needs at least 2 rounds of at least 1 request")
-    if not workload.traffic:
-        raise UsageError(f"workload {workload.name} has no traffic to count joules on")
-    requests = requests_of(artifact.tokenizer, workload.traffic, settings.max_context)
-    measured = _measured(artifact, settings, baseline, requests, rounds, requests_per_round, progress)
+    jobs = jobs_of(artifact.tokenizer, workload, settings.max_context)
+    measured = _measured(artifact, settings, baseline, jobs, rounds, requests_per_round, progress)
     if quality_items != 0:
         quality = judge_artifact(artifact, settings, workload, quality_items, progress)
         measured = replace(measured, quality=quality)
@@ -167,7 +171,7 @@ def _measured(
     artifact: Artifact,
     settings: Settings,
     baseline: Settings | None,
-    requests: list[Request],
+    jobs: list[Job],
     rounds: int,
     per_round: int,
     progress: Progress,
@@ -176,8 +180,8 @@ def _measured(
     total = rounds * (1 if baseline is None else 2) + HELD_BACK_GROUPS
     progress(0, total, f"loading {settings}")
     with Engine(artifact, settings) as engine:
-        warm_up(engine, requests[0])
-        groups = groups_for(requests, settings.batch, rounds, per_round)
+        warm_up(engine, jobs[0])
+        groups = groups_for(jobs, settings.batch, rounds, per_round)
         if baseline is None:
             (windows,) = interleave(
                 [engine], [[g] for g in groups], lambda n: progress(n, total, str(settings))
@@ -185,8 +189,8 @@ def _measured(
             ratio = None
         else:
             with Engine(artifact, baseline) as other:
-                warm_up(other, requests[0])
-                theirs = groups_for(requests, baseline.batch, rounds, per_round)
+                warm_up(other, jobs[0])
+                theirs = groups_for(jobs, baseline.batch, rounds, per_round)
                 pairs = list(zip(groups, theirs, strict=True))
                 windows, others = interleave(
                     [engine, other], pairs, lambda n: progress(n, total, "measuring in turn")
@@ -194,7 +198,7 @@ def _measured(
             ratio = baseline_ratio([w.cpu_s_per_token for w in others], [w.cpu_s_per_token for w in windows])
         summary = Summary(tuple(windows))
         progress(total - HELD_BACK_GROUPS, total, "testing the cost model on other lengths")
-        model = _cost_model(engine, summary, requests, settings.max_context)
+        model = _cost_model(engine, summary, jobs, settings.max_context)
         peak = engine.last_usage.peak_rss_bytes
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
@@ -203,16 +207,21 @@ def _measured(
         )  # fmt: skip
 
 
-def _cost_model(engine: Engine, summary: Summary, requests: list[Request], max_context: int) -> CostModel:
-    """Fitted on the windows; tested on requests of other lengths than any the fit saw."""
+def _cost_model(engine: Engine, summary: Summary, jobs: list[Job], max_context: int) -> CostModel:
+    """Fitted on the windows; tested on jobs of other lengths than any the fit saw, or on other questions."""
     per_cpu_s = summary.energy.scaled(1 / summary.cpu_s)
     model = CostModel.fit(
         summary.steps, batch=engine.settings.batch, cpu_s=summary.cpu_s, energy_per_cpu_s=per_cpu_s
     )
-    held_back = [
-        measure(engine, group).cost for group in other_lengths(requests, engine.settings.batch, max_context)
-    ]
-    return model.tested_on(held_back)
+    batch = engine.settings.batch
+    requests = [job for job in jobs if isinstance(job, Request)]
+    groups: Sequence[Sequence[Job]]
+    if requests:
+        groups = other_lengths(requests, batch, max_context)
+    else:  # shuffled by their names, so that short and long ones meet
+        others = sorted(jobs, key=lambda job: sha256(repr(job).encode()).digest())
+        groups = [others[k * batch : (k + 1) * batch] for k in range(HELD_BACK_GROUPS)]
+    return model.tested_on([measure(engine, group).cost for group in groups if group])
 
 
 def other_lengths(requests: Sequence[Request], batch: int, max_context: int) -> list[list[Request]]:

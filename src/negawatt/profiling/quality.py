@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact import Tokenizer
-from negawatt.engine import Engine, Request, Settings
+from negawatt.engine import Engine, Generation, Request, Settings, Step
 from negawatt.errors import WorkloadError
 from negawatt.workload import (
     ClassifyItem,
@@ -82,8 +82,26 @@ def scoring_settings(settings: Settings) -> Settings:
     )
 
 
-def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response], float]:
-    """Responses to items in their order, and the CPU seconds they took.
+@dataclass(frozen=True)
+class Answered:
+    """Responses to questions, and what they took.
+
+    Attributes:
+        responses: one for each question, in their order.
+        fed: tokens fed for each question.
+        steps: the engine's calls.
+        cpu_s, wall_s: of the worker.
+    """
+
+    responses: tuple[Response, ...]
+    fed: tuple[int, ...]
+    steps: tuple[Step, ...]
+    cpu_s: float
+    wall_s: float
+
+
+def answered(engine: Engine, items: Sequence[QualityItem]) -> Answered:
+    """Let a model answer questions, in as few calls as their kinds allow.
 
     Raises:
         WorkloadError: an item does not fit into the engine's context (named), or is no question of
@@ -93,14 +111,18 @@ def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response]
         return _labelled(engine, items)
     tokenizer = engine.artifact.tokenizer
     responses: list[Response | None] = [None] * len(items)
+    fed = [0] * len(items)
     pairs: list[TokenPair] = []
     where: list[tuple[int, int]] = []  # (item, how many of the pairs are its)
-    cpu_s = 0.0
+    steps: list[Step] = []
+    cpu_s = wall_s = 0.0
     for position, item in enumerate(items):
         asked = ask(item)
         if isinstance(asked, GenerateAsk):
-            text, spent = _generate(engine, asked)
-            responses[position], cpu_s = Generated(text), cpu_s + spent
+            text, generation, fed[position] = _generate(engine, asked)
+            responses[position] = Generated(text)
+            steps += generation.steps
+            cpu_s, wall_s = cpu_s + generation.usage.cpu_s, wall_s + generation.usage.wall_s
             continue
         found = list(_pairs(tokenizer, asked, engine.settings.max_context))
         if max(len(c) + len(r) for c, r in found) > engine.settings.max_context:
@@ -108,18 +130,20 @@ def answer(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response]
                 f"item {item.id!r} is longer than the context of {engine.settings.max_context} tokens"
             )
         where.append((position, len(found)))
+        fed[position] = sum(len(c) + len(r) - 1 for c, r in found)
         pairs += found
     if pairs:
         scores, usage = engine.score(pairs)
-        cpu_s += usage.cpu_s
+        steps += engine.last_steps
+        cpu_s, wall_s = cpu_s + usage.cpu_s, wall_s + usage.wall_s
         taken = iter(scores)
         for position, count in where:
             log_probs = [next(taken)[0] for _ in range(count)]
             responses[position] = _scored(ask(items[position]), log_probs)
-    return [r for r in responses if r is not None], cpu_s
+    return Answered(tuple(r for r in responses if r is not None), tuple(fed), tuple(steps), cpu_s, wall_s)
 
 
-def _labelled(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Response], float]:
+def _labelled(engine: Engine, items: Sequence[QualityItem]) -> Answered:
     """What a classifier says of items whose labels it knows."""
     names = engine.labels
     for item in items:
@@ -133,7 +157,10 @@ def _labelled(engine: Engine, items: Sequence[QualityItem]) -> tuple[list[Respon
     found = engine.classify(texts)
     rows = [[float(row[names.index(label)]) for label in item.labels]
             for item, row in zip(asked, found.log_probs, strict=True)]  # fmt: skip
-    return [Scored(tuple(row), (1,) * len(row)) for row in rows], found.usage.cpu_s
+    return Answered(
+        tuple(Scored(tuple(row), (1,) * len(row)) for row in rows), tuple(map(len, texts)),
+        tuple(found.steps), found.usage.cpu_s, found.usage.wall_s,
+    )  # fmt: skip
 
 
 def _scored(asked: object, log_probs: list[list[float]]) -> Scored:
@@ -178,14 +205,15 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return tokenizer.chat([{"role": m.role, "content": m.content} for m in prompt])
 
 
-def _generate(engine: Engine, asked: GenerateAsk) -> tuple[str, float]:
+def _generate(engine: Engine, asked: GenerateAsk) -> tuple[str, Generation, int]:
+    """The text, what it took, and how many tokens were asked with."""
     tokenizer = engine.artifact.tokenizer
     request = Request(prompt_tokens(tokenizer, asked.prompt), asked.max_new_tokens, tokenizer.eos_ids)
     generation = engine.generate([request])
     text = tokenizer.decode(generation.completions[0].tokens)
     for stop in asked.stop:
         text = text.lstrip("\n").split(stop)[0] if stop == "\n" else text.split(stop)[0]
-    return text, generation.usage.cpu_s
+    return text, generation, len(request.tokens)
 
 
 def judged(
@@ -207,9 +235,9 @@ def judged(
     cpu_s = 0.0
     for start in range(0, len(items), ITEMS_PER_CALL):
         part = items[start : start + ITEMS_PER_CALL]
-        responses, spent = answer(engine, part)
-        cpu_s += spent
-        for item, response in zip(part, responses, strict=True):
+        found = answered(engine, part)
+        cpu_s += found.cpu_s
+        for item, response in zip(part, found.responses, strict=True):
             scores[item.id] = judge(metrics[item.kind], item, response)
             weights[item.id] = weight(metrics[item.kind], response)
         progress(len(scores))

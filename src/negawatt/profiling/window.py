@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from negawatt.artifact import Tokenizer
 from negawatt.energy import Energy
@@ -13,9 +13,17 @@ from negawatt.engine import Completion, Engine, Request, Step
 from negawatt.errors import WorkloadError
 from negawatt.meter import Measurement, ProcessMeter
 from negawatt.profiling.cost_model import Cost
-from negawatt.profiling.quality import prompt_tokens
+from negawatt.profiling.quality import answered, prompt_tokens
 from negawatt.profiling.reference_load import reference_load
-from negawatt.workload import TrafficItem
+from negawatt.workload import (
+    GenerateItem,
+    QualityItem,
+    TrafficItem,
+    Workload,
+    ask,
+)
+
+T = TypeVar("T", bound="Request | QualityItem")
 
 NEIGHBOUR_SHARE = 0.10
 """Other processes using more than this share of one core during a window are reported."""
@@ -27,12 +35,17 @@ DRIFT = 1.15
 """A reference load whose cost varies by more than this factor is reported."""
 
 
+Job = Request | QualityItem
+"""What joules are counted on: a text to generate, or a question answered by scoring or labelling it."""
+
+
 @dataclass(frozen=True)
 class Window:
-    """One group of requests, measured on one engine.
+    """One group of jobs, measured on one engine.
 
     Attributes:
-        inputs, outputs: tokens of each request's prompt and answer.
+        inputs: tokens fed for each job's prompt, over all choices where it has some.
+        outputs: tokens generated for each; 1 where a question is answered without generating.
         completions: the answers with their times.
         steps: the engine's calls.
         cpu_s: CPU seconds of the worker.
@@ -49,10 +62,12 @@ class Window:
     wall_s: float
     reference_s: float
     measurement: Measurement
+    unit: str = "token"
+    """What an output is: a generated ``token``, or an ``answer`` to a question."""
 
     @property
     def cpu_s_per_token(self) -> float:
-        """CPU seconds for each generated token, prefill included."""
+        """CPU seconds for each output, prefill included."""
         return self.cpu_s / sum(self.outputs)
 
     @property
@@ -83,55 +98,111 @@ def requests_of(tokenizer: Tokenizer, traffic: Iterable[TrafficItem], max_contex
     return requests
 
 
-def spread(requests: Sequence[Request], n: int) -> list[Request]:
-    """`n` of the requests, evenly over the range of their lengths; repeated when there are fewer."""
-    ordered = sorted(requests, key=lambda r: (len(r.tokens), r.max_new_tokens))
+def jobs_of(tokenizer: Tokenizer, workload: Workload, max_context: int) -> list[Job]:
+    """What a workload's joules are counted on: its traffic or, without one, its questions.
+
+    Raises:
+        WorkloadError: there is neither, an item does not fit, or some questions want a text and others not.
+    """
+    if workload.traffic:
+        return list(requests_of(tokenizer, workload.traffic, max_context))
+    texts = [item for item in workload.quality if isinstance(item, GenerateItem)]
+    if texts and len(texts) < len(workload.quality):
+        raise WorkloadError(
+            f"workload {workload.name} has no traffic, and its questions are of several kinds: give it one"
+        )
+    if texts:
+        asked = [TrafficItem(t.id, t.prompt, t.max_new_tokens) for t in texts]
+        return list(requests_of(tokenizer, asked, max_context))
+    if not workload.quality:
+        raise WorkloadError(f"workload {workload.name} has no traffic to count joules on")
+    return list(workload.quality)
+
+
+def _size(job: Job) -> tuple[int, int]:
+    """By which jobs are ordered: the length of what is fed, then of what is generated."""
+    if isinstance(job, Request):
+        return len(job.tokens), job.max_new_tokens
+    return len(repr(ask(job))), 1
+
+
+def spread(jobs: Sequence[T], n: int) -> list[T]:
+    """`n` of the jobs, evenly over the range of their lengths; repeated when there are fewer."""
+    ordered = sorted(jobs, key=_size)
     if n >= len(ordered):
         return [ordered[i % len(ordered)] for i in range(n)]
     return [ordered[int((i + 0.5) * len(ordered) / n)] for i in range(n)]
 
 
-def groups_for(requests: Sequence[Request], batch: int, rounds: int, per_round: int) -> list[list[Request]]:
-    """For each round a group of requests, together spread over the lengths of the traffic.
+def groups_for(jobs: Sequence[T], batch: int, rounds: int, per_round: int) -> list[list[T]]:
+    """For each round a group of jobs, together spread over the lengths of the traffic.
 
-    A group has `per_round` requests or, for batches, enough to fill the batch twice: slots are filled
+    A group has `per_round` jobs or, for batches, enough to fill the batch twice: slots are filled
     again, or prompts of similar length put together, as under load. From a batch of 32 on it is filled
     once: that many answers are a long measurement already.
     """
     size = per_round if batch == 1 else max(per_round, batch, min(2 * batch, FILLED_ONCE))
-    chosen = spread(requests, rounds * size)
+    chosen = spread(jobs, rounds * size)
     return [chosen[number::rounds] for number in range(rounds)]
 
 
-def measure(engine: Engine, requests: Sequence[Request]) -> Window:
-    """Run a group of requests on an open engine under a meter."""
+def measure(engine: Engine, jobs: Sequence[Job]) -> Window:
+    """Run a group of jobs, all of one kind, on an open engine under a meter."""
     meter = ProcessMeter(engine.pid)
     before = reference_load()
     meter.start()
-    generation = engine.generate(requests)
+    done = _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
     measurement = meter.stop()
     after = reference_load()
     return Window(
-        inputs=tuple(len(r.tokens) for r in requests),
-        outputs=tuple(len(c.tokens) for c in generation.completions),
-        completions=tuple(generation.completions),
-        steps=tuple(generation.steps),
-        cpu_s=generation.usage.cpu_s,
-        wall_s=generation.usage.wall_s,
-        reference_s=(before + after) / 2,
-        measurement=measurement,
-    )
+        **done, reference_s=(before + after) / 2, measurement=measurement,
+        unit="token" if isinstance(jobs[0], Request) else "answer",
+    )  # fmt: skip
 
 
-def warm_up(engine: Engine, request: Request) -> None:
+def _generated(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+    requests = [job for job in jobs if isinstance(job, Request)]
+    generation = engine.generate(requests)
+    return {
+        "inputs": tuple(len(r.tokens) for r in requests),
+        "outputs": tuple(len(c.tokens) for c in generation.completions),
+        "completions": tuple(generation.completions),
+        "steps": tuple(generation.steps),
+        "cpu_s": generation.usage.cpu_s,
+        "wall_s": generation.usage.wall_s,
+    }
+
+
+def _answered(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Questions answered by scoring or labelling. Each waits for the engine call that it was part of."""
+    found = answered(engine, [job for job in jobs if not isinstance(job, Request)])
+    waits = [step.wall_s for step in found.steps for _ in range(step.sequences)]
+    share = len(waits) / len(jobs)  # sequences a question: its choices, which may lie in several calls
+    return {
+        "inputs": found.fed,
+        "outputs": (1,) * len(jobs),
+        "completions": tuple(
+            Completion(token_times_s=[waits[min(len(waits) - 1, int((i + 1) * share) - 1)]])
+            for i in range(len(jobs))
+        ),
+        "steps": tuple(found.steps),
+        "cpu_s": found.cpu_s,
+        "wall_s": found.wall_s,
+    }
+
+
+def warm_up(engine: Engine, job: Job) -> None:
     """One short answer, so that caches, thread pools and lazily compiled kernels are in place."""
-    group = [Request(request.tokens, 4)] * min(2, engine.settings.batch)
-    engine.generate(group)
+    n = min(2, engine.settings.batch)
+    if isinstance(job, Request):
+        engine.generate([Request(job.tokens, 4)] * n)
+    else:
+        answered(engine, [job] * n)
 
 
 def interleave(
     engines: Sequence[Engine],
-    rounds: Sequence[Sequence[Sequence[Request]]],
+    rounds: Sequence[Sequence[Sequence[Job]]],
     progress: Callable[[int], None] = lambda done: None,
     enough: Callable[[int], bool] = lambda rounds: False,
 ) -> list[list[Window]]:
@@ -139,7 +210,7 @@ def interleave(
 
     Args:
         engines: open and warmed up.
-        rounds: for each round, for each engine, the group of requests to run.
+        rounds: for each round, for each engine, the group of jobs to run.
         progress: called with the number of windows done.
         enough: asked after each round, with the rounds done, whether the rest can be left out.
 
@@ -166,6 +237,11 @@ class Summary:
     windows: tuple[Window, ...]
 
     @property
+    def unit(self) -> str:
+        """What outputs are: a ``token`` generated, or an ``answer`` to a question."""
+        return self.windows[0].unit
+
+    @property
     def generated(self) -> int:
         return sum(sum(w.outputs) for w in self.windows)
 
@@ -183,7 +259,7 @@ class Summary:
 
     @property
     def cpu_s_per_token(self) -> float:
-        """CPU seconds for each generated token over all windows."""
+        """CPU seconds for each output over all windows."""
         return self.cpu_s / self.generated
 
     @property
@@ -200,7 +276,7 @@ class Summary:
 
     @property
     def energy_per_token(self) -> Energy:
-        """Joules for each generated token, prefill included."""
+        """Joules for each output, prefill included."""
         return self.energy.scaled(1 / self.generated)
 
     def phase(self, name: str, tokens: int) -> dict[str, Any]:
@@ -209,8 +285,8 @@ class Summary:
         share = sum(s.cpu_s for s in self.steps if s.phase == name) / total
         return {
             "energy": self.energy.scaled(share).to_json(),
-            "energy_per_token": self.energy.scaled(share / tokens).to_json(),
-            "cpu_s_per_token": self.cpu_s * share / tokens,
+            "energy_per_token": self.energy.scaled(share / max(1, tokens)).to_json(),
+            "cpu_s_per_token": self.cpu_s * share / max(1, tokens),
             "tokens": tokens,
         }
 

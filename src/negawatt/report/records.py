@@ -264,7 +264,7 @@ class Step:
 
 
 def way(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a record, with the ``model`` and ``passes`` that its weights come from where they are told."""
+    """Settings of a record, with the ``model`` and ``passes`` that its weights come from, where told."""
     made = " + ".join(texts(data.get("passes")))
     extra = {"model": text(data.get("model")), "passes": made}
     settings = mapping(data.get("settings"))

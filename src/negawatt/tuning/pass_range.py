@@ -74,11 +74,6 @@ class PassRange:
     def technique(self) -> type[Pass]:
         return technique(self.name)
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The default of every parameter by the name of its dimension."""
-        return {f"{self.name}.{p.name}": p.default for p in self.technique.parameters}
-
     def pick(self, choose: Choose) -> str:
         """The pass with each parameter picked, as on the command line of ``negawatt compress``."""
         values = {

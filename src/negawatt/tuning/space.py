@@ -233,17 +233,6 @@ class Space:
 
         return self.pick(choose)
 
-    def with_pass(self, candidate: Candidate, name: str) -> Candidate | None:
-        """`candidate` made by one pass more, with its defaults; None where that does not fit."""
-        defaults = next(each.defaults for each in self.passes if each.name == name)
-        known: dict[str, Any] = {**defaults, **self.parameters(candidate), f"pass {name}": "yes"}
-
-        def choose(dimension: str, choices: Sequence[Any]) -> Any:
-            return known[dimension] if known.get(dimension) in choices else choices[0]
-
-        found = self.pick(choose)
-        return found if name in found.names else None
-
     def to_json(self) -> dict[str, Any]:
         return {
             "engines": list(self.engines),

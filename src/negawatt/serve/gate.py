@@ -1,0 +1,225 @@
+"""`KeyGate`: the gate with keys, rate limits, budgets and a ledger behind it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from negawatt.carbon import KWH_J, Factor
+from negawatt.energy import Energy
+from negawatt.serve.account import Account, Hold
+from negawatt.serve.admission import Caller, Estimate, Refused
+from negawatt.serve.budget import Decision, Spending
+from negawatt.serve.database import DatabaseError
+from negawatt.serve.keys import Key, KeyRefused, Keys
+from negawatt.serve.rates import Rates
+from negawatt.serve.receipt import Receipt
+
+BUSY_RETRY_S = 1.0
+"""When to come again for a budget that running requests hold."""
+
+Cost = Callable[[str, int, int], Energy]
+"""Joules of a request at most: by model, tokens read and tokens written; missing where nothing is known."""
+
+_log = logging.getLogger("negawatt.serve.gate")
+
+
+class KeyGate:
+    """Knows callers by their keys, holds them to rates and budgets, and writes every receipt down.
+
+    Implements `negawatt.serve.admission.Gate`.
+
+    Args:
+        keys: who may call.
+        account: budgets and ledger.
+        cost: what a request would cost with another model or fewer tokens than it asked for; without it the
+            estimate's own energy is taken in proportion to the tokens.
+        intensity: grams a kWh at this moment, or None where the grid is not known.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        account: Account,
+        *,
+        rates: Rates | None = None,
+        cost: Cost | None = None,
+        intensity: Callable[[], Factor | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys, self._account, self._rates = keys, account, rates or Rates()
+        self._cost, self._intensity, self._clock = cost, intensity, clock
+        self._seen: dict[str, Key] = {}
+        self._late: deque[tuple[Hold | None, Receipt]] = deque()
+        self._late_lock = threading.Lock()
+
+    def caller(self, authorization: str | None) -> Caller:
+        """
+        Raises:
+            Refused: 401 for no key that holds; 503 where that cannot be looked up.
+        """
+        try:
+            key = self._keys.check(authorization)
+        except KeyRefused as exc:
+            raise Refused(str(exc), status=401, code="invalid_api_key") from exc
+        except DatabaseError as exc:
+            raise _unavailable(exc) from exc
+        self._seen[key.id] = key
+        return Caller(key.id, key.team, key.priority)
+
+    def known(self, key_id: str) -> Caller:
+        """The caller of a key by its id, for work that the key left behind.
+
+        Raises:
+            Refused: 401, the key holds no longer.
+        """
+        try:
+            key = self._keys.held(key_id)
+        except KeyRefused as exc:
+            raise Refused(str(exc), status=401, code="invalid_api_key") from exc
+        self._seen[key.id] = key
+        return Caller(key.id, key.team, key.priority)
+
+    def reserve(self, caller: Caller, estimate: Estimate) -> KeyReservation:
+        """
+        Raises:
+            Refused: 429 for rates and budgets, with when to come again; 503 where they cannot be looked up.
+        """
+        taken = estimate.input_tokens + estimate.output_tokens
+        key = self._seen.get(caller.key_id)
+        if key is not None:
+            self._rates.take(key, taken)
+        factor = self._intensity()
+
+        def price(model: str, output_tokens: int) -> Spending:
+            return self._price(estimate, model, output_tokens, factor)
+
+        try:
+            decision, hold = self._account.hold(
+                caller.key_id,
+                caller.team,
+                estimate.model,
+                estimate.output_tokens,
+                price,
+                deferred=caller.deferred,
+            )
+        except DatabaseError as exc:
+            self._rates.correct(caller.key_id, taken, request=True)
+            raise _unavailable(exc) from exc
+        if hold is None:
+            self._rates.correct(caller.key_id, taken, request=True)
+            raise self._refusal(decision)
+        return KeyReservation(self, caller.key_id, taken, decision, hold)
+
+    def charge(self, receipt: Receipt) -> None:
+        self._settle(None, receipt)
+
+    def close(self) -> None:
+        """Write down what could not be written so far, and give back what is held.
+
+        Raises:
+            DatabaseError: that is not possible.
+        """
+        with self._late_lock:
+            while self._late:
+                self._account.settle(*self._late[0])
+                self._late.popleft()
+        self._account.close()
+
+    def _settle(self, hold: Hold | None, receipt: Receipt) -> None:
+        """Charge now, or, while the database is away, as soon as it is back, in order."""
+        with self._late_lock:
+            self._late.append((hold, receipt))
+            try:
+                while self._late:
+                    self._account.settle(*self._late[0])
+                    self._late.popleft()
+            except DatabaseError as exc:
+                _log.error("%d receipts wait to be written: %s", len(self._late), exc)
+
+    def _price(self, estimate: Estimate, model: str, output_tokens: int, factor: Factor | None) -> Spending:
+        tokens = estimate.input_tokens + output_tokens
+        if self._cost is not None:
+            energy = self._cost(model, estimate.input_tokens, output_tokens)
+        else:
+            asked = estimate.input_tokens + estimate.output_tokens
+            energy = estimate.energy.scaled(tokens / asked) if asked else estimate.energy
+        joules = math.inf if energy.high_j is None else energy.high_j
+        grams = math.nan if factor is None else joules / KWH_J * factor.high
+        return Spending(joules, grams, float(tokens), 1.0)
+
+    def _refusal(self, decision: Decision) -> Refused:
+        budget = decision.refusal
+        assert budget is not None
+        whose = f"the budget of {budget.owner} per {budget.period.text}"
+        if decision.why == "unknown":
+            return Refused(
+                f"{whose} limits grams, and this server knows no carbon intensity; its owner has to name one",
+                status=503,
+                kind="server_error",
+                code="intensity_unknown",
+            )
+        if decision.busy:
+            return Refused(
+                f"{whose} is held by running requests ({decision.why}); come again in {BUSY_RETRY_S:g} s",
+                status=429,
+                kind="insufficient_quota",
+                code="budget_busy",
+                retry_after_s=BUSY_RETRY_S,
+            )
+        now_s = self._clock()
+        if decision.why == "defer":
+            message = f"{whose} is nearly used up: only batches are let in (POST /v1/batches)"
+            code = "budget_defer"
+        elif decision.why == "refuse":
+            message, code = f"{whose} is used up to where its owner refuses requests", "budget_exhausted"
+        else:
+            message, code = f"{whose} has too few {decision.why} left for this request", "budget_exhausted"
+        return Refused(
+            message,
+            status=429,
+            kind="insufficient_quota",
+            code=code,
+            retry_after_s=max(1.0, budget.period.renewed_s(now_s) - now_s),
+        )
+
+
+class KeyReservation:
+    """What a request holds of rates and budgets; ends once, whatever is called how often."""
+
+    def __init__(self, gate: KeyGate, key_id: str, taken: int, decision: Decision, hold: Hold) -> None:
+        self._gate, self._key_id, self._taken, self._hold = gate, key_id, taken, hold
+        self.model, self.output_tokens = decision.model, decision.output_tokens
+        self._ended = False
+
+    def settle(self, receipt: Receipt) -> None:
+        if not self._ended:
+            self._ended = True
+            needed = receipt.input_tokens + receipt.output_tokens
+            self._gate._rates.correct(self._key_id, self._taken - needed)
+            self._gate._settle(self._hold, receipt)
+
+    def release(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._gate._rates.correct(self._key_id, self._taken)
+            try:
+                self._gate._account.release(self._hold)
+            except DatabaseError as exc:
+                _log.error("a hold could not be given back, and lasts until this server ends: %s", exc)
+
+
+def _unavailable(exc: DatabaseError) -> Refused:
+    _log.error("%s", exc)
+    return Refused(
+        "the server cannot look up keys and budgets now",
+        status=503,
+        kind="server_error",
+        code="database_unavailable",
+        retry_after_s=5.0,
+    )
