@@ -12,7 +12,7 @@ from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
-from negawatt.engine import Settings
+from negawatt.engine import Settings, backends
 from negawatt.engine.batching import STEP_TOKENS, Job, Report
 from negawatt.engine.picker import Picked
 from negawatt.engine.session import SessionOptions
@@ -82,6 +82,9 @@ class ServedModel:
         footprint: turns joules into grams, litres and money.
         prepared: what the engine loads, where it was made before.
 
+    Raises:
+        NegawattError: the engine has no such settings.
+
     Attributes:
         listeners: called with every receipt, after it was charged.
         state: ``asleep``, ``loading``, ``ready`` or ``failed``.
@@ -100,6 +103,7 @@ class ServedModel:
         *,
         prepared: Path | None = None,
     ) -> None:
+        backends.backend(options.settings.engine).check(options.settings)
         self.name, self.artifact, self.options = name, artifact, options
         self.listeners: list[Callable[[Receipt], None]] = []
         self._cashier = Cashier(name, self._charged, footprint or Footprint())
@@ -129,7 +133,7 @@ class ServedModel:
             NegawattError: it cannot be loaded.
         """
         self._wake()
-        while self.state == "loading":
+        while self.state == "loading" and self._life is not None and not self._life.done():
             await asyncio.sleep(0.01)
         if self.failure is not None:
             raise self.failure
@@ -171,14 +175,7 @@ class ServedModel:
         tries = 0
         while not self._stopping and tries < RESTARTS:
             self.state = "loading"
-            worker = Worker(
-                self.artifact,
-                self.options.settings,
-                self.options.session,
-                self._on_report,
-                self._on_cancelled,
-                prepared=self._prepared,
-            )
+            worker = self._new_worker()
             try:
                 ended = await worker.open()
                 self._worker = worker
@@ -201,6 +198,13 @@ class ServedModel:
             self._answered = False
         self.state = "failed"
         self._fail_all(self.failure or EngineError(f"{self.name} cannot be kept running"))
+
+    def _new_worker(self) -> Worker:
+        options = self.options
+        return Worker(
+            self.artifact, options.settings, options.session, self._on_report, self._on_cancelled,
+            prepared=self._prepared,
+        )  # fmt: skip
 
     async def _make_ready(self, worker: Worker, ended: asyncio.Task[NegawattError]) -> None:
         if self._stopping:
@@ -425,15 +429,20 @@ class ServedModel:
     # -- trouble ---------------------------------------------------------------------------------
 
     def _fail_running(self, why: NegawattError) -> None:
-        """The worker has died: nobody that it worked for gets more."""
+        """The worker has died: nobody that it worked for gets more; those it had not begun wait again."""
         for task in list(self._running.values()):
             for choice in task.choices:
                 self._tasks.pop(choice.job, None)
+            if task.started_s is None and task.outcome is None and not self._stopping:
+                del self._running[task.id]
+                self._queue.put(task, key=task.caller.key_id, priority=task.caller.priority, cost=0.0)
+                continue
             task.outcome = task.outcome or "failed"
             task.error = task.error or why
             self._settle(task)
 
     def _fail_all(self, why: NegawattError) -> None:
+        """Nobody gets anything any more."""
         self._fail_running(why)
         while (task := self._queue.take()) is not None:
             task.outcome, task.error = "failed", why

@@ -52,6 +52,7 @@ class Worker:
         self._on_report, self._on_cancelled = on_report, on_cancelled
         self._link: Link | None = None
         self._watching: Callable[[Report], None] | None = None
+        self._told = asyncio.Event()
         self.books: Books
         self.last_report_s = time.monotonic()
 
@@ -68,9 +69,11 @@ class Worker:
         await asyncio.to_thread(self._engine.open)
         self.books = Books(price_of(self._engine.pid))
         self._link = Link(self._engine, self._report, self._idle, self._on_cancelled)
-        started = asyncio.get_running_loop().create_task(self._link.run())
-        await self._link.connected.wait()
-        return started
+        running = asyncio.get_running_loop().create_task(self._link.run())
+        told = asyncio.ensure_future(self._told.wait())  # what loading has cost
+        await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        return running
 
     def submit(self, job: Job) -> None:
         assert self._link is not None
@@ -130,6 +133,7 @@ class Worker:
     def _idle(self, cpu_s: float) -> None:
         self.last_report_s = time.monotonic()
         self.books.idle(cpu_s)
+        self._told.set()
 
 
 def _fitted(reports: list[Report], batch: int) -> CostModel | None:
