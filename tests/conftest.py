@@ -30,6 +30,30 @@ settings.load_profile("shared machine")
 # A shell that runs the tests in the background makes them ignore Ctrl-C, and all they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "workload"}
+"""Folders of tests of arithmetic and files, which can run beside those that watch machine and engines."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two groups for two workers (``pytest -n 2 --dist loadgroup``): one measures, one makes."""
+    for item in items:
+        making = MAKING.intersection(item.path.parts)
+        item.add_marker(pytest.mark.xdist_group("making" if making else "measuring"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What makes keeps to one core and steps back for what measures; threads of two that wait for each other
+    at barriers would burn more time than the tests take."""
+    making = MAKING.intersection(item.path.parts)
+    if (
+        making
+        and "PYTEST_XDIST_WORKER" in os.environ
+        and os.nice(0) == 0
+        and hasattr(os, "sched_setaffinity")
+    ):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.nice(10)
+
 
 @pytest.fixture(scope="session")
 def model() -> Artifact:

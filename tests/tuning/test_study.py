@@ -27,8 +27,19 @@ class Landscape(Study):
     tens of per cent, threads and speculation by some; every look-up is disturbed by 5 % noise.
     """
 
-    def __init__(self, run: Run, seed: int) -> None:
-        super().__init__(run, SPACE, Constraints(), None, BASELINE, [], [], 0, seed)  # type: ignore[arg-type]
+    def __init__(self, run: Run, seed: int, strategy: str = "default", space: Space = SPACE) -> None:
+        super().__init__(
+            run,
+            space,
+            Constraints(),
+            None,
+            BASELINE,
+            [],
+            [],
+            0,
+            seed,
+            strategy,  # type: ignore[arg-type]
+        )
         self.noise = np.random.default_rng(seed)
         self.table = {candidate: true_cost(candidate) for candidate in [*SPACE.grid(), BASELINE]}
         self.spent = 0.0
@@ -61,9 +72,9 @@ def true_cost(candidate: Candidate) -> float:
     return float(cost * (0.9 if settings.speculation == "ngram" else 1.0))
 
 
-def search(path: Path, seed: int) -> Landscape:
+def search(path: Path, seed: int, strategy: str = "default") -> Landscape:
     with Run.create("tune", path=path, reference_load_s=1.0) as run:
-        study = Landscape(run, seed)
+        study = Landscape(run, seed, strategy)
         study.search(lambda: 1.0, lambda text: None)
         return study
 
@@ -120,10 +131,18 @@ def test_two_searches_cannot_write_to_one_run(tmp_path: Path) -> None:
 
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Landscape(run, 0)
-        study.space = Space(("transformers",), (1,), (1,), 512, {})
+        study = Landscape(run, 0, "tpe", Space(("transformers",), (1,), (1,), 512, {}))
         study.search(lambda: 1.0, lambda text: None)
     assert {t.candidate for t in study.trials} == {BASELINE, *study.space.grid()}
+
+
+@pytest.mark.parametrize("strategy", ["random", "gp", "reinforcement", "halving", "nsga3"])
+def test_any_strategy_can_be_had_by_name(tmp_path: Path, strategy: str) -> None:
+    study = search(tmp_path / "run", 2, strategy)
+    assert study.best is not None
+    assert study.table[study.best.candidate] < study.table[BASELINE]
+    tried = [t.candidate for t in study.trials]
+    assert len(tried) == len(set(tried))
 
 
 def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> None:

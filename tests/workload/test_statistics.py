@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from negawatt.errors import UsageError
@@ -144,6 +144,7 @@ def test_the_bootstrap_covers() -> None:
     assert outside / 600 > 0.02
 
 
+@example([(0.0, 0.0), (0.0, -2.25e-139)], False)
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=30), st.booleans())
 def test_differences_of_any_scores(pairs: list[tuple[float, float]], higher_is_better: bool) -> None:
     baseline, candidate = zip(*pairs, strict=True)

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "EngineContract": "engine_contract",
     "PassContract": "pass_contract",
+    "SamplerContract": "sampler_contract",
     "SensorContract": "sensor_contract",
 }
 
-__all__ = ["EngineContract", "PassContract", "SensorContract"]
+__all__ = ["EngineContract", "PassContract", "SamplerContract", "SensorContract"]
 
 if TYPE_CHECKING:
     from negawatt.testing.engine_contract import EngineContract
     from negawatt.testing.pass_contract import PassContract
+    from negawatt.testing.sampler_contract import SamplerContract
     from negawatt.testing.sensor_contract import SensorContract
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import random
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +11,16 @@ from statistics import median
 from typing import Any
 
 from negawatt.engine import Request
-from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, require
+from negawatt.errors import EngineError, MissingDependency, WorkerDied
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
 from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.predictor import Observation
+from negawatt.tuning.proposals import Proposals
+from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.space import Space
 from negawatt.tuning.trial import QUALITY, Trial
 from negawatt.tuning.verdict import Constraints
@@ -52,7 +52,9 @@ class Study:
         requests: traffic to search with.
         items: quality items to search with; those for the proof are not among them.
         held_out: how many items the proof will have.
-        seed: of the sampler.
+        seed: of the strategy.
+        strategy: name of what decides which candidate is next.
+        earlier: what earlier searches saw on this machine, for the default strategy.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Study:
         items: Sequence[QualityItem | TrafficItem],
         held_out: int,
         seed: int,
+        strategy: str = "default",
+        earlier: Sequence[Observation] = (),
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.requests, self.items, self.held_out = baseline, requests, items, held_out
@@ -74,12 +78,14 @@ class Study:
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
         self._fresh_from = 0  # trials before this one do not count against the search's patience
-        self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
-        self._optuna = _quiet_optuna()
-        sampler = self._optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, n_startup_trials=6, constant_liar=False
+        self.proposals = Proposals(
+            space,
+            strategy,
+            seed,
+            limit=constraints.max_quality_drop if items else None,
+            starts=space.starts(without=baseline.settings.engine),
+            earlier=earlier,
         )
-        self._study = self._optuna.create_study(direction="minimize", sampler=sampler)
         self.reference_s = float(run.manifest.get("reference_load_s") or 0.0)
         if not self.reference_s:
             self.reference_s = median(reference_load() for _ in range(7))
@@ -93,32 +99,20 @@ class Study:
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
-        known = self.baseline.settings.engine
-        starts = [c for c in self.space.starts(without=known) if c not in self._tried]
-        for candidate in self._looked_at(starts, tick):
-            self._study.enqueue_trial(self.space.parameters(candidate))
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
         while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
-            proposed = self._propose()
+            proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
             if proposed is None:
                 return
-            optuna_trial, candidate = proposed
+            proposal, candidate = proposed
             tick(f"trial {len(self.trials)}: {candidate}")
-            self._keep(self.try_candidate(candidate, tick), optuna_trial)
-            alone = False
-
-    def _looked_at(self, starts: Sequence[Candidate], tick: Tick) -> list[Candidate]:
-        """Where to begin, the cheapest at a first look before the others; what fails is kept as failed."""
-        for candidate in starts:
-            if candidate in self._looks:
-                continue  # the search goes on after a refutation
-            tick(f"first look at {candidate}")
-            look = self.look(candidate)
-            if isinstance(look, Trial):
-                self._keep(look, None)
+            tried = self.try_candidate(candidate, tick) if proposal.whole else self.look(candidate)
+            if isinstance(tried, Look):
+                self._looks[candidate] = tried
+                self.proposals.looked(proposal, tried.cost)
             else:
-                self._looks[candidate] = look
-        return sorted((c for c in starts if c in self._looks), key=lambda c: self._looks[c].cost)
+                self._keep(tried, proposal)
+            alone = False
 
     def _take_over(self) -> None:
         """Trials of an earlier, interrupted session."""
@@ -130,24 +124,9 @@ class Study:
                 self.trials.append(trial)
                 if trial.figures.get("died"):
                     self._deaths[trial.settings.engine] += 1
-                self._tell(trial, None)
+                self.proposals.tell(trial, None)
             elif record.get("stage") == "proof":
                 self._strike(trial.candidate, trial.reason)
-
-    def _propose(self) -> tuple[Any, Candidate] | None:
-        """The sampler's next point that is new; at random among the untried where it repeats itself."""
-        for _ in range(20):
-            trial = self._study.ask()
-            candidate = self.space.pick(lambda name, choices: trial.suggest_categorical(name, list(choices)))  # noqa: B023
-            known = self._tried.get(candidate) or self._reason_to_skip(candidate)
-            if known is None:
-                return trial, candidate
-            if known.cost is not None:
-                self._study.tell(trial, self._objective(known))
-            else:
-                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        rest = [c for c in self.space.grid() if c not in self._tried and not self._reason_to_skip(c)]
-        return (None, self._random.choice(rest)) if rest else None
 
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
         """The trial that speaks against trying a candidate.
@@ -171,12 +150,12 @@ class Study:
     def _tried(self) -> dict[Candidate, Trial]:
         return {trial.candidate: trial for trial in self.trials}
 
-    def _keep(self, trial: Trial, optuna_trial: Any) -> None:
+    def _keep(self, trial: Trial, proposal: Proposal | None) -> None:
         self.trials.append(trial)
         self.run.append("trial", trial.to_record("search"))
         if QUALITY in trial.violations:
             self._strike(trial.candidate, trial.reason)
-        self._tell(trial, optuna_trial)
+        self.proposals.tell(trial, proposal)
 
     def refute(self, candidate: Candidate, reason: str, figures: Mapping[str, Any]) -> None:
         """Take note that held-out items speak against the quality of `candidate` and its like.
@@ -192,6 +171,9 @@ class Study:
         struck = replace(self._tried[candidate], figures=figures)
         self.run.append("trial", struck.to_record("proof"))
         self._fresh_from = len(self.trials)
+        for trial in self.trials:
+            if trial.candidate.arithmetic == candidate.arithmetic:
+                self.proposals.tell(trial, None)
 
     def drop(self, candidate: Candidate, reason: str) -> None:
         """Count a trial as failed after all."""
@@ -208,29 +190,6 @@ class Study:
             if same and trial.candidate != self.baseline and QUALITY not in trial.violations:
                 violations = (*trial.violations, QUALITY)
                 self.trials[i] = replace(trial, violations=violations, reason=trial.reason or reason)
-
-    def _tell(self, trial: Trial, optuna_trial: Any) -> None:
-        """Let the sampler learn. A point that it did not ask for itself is added as if it had."""
-        if optuna_trial is None:
-            try:
-                parameters = self.space.parameters(trial.candidate)
-            except NegawattError:
-                return  # the baseline may lie outside the space
-            if trial.cost is None:
-                return
-            self._study.enqueue_trial(parameters)
-            optuna_trial = self._study.ask()
-            self.space.pick(lambda name, choices: optuna_trial.suggest_categorical(name, list(choices)))
-        if trial.cost is None:
-            self._study.tell(optuna_trial, state=self._optuna.trial.TrialState.FAIL)
-        else:
-            self._study.tell(optuna_trial, self._objective(trial))
-
-    @staticmethod
-    def _objective(trial: Trial) -> float:
-        """Logarithm of the cost; each broken constraint counts like a cost e times as high."""
-        assert trial.cost is not None
-        return math.log(trial.cost) + len(trial.violations)
 
     @property
     def best(self) -> Trial | None:
@@ -356,12 +315,3 @@ def difference_json(difference: Any) -> dict[str, Any]:
 def _cost(trial: Trial) -> float:
     assert trial.cost is not None
     return trial.cost
-
-
-def _quiet_optuna() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optuna = require("optuna", extra="tune")
-    optuna.logging.set_verbosity(logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna

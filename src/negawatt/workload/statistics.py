@@ -279,8 +279,10 @@ def _bca(difference: Array, tails: Sequence[float]) -> list[float]:
     below = (np.count_nonzero(means < mean) + 0.5 * np.count_nonzero(means == mean)) / means.size
     bias = normal_quantile(min(max(below, 1e-4), 1 - 1e-4))
     centred = difference - mean
-    spread = float(np.sum(centred**2))
-    acceleration = float(np.sum(centred**3)) / (6 * spread**1.5) if spread > 0 else 0.0
+    largest = float(np.abs(centred).max())
+    shape = centred / largest if largest > 0 else centred  # powers of tiny differences would vanish
+    spread = float(np.sum(shape**2))
+    acceleration = float(np.sum(shape**3)) / (6 * spread**1.5) if spread > 0 else 0.0
     quantiles = []
     for tail in tails:
         z = bias + expanded_z(tail, n)

@@ -1,0 +1,227 @@
+"""`PredictedStrategy`, the default: models of cost and quality choose what is worth measuring."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.predictor import WHOLE_NOISE, Observation, Predictor, chances, deciding
+from negawatt.tuning.process import Array, expected_improvement
+from negawatt.tuning.sampler import Draft, Outcome, Pick, Point, Proposal, Strategy, scalarised
+from negawatt.tuning.tree import Exhausted, Tree, points
+
+ENUMERATED = 3000
+"""A space of up to so many points is judged whole; of a larger one open points are drawn."""
+DRAWN = 600
+NEAR = 5
+"""Best points whose neighbours are judged too, where the space is large."""
+STARTUP = 4
+"""Trials before the model is asked; they are drawn at random where nothing is known from elsewhere."""
+WORTH = 0.0015
+"""Expected improvement, as a share of the cost, below which nothing more is proposed."""
+TRUST = 0.9
+"""Confidence of the intervals that the model's calibration is told with."""
+
+Key = tuple[tuple[str, Any], ...]
+
+
+class PredictedStrategy(Strategy):
+    """Proposes the point of the largest expected improvement times the chance that it keeps its quality.
+
+    Args:
+        limit: on the drop of quality; None where there is none.
+        identity: of what `pick` makes: points of one identity have the same quality.
+        earlier: observations of earlier runs on this machine, of this model.
+        starts: points to try first, in this order, where nothing is known from earlier.
+        traits: further properties of what `pick` makes, which different choices may share: the bits of a
+            weight, whichever engine's name for the format says them.
+
+    Attributes:
+        foretold: for each point that was predicted and then measured: the ends of the interval before, and
+            what came (logarithms).
+    """
+
+    name = "default"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        objectives: int = 1,
+        *,
+        limit: float | None = None,
+        identity: Callable[[Any], Hashable] = lambda made: None,
+        earlier: Sequence[Observation] = (),
+        starts: Sequence[Point] = (),
+        traits: Callable[[Any], Point] = lambda made: {},
+    ) -> None:
+        super().__init__(seed, objectives)
+        self.limit, self.identity, self.traits = limit, identity, traits
+        self.predictor = Predictor(earlier)
+        self.foretold: list[tuple[float, float, float]] = []
+        self._numbers = np.random.default_rng(seed)
+        self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
+        self._earlier = list(earlier)
+        self._starts = [] if self._earlier else list(starts)
+        self._told: dict[Key, tuple[Proposal, Outcome]] = {}
+        self._identities: dict[Key, Hashable] = {}
+        self._described: dict[Key, Point] = {}  # with traits, as the models see it
+        self._expected: dict[Key, tuple[float, float]] = {}
+        self._all: list[Point] | None = None
+        self._deciding: set[str] = set()
+
+    def learn(self, proposal: Proposal, outcome: Outcome) -> None:
+        key = _key(proposal.point)
+        self._told[key] = (proposal, outcome)
+        expected = self._expected.pop(key, None)
+        if expected is not None and outcome.values is not None:
+            self.foretold.append((*expected, outcome.values[0]))
+
+    def propose(self, pick: Pick, tree: Tree) -> Draft:
+        while self._starts:
+            start = self._starts.pop(0)
+            if not tree.visited(start):
+                return Draft(start)
+        if sum(o.values is not None for _, o in self._told.values()) + len(self._earlier) < STARTUP:
+            return Draft(self._start(pick, tree))
+        open_ = self._candidates(pick, tree)
+        for proposal, _ in self._told.values():
+            self._known_as(pick, proposal.point)
+        if not open_:
+            raise Exhausted("every point of the space has been proposed")
+        self.predictor = Predictor([*self._earlier, *self._observations()])
+        foretold = self.predictor.costs(self._seen_as(open_))
+        gain = expected_improvement(foretold.mean, foretold.sd, self._best()) * self._chances(open_)
+        chosen = int(np.argmax(gain))
+        if gain[chosen] < WORTH and self._measured():
+            raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
+        low, high = foretold.interval(TRUST, WHOLE_NOISE)
+        if self.objectives == 1:
+            self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
+        return Draft(open_[chosen])
+
+    def trust(self) -> dict[str, Any]:
+        """How many measured points lay inside the interval told before, at which confidence."""
+        held = sum(low <= value <= high for low, high, value in self.foretold)
+        off = [abs(value - (low + high) / 2) for low, high, value in self.foretold]
+        return {
+            "confidence": TRUST,
+            "inside": held,
+            "predicted": len(self.foretold),
+            "median_error": float(np.expm1(np.median(off))) if off else None,
+        }
+
+    def _start(self, pick: Pick, tree: Tree) -> Point:
+        """What had a first look goes before what is drawn."""
+        looked = [(o.values, p.point) for p, o in self._told.values() if not p.whole and o.values]
+        return min(looked, key=lambda one: one[0])[1] if looked else tree.walk(pick, self._random.choice)
+
+    def _candidates(self, pick: Pick, tree: Tree) -> list[Point]:
+        """Points that are open, or had a first look only."""
+        if self._all is None:
+            self._all = [self._known_as(pick, p) for p in points(pick, ENUMERATED + 1)]
+            made = [(p, self._identities[_key(p)]) for p in self._all]
+            names = {name for point in self._all for name in point}
+            self._deciding = deciding(made) | {n for p in self._seen_as(self._all) for n in p} - names
+        looked = [p.point for p, o in self._told.values() if not p.whole and o.values is not None]
+        if len(self._all) <= ENUMERATED:
+            return [*looked, *(p for p in self._all if not tree.visited(p))]
+        if tree.done:
+            return looked
+        drawn = [self._known_as(pick, tree.walk(pick, self._random.choice)) for _ in range(DRAWN)]
+        near = [self._known_as(pick, p) for p in self._neighbours(pick) if not tree.visited(p)]
+        return list({_key(p): p for p in [*looked, *drawn, *near]}.values())
+
+    def _neighbours(self, pick: Pick) -> list[Point]:
+        """Points that differ from the best ones in one choice (and what hangs on it)."""
+        good = sorted(
+            ((o.penalised, p.point) for p, o in self._told.values() if o.penalised is not None),
+            key=lambda one: one[0],
+        )
+        return [
+            _changed(pick, point, name, self._random)
+            for _, point in good[:NEAR]
+            for name in point
+            for _ in range(2)
+        ]
+
+    def _known_as(self, pick: Pick, point: Point) -> Point:
+        key = _key(point)
+        if key not in self._identities:
+            made = pick(lambda name, _: point[name])
+            self._identities[key] = self.identity(made)
+            self._described[key] = {**point, **self.traits(made)}
+        return point
+
+    def _seen_as(self, points: Sequence[Point]) -> list[Point]:
+        """Points with their traits; those outside the space have none."""
+        return [self._described.get(_key(point), point) for point in points]
+
+    def _observations(self) -> list[Observation]:
+        """What was told, with one value each; several objectives are weighted anew for each proposal."""
+        told = [(p, o) for p, o in self._told.values() if o.values is not None]
+        weights = self._numbers.dirichlet(np.ones(self.objectives)) if self.objectives > 1 else np.ones(1)
+        rows = [o.values for _, o in told if o.values is not None]
+        values = scalarised(rows, weights) if rows else np.zeros(0)
+        return [
+            Observation(p.point, float(v), o.looked, o.drop, self._identities.get(_key(p.point)), o.kept)
+            for (p, o), v in zip(told, values, strict=True)
+        ]
+
+    def _best(self) -> float:
+        """The lowest value that is allowed and was measured; the highest seen where none is."""
+        own = [o for o in self.predictor.seen if not o.run]
+        measured = set(self._measured())
+        allowed = [o.log_cost for o, key in zip(own, self._valued(), strict=True) if key in measured]
+        return min(allowed) if allowed else max(o.log_cost for o in self.predictor.seen)
+
+    def _valued(self) -> list[Key]:
+        return [key for key, (_, o) in self._told.items() if o.values is not None]
+
+    def _measured(self) -> list[Key]:
+        """Points that were measured whole and are allowed."""
+        return [key for key in self._valued() if not (o := self._told[key][1]).looked and not o.violations]
+
+    def _chances(self, open_: Sequence[Point]) -> Array:
+        """Probability that a point works, keeps its quality and keeps the other constraints."""
+        told = list(self._told.values())
+        broken = [o.values is None or o.violations > int(o.kept is False) for _, o in told]
+        seen_as = self._seen_as(open_)
+        fails = chances(self._seen_as([p.point for p, _ in told]), broken, seen_as)
+        identities = [self._identities.get(_key(p)) for p in open_]
+        return (1 - fails) * self.predictor.keeps(seen_as, identities, self._deciding, self.limit)
+
+
+def _key(point: Point) -> Key:
+    return tuple(sorted(point.items(), key=lambda item: item[0]))
+
+
+def _changed(pick: Pick, point: Point, name: str, dice: random.Random) -> Point:
+    """The point with another choice in one dimension; dimensions that this brings are drawn."""
+    chosen: dict[str, Any] = {}
+
+    def choose(asked: str, choices: Sequence[Any]) -> Any:
+        others = [c for c in choices if c != point.get(asked)]
+        if asked == name and others:
+            chosen[asked] = dice.choice(others)
+        else:
+            chosen[asked] = point[asked] if point.get(asked) in choices else dice.choice(list(choices))
+        return chosen[asked]
+
+    pick(choose)
+    return chosen
+
+
+def bits_of(weight_format: str) -> int | None:
+    """Bits of a weight by the format's name (``q4_0``, ``int8``, ``bf16``, ``fp32``); None for ``native``."""
+    found = re.search(r"(?:int|iq|q|bf|f|fp)(\d+)", weight_format)
+    return int(found.group(1)) if found else None
+
+
+def traits(candidate: Candidate) -> dict[str, Any]:
+    """What the names of different engines' formats have in common."""
+    return {"\0bits": bits_of(candidate.settings.weight_format)}
