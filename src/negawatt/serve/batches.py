@@ -100,6 +100,15 @@ class Batches:
             (runner,),
         )
 
+    def waiting(self) -> int:
+        """How many requests of all batches that have not ended are not done."""
+        with self._database.read() as session:
+            [(count,)] = session.execute(
+                "SELECT COALESCE(SUM(total - completed - failed), 0) FROM batches "
+                "WHERE status IN ('in_progress', 'cancelling')"
+            )
+        return int(count)
+
     def claim(self, runner: str, for_s: float) -> None:
         """Take the batches that no living runner has, and keep those that this one has."""
         now_s = self._clock()

@@ -26,6 +26,7 @@ from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
 from negawatt.serve.log import log_to
 from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.operation import Operation
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
 
@@ -74,10 +75,10 @@ def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
 class _Listener(uvicorn.Server):
     """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on."""
 
-    def __init__(self, server: Server, config: ServerConfig) -> None:
-        self._server, self._drain_s = server, config.drain_s
+    def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
+        self._server, self._drain_s, self._operation = server, config.drain_s, operation
         self._draining: asyncio.Task[None] | None = None
-        app = application(server, middleware=[Middleware(LimitsMiddleware)])
+        app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
         super().__init__(
             uvicorn.Config(
                 app, host=config.host, port=config.port, lifespan="off", log_config=None, access_log=False,
@@ -99,6 +100,7 @@ class _Listener(uvicorn.Server):
 
     async def _drain(self) -> None:
         _log.info("draining: new requests are refused")
+        await self._operation.stop()
         await self._server.drain(self._drain_s)
         self.should_exit = True
 
@@ -113,12 +115,14 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
     place = _bound(config)
-    listener = _Listener(server, config)
+    operation = Operation(server, config)
+    listener = _Listener(server, config, operation)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, listener.told_to_end)
     try:
         await server.start()
+        await operation.start()
         serving = loop.create_task(listener.serve(sockets=[place]))
         while not listener.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -129,6 +133,7 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         await serving
     finally:
         place.close()
+        await operation.stop()
         await server.stop()
 
 
