@@ -105,12 +105,12 @@ class Finals:
                 self.tick(f"loading {each}")
                 try:
                     engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.traffic.requests(each)[0])
+                    warm_up(engine, self.traffic.jobs(each)[0])
                     opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
-            groups = [groups_for(self.traffic.requests(c), c.settings.batch, rounds, 1) for c in opened]
+            groups = [groups_for(self.traffic.jobs(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
             taken = interleave(

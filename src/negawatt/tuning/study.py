@@ -239,10 +239,10 @@ class Study:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = first_look(engine, jobs, self.reference_s, per_token)
         except MissingDependency:
             raise
         except EngineError as exc:
@@ -260,15 +260,15 @@ class Study:
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = earlier or first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
                 self._learn(candidate, look.cost, look.read_bytes)
                 if screen and (reason := self._too_dear(look)):
                     return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
                 groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, requests, self.reference_s, look, groups, per_token)
+                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise

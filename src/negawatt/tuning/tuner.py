@@ -290,8 +290,9 @@ class _Session:
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
         compared_s = self.used_s() - begun_s
         answer = verdict(
-            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons
-        )
+            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
+            baseline.summary.unit,
+        )  # fmt: skip
         own = self._document(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
         self._record_final(study, self.baseline, own)

@@ -93,8 +93,12 @@ def verdict(
     quality: Difference | None,
     constraints: Constraints,
     reasons: Iterable[str] = (),
+    unit: str = "token",
 ) -> Verdict:
-    """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given."""
+    """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given.
+
+    `unit` is what joules were counted on, as in `negawatt.profiling.Summary`.
+    """
     if best is None or ratio is None:
         why = " ".join(reasons) or "Nothing tried was cheaper and kept the constraints."
         return Verdict(False, ratio, quality, f"Keep what you have ({baseline}). {why}")
@@ -105,7 +109,8 @@ def verdict(
         return Verdict(False, ratio, quality, text)
     saving, low, high = (1 - 1 / r for r in (ratio.value, ratio.low, ratio.high))
     text = (
-        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per generated token than "
+        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per "
+        f"{'generated token' if unit == 'token' else unit} than "
         f"{baseline}: {saving:.0%} less ({low:.1%} to {high:.1%}, {ratio.n} interleaved pairs)."
     )
     return Verdict(True, ratio, quality, f"{text} {_quality_words(quality, constraints)}")
