@@ -345,6 +345,7 @@ def test_clients_that_leave_hold_nothing_and_the_ledger_is_whole(running: Runnin
                 "model": running.model,
                 "stream": True,
                 "max_tokens": 400,
+                "ignore_eos": True,
                 "messages": [{"role": "user", "content": "Tell a long story."}],
             },
         ) as answer:
