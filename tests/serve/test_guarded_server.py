@@ -35,6 +35,31 @@ SECRETS = [
 ]
 
 
+WATCHED = """
+import os, socket, sys
+with open(os.environ["CONNECTIONS"] + ".watched", "a") as out:
+    print(os.getpid(), file=out)
+def watched(name):
+    real = getattr(socket.socket, name)
+    def connect(self, address, *rest):
+        if self.family != socket.AF_UNIX and address != ("127.0.0.1", int(os.environ["COLLECTOR_PORT"])):
+            with open(os.environ["CONNECTIONS"], "a") as out:
+                print(address, sys.argv, file=out)
+            raise OSError("a connection was asked for")
+        return real(self, address, *rest)
+    setattr(socket.socket, name, connect)
+watched("connect"), watched("connect_ex")
+real = socket.getaddrinfo
+def getaddrinfo(host, *rest, **more):
+    if host not in (None, "127.0.0.1"):
+        with open(os.environ["CONNECTIONS"], "a") as out:
+            print(host, sys.argv, file=out)
+    return real(host, *rest, **more)
+socket.getaddrinfo = getaddrinfo
+"""
+"""Python runs it first in the server and its worker: it notes every connection but the one asked for."""
+
+
 class Running:
     """A server of the real model in a process of its own, and what its database holds."""
 
@@ -48,6 +73,7 @@ class Running:
         self.red, red_text = self.keys.create("red", team="red")
         self.blue, blue_text = self.keys.create("blue", team="blue")
         self.log = (folder / "log").open("w+")
+        (folder / "sitecustomize.py").write_text(WATCHED)
         self.process = subprocess.Popen(
             [
                 *(*CLI, "serve", str(model.path), "--port", "0", "--keys", "--json", "--batch", "4"),
@@ -58,7 +84,13 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=os.environ | {"NEGAWATT_SERVE_FILES": str(folder / "files")},
+            env=os.environ
+            | {
+                "NEGAWATT_SERVE_FILES": str(folder / "files"),
+                "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+                "COLLECTOR_PORT": collector.rpartition(":")[2],
+                "CONNECTIONS": str(folder / "connections"),
+            },
         )
         assert self.process.stdout is not None
         lines = []
@@ -313,6 +345,7 @@ def test_clients_that_leave_hold_nothing_and_the_ledger_is_whole(running: Runnin
                 "model": running.model,
                 "stream": True,
                 "max_tokens": 400,
+                "ignore_eos": True,
                 "messages": [{"role": "user", "content": "Tell a long story."}],
             },
         ) as answer:
@@ -348,3 +381,6 @@ def test_told_to_end_it_drains_and_what_it_sent_holds_no_prompt(
     assert running.account.uses(["team:red"])[0].held.requests == 0
     with running.database.read() as session:
         assert session.execute("SELECT id FROM servers") == []
+    connections = running.folder / "connections"
+    assert len(connections.with_suffix(".watched").read_text().split()) >= 2, "server and worker"
+    assert not connections.exists(), connections.read_text()

@@ -19,6 +19,7 @@ from negawatt.serve.account import Account
 from negawatt.serve.admission import Gate, OpenGate
 from negawatt.serve.app import application
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
+from negawatt.serve.connection import Connection
 from negawatt.serve.database import Database, default_url
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Keys, server_secret
@@ -82,7 +83,8 @@ class _Listener(uvicorn.Server):
         app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
         super().__init__(
             uvicorn.Config(
-                app, host=config.host, port=config.port, lifespan="off", log_config=None, access_log=False,
+                app, host=config.host, port=config.port, http=Connection, lifespan="off", log_config=None,
+                access_log=False,
                 ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
                 server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
             )
