@@ -45,6 +45,13 @@ from negawatt.errors import UsageError
 @click.option("--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold.")
 @click.option("--min-quality-items", type=int, default=0, help="Items that a proof needs at least.")
 @click.option("--time-budget", default="6m", show_default=True, help="For all of it: 90s, 6m, 1.5h.")
+@click.option(
+    "--strategy",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="What is tried next: default, random, grid, tpe, gp, nsga2, nsga3, reinforcement or halving.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Run folder; an unfinished one is continued."
@@ -106,5 +113,6 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "time_budget_s": seconds(options["time_budget"]),
         "fewest_items": options["min_quality_items"],
         "seed": options["seed"],
+        "strategy": options["strategy"],
         "path": options["output"],
     }

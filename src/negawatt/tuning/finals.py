@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine, Request
+from negawatt.engine import Completion, Engine, Request
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -26,6 +26,8 @@ RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
 BASELINE_ROUNDS = 2
 """Rounds to rank finalists, to compare the winner with the baseline, and where nothing competes."""
+LATENCY_TOKENS = 32
+"""Of an answer whose latencies are measured; many requests say more of a percentile than long answers."""
 FEWEST_RANKING_ROUNDS = 1
 FEWEST_FINAL_ROUNDS = 3
 """The same where the time is over."""
@@ -54,6 +56,29 @@ class Finals:
         windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
         costs = {candidate: Summary(tuple(w)).cpu_s_per_token for candidate, w in windows.items()}
         return sorted(costs, key=lambda candidate: costs[candidate])
+
+    def answers(
+        self, candidate: Candidate, requests: Sequence[Request], time_left: Callable[[], float]
+    ) -> list[Completion]:
+        """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
+
+        Raises:
+            EngineError: it can no longer be loaded.
+        """
+        found: list[Completion] = []
+        batch = candidate.settings.batch
+        with self.workshop.engine(candidate) as engine:
+            warm_up(engine, requests[0])
+            for start in range(0, len(requests), batch):
+                if found and time_left() <= 0:
+                    break
+                self.tick(f"latency of {candidate}: {start} of {len(requests)} requests")
+                group = [
+                    replace(r, max_new_tokens=min(r.max_new_tokens, LATENCY_TOKENS))
+                    for r in requests[start : start + batch]
+                ]
+                found += engine.generate(group).completions
+        return found
 
     def compare(
         self, baseline: Candidate, winner: Candidate | None, time_left: Callable[[], float]

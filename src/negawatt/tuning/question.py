@@ -20,6 +20,7 @@ class Question:
     constraints: Constraints
     space: Space
     seed: int
+    strategy: str = "default"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -29,4 +30,5 @@ class Question:
             "constraints": self.constraints.to_json(),
             "space": self.space.to_json(),
             "seed": self.seed,
+            "strategy": self.strategy,
         }

@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import Settings
-from negawatt.errors import RunError, UsageError
+from negawatt.errors import NegawattError, RunError, UsageError
 from negawatt.meter import Meter, energy_of_cpu_time, fingerprint, station
 from negawatt.profiling import REFERENCE_SETTINGS, Profile, about
 from negawatt.profiling.profiler import Progress
@@ -20,10 +21,14 @@ from negawatt.profiling.window import requests_of
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals, waterfall
-from negawatt.tuning.judge import Judge, Proof
+from negawatt.tuning.judge import Judge
+from negawatt.tuning.memory import Memory
+from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
+from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question
 from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.space import Space
+from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study, difference_json
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, pareto, verdict
@@ -33,8 +38,6 @@ from negawatt.workload import (
     QualityItem,
     TrafficItem,
     Workload,
-    items_needed,
-    minimal_detectable_drop,
 )
 from negawatt.workload.split import draw_order
 
@@ -64,6 +67,7 @@ def tune(
     fewest_items: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    strategy: str = "default",
     path: Path | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
@@ -80,6 +84,7 @@ def tune(
         fewest_items: quality items that a proof needs at least.
         confidence: of the bound on the quality drop.
         seed: of the search.
+        strategy: what decides which candidate is next; a name of `negawatt.tuning.strategy.STRATEGIES`.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
         progress: called with (seconds used, seconds in all, what is being done).
@@ -91,13 +96,16 @@ def tune(
         UsageError: the workload has no traffic, or too little to divide.
         RunError: the folder holds something else, or another question's run.
     """
+    check_strategy(strategy)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
     if len(workload.traffic) < 4:
         raise UsageError(f"workload {workload.name} has {len(workload.traffic)} requests; a search needs 4")
-    question = Question(artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed)
+    question = Question(
+        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, strategy
+    )
     run = _open_run(path, question, artifact, workload, command)
     session = _Session(run, artifact, workload, question, time_budget_s, fewest_items, confidence, progress)
     with run:
@@ -159,8 +167,14 @@ class _Session:
         self.search_requests = requests_of(artifact.tokenizer, searched.traffic, question.space.max_context)
         self.held_requests = requests_of(artifact.tokenizer, held.traffic, question.space.max_context)
         self.search_items, self.held_items = self._items(workload, searched, held)
+        self.memory = Memory(question.artifact, fingerprint()["id"])
         self.judge = Judge(self.workshop, workload, question.baseline, confidence)
         self.finals = Finals(run, self.workshop, self.held_requests, self.tick)
+        self.prover = Prover(
+            run, self.judge, self.finals, self.constraints, self.held_items,
+            [*self.held_requests, *self.search_requests], fewest_items, self.tick,
+            lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+        )  # fmt: skip
 
     def _items(
         self, workload: Workload, searched: Workload, held: Workload
@@ -192,6 +206,7 @@ class _Session:
             study = Study(
                 self.run, self.question.space, self.constraints, self.judge, self.baseline,
                 self.search_requests, self.search_items, len(self.held_items), self.question.seed,
+                self.question.strategy, self.memory,
             )  # fmt: skip
             try:
                 self._foretell()
@@ -206,68 +221,52 @@ class _Session:
             energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
         result["search"] = self._accounts(study, energy, cpu_s, result)
         self.run.finish(result)
+        with suppress(NegawattError):  # it helps the next search; this one's result stands without it
+            self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
         return result
 
     def _foretell(self) -> None:
-        """Before anything is spent: what the items at hand could prove."""
-        limit = self.constraints.max_quality_drop
-        if limit is None or not self.held_items:
-            return
-        n = len(self.held_items)
-        few, many = (
-            minimal_detectable_drop(n, share, confidence=self.judge.confidence) for share in (0.01, 0.08)
-        )
-        text = (
-            f"With {n:,} held-out items a drop of at most {few:.2%} can be proved for a candidate that "
-            f"changes 1 % of the answers, {many:.2%} for one that changes 8 %; the limit is {limit:.2%}."
-        )
-        if limit > 0:
-            needed = items_needed(limit, 0.08, confidence=self.judge.confidence)
-            text += f" The latter would need {needed:,} items."
-        if not any(r["text"] == text for r in self.run.records("note")):
-            self.run.append("note", {"text": text})
-        self.tick(text)
+        """Before anything is spent: what the items and requests at hand could prove.
+
+        Raises:
+            Infeasible: they could prove nothing.
+        """
+        limits, texts = self.constraints, []
+        if limits.max_quality_drop is not None and self.held_items:
+            texts.append(
+                prospect_of_quality(
+                    self.judge.workload, len(self.held_items), limits.max_quality_drop, self.fewest_items,
+                    self.judge.confidence,
+                )
+            )  # fmt: skip
+        if limits.p95_ttft_ms is not None or limits.p95_tpot_ms is not None:
+            n = len(self.held_requests) + len(self.search_requests)
+            texts.append(prospect_of_latency(n, self.judge.confidence))
+        for text in texts:
+            if not any(r["text"] == text for r in self.run.records("note")):
+                self.run.append("note", {"text": text})
+            self.tick(text)
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
         reasons: list[str] = []
         winner: Candidate | None = None
-        proof: Proof | None = None
+        proved = Proved(None, None)
         while winner is None and (finalists := self._finalists(study)):
             until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
             ranked = self.finals.ranked([t.candidate for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
             for lost in [t for t in finalists if t.candidate not in ranked]:
                 study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
-            winner, proof, hasty = self._first_proved(study, ranked, reasons)
-            if hasty:
+            proved = self.prover.first_proved(study, ranked, reasons)
+            winner = proved.winner
+            if proved.hasty:
                 break
             if winner is None:
                 pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
                 study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
         if winner is None and not reasons:
             reasons.append(why_nothing(study.trials))
-        quality = proof.difference if proof is not None else None
-        return self._compared(study, winner, quality, reasons)
-
-    def _first_proved(
-        self, study: Study, ranked: Sequence[Candidate], reasons: list[str]
-    ) -> tuple[Candidate | None, Proof | None, bool]:
-        """The first of the finalists whose quality is proved, and whether any proof lacked but time."""
-        proof: Proof | None = None
-        hasty = False
-        for candidate in ranked:
-            if any(t.candidate == candidate and not t.feasible for t in study.trials):
-                continue  # one of the same arithmetic has just failed its proof
-            proof = self._prove(candidate)
-            if proof is None or proof.proved:
-                return candidate, proof, False
-            reasons.append(f"{candidate}: {proof.reason}.")
-            self.run.append("note", {"text": f"Not chosen: {candidate}: {proof.reason}"})
-            if proof.hasty:
-                hasty = True
-            else:
-                study.refute(candidate, proof.reason, {"quality_drop": difference_json(proof.difference)})
-        return None, proof, hasty
+        return self._compared(study, proved, reasons)
 
     def _finalists(self, study: Study) -> list[Trial]:
         """The cheapest feasible trials other than the baseline that cost less than it."""
@@ -281,32 +280,14 @@ class _Session:
         near = [t for t in good if (t.cost or math.inf) <= FINALIST_WITHIN * best]
         return sorted(near, key=lambda t: t.cost or math.inf)[:FINALISTS]
 
-    def _prove(self, candidate: Candidate) -> Proof | None:
-        """Quality on the held-out items; None where there is nothing to prove."""
-        limit = self.constraints.max_quality_drop
-        if not self.held_items:
-            return None
-        if limit is None:  # no limit: say what the difference is, on as many items as a search may see
-            few = self.held_items[: max(self.fewest_items, SEARCH_ITEMS)]
-            difference = self.judge.compare(candidate, few, self.tick, self.judge.confidence)
-            return Proof(True, difference)
-        return self.judge.prove(
-            candidate,
-            self.held_items,
-            limit,
-            fewest=self.fewest_items,
-            tick=self.tick,
-            time_left=lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
-        )
-
-    def _compared(
-        self, study: Study, winner: Candidate | None, quality: Difference | None, reasons: list[str]
-    ) -> dict[str, Any]:
+    def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
+        winner, quality = proved.winner, proved.quality.difference if proved.quality else None
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
         answer = verdict(
-            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons
-        )
+            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
+            latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
+        )  # fmt: skip
         own = self._document(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
         self._record_final(study, self.baseline, own)
@@ -320,6 +301,7 @@ class _Session:
             **documents,
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
+            "latency": [each.to_json() for each in proved.latencies],
             "waterfall": waterfall(baseline, best if answer.accepted else None),
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
@@ -374,6 +356,9 @@ class _Session:
         saved = result["baseline"]["cpu_s_per_token"] - result["best"]["cpu_s_per_token"]
         states = [t.state for t in study.trials]
         return {
+            "strategy": self.question.strategy,
+            "prediction": study.proposals.trust(),
+            "ended": study.proposals.ended or None,
             "trials": len(study.trials),
             "pruned": states.count("pruned"),
             "failed": states.count("failed"),
