@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,14 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
 from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
+from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.study import Study, difference_json
+from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints
 
+FINALISTS = 4
+FINALIST_WITHIN = 1.25
+"""Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 UNLIMITED_ITEMS = 96
 """Items on which the difference is told where there is no limit to prove."""
 
@@ -66,6 +72,36 @@ class Prover:
         self.run, self.judge, self.finals, self.constraints = run, judge, finals, constraints
         self.items, self.requests, self.fewest = items, requests, fewest
         self.tick, self.time_left = tick, time_left
+
+    def decide(
+        self,
+        study: Study,
+        rank: Callable[[Sequence[Candidate]], list[Candidate]],
+        search_on: Callable[[], None],
+    ) -> tuple[Proved, list[str]]:
+        """Finalists and proofs in turn, until one is proved or nothing cheaper than the baseline is left.
+
+        Args:
+            rank: finalists by fresh measurements, cheapest first; what no longer runs is left out.
+            search_on: lets the study search on after a refutation.
+
+        Returns:
+            What was proved, and the reasons why other candidates were not chosen.
+        """
+        reasons: list[str] = []
+        proved = Proved(None, None)
+        while proved.winner is None and (chosen := finalists(study)):
+            ranked = rank([trial.candidate for trial in chosen])
+            for lost in [t for t in chosen if t.candidate not in ranked]:
+                study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
+            proved = self.first_proved(study, ranked, reasons)
+            if proved.hasty:
+                break
+            if proved.winner is None:
+                search_on()
+        if proved.winner is None and not reasons:
+            reasons.append(why_nothing(study.trials))
+        return proved, reasons
 
     def first_proved(self, study: Study, ranked: Sequence[Candidate], reasons: list[str]) -> Proved:
         """The first of the finalists that is proved to keep every limit.
@@ -135,3 +171,15 @@ class Prover:
             return int(same[-1]["number"])
         self.run.append("proof", {"kind": kind, "number": len(begun) + 1, **candidate.to_json()})
         return len(begun) + 1
+
+
+def finalists(study: Study) -> list[Trial]:
+    """The cheapest feasible trials other than the baseline that cost less than it."""
+    limit = min((_cost(t) for t in study.trials if t.candidate == study.baseline), default=math.inf)
+    good = [t for t in study.trials if t.feasible and t.candidate != study.baseline and _cost(t) < limit]
+    best = min((_cost(t) for t in good), default=math.inf)
+    return sorted((t for t in good if _cost(t) <= FINALIST_WITHIN * best), key=_cost)[:FINALISTS]
+
+
+def _cost(trial: Trial) -> float:
+    return math.inf if trial.cost is None else trial.cost

@@ -26,7 +26,6 @@ from negawatt.tuning.memory import Memory
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question
-from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.space import Space
 from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study, difference_json
@@ -47,9 +46,6 @@ SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
 AGAIN_SHARE_OF_TIME = 0.4
 """Of the time left when no finalist's quality could be proved: for searching on without their like."""
-FINALISTS = 4
-FINALIST_WITHIN = 1.25
-"""Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 RANKING_SHARE_OF_TIME = 0.08
 """For measuring the finalists in turn."""
 FINALS_SHARE_OF_TIME = 0.12
@@ -249,36 +245,17 @@ class _Session:
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
-        reasons: list[str] = []
-        winner: Candidate | None = None
-        proved = Proved(None, None)
-        while winner is None and (finalists := self._finalists(study)):
-            until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
-            ranked = self.finals.ranked([t.candidate for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
-            for lost in [t for t in finalists if t.candidate not in ranked]:
-                study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
-            proved = self.prover.first_proved(study, ranked, reasons)
-            winner = proved.winner
-            if proved.hasty:
-                break
-            if winner is None:
-                pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-                study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
-        if winner is None and not reasons:
-            reasons.append(why_nothing(study.trials))
-        return self._compared(study, proved, reasons)
 
-    def _finalists(self, study: Study) -> list[Trial]:
-        """The cheapest feasible trials other than the baseline that cost less than it."""
-        limit = min(
-            (t.cost or math.inf for t in study.trials if t.candidate == self.baseline), default=math.inf
-        )
-        good = [
-            t for t in study.trials if t.feasible and t.candidate != self.baseline and (t.cost or 0) < limit
-        ]
-        best = min((t.cost or math.inf for t in good), default=math.inf)
-        near = [t for t in good if (t.cost or math.inf) <= FINALIST_WITHIN * best]
-        return sorted(near, key=lambda t: t.cost or math.inf)[:FINALISTS]
+        def rank(finalists: Sequence[Candidate]) -> list[Candidate]:
+            until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
+            return self.finals.ranked(finalists, lambda: until_s - self.used_s())
+
+        def search_on() -> None:
+            pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
+            study.search(lambda: pause_s - self.used_s(), self.tick)
+
+        proved, reasons = self.prover.decide(study, rank, search_on)
+        return self._compared(study, proved, reasons)
 
     def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
