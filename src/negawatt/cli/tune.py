@@ -57,6 +57,13 @@ from negawatt.errors import UsageError
 @click.option("--time-budget", default="6m", show_default=True, help="For all of it: 90s, 6m, 1.5h.")
 @click.option("--energy-budget", default=None, help="For all of it: 500J, 10Wh, 0.1kWh.")
 @click.option("--tokens-per-day", type=float, default=None, help="Generated in use; payback in days.")
+@click.option(
+    "--strategy",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="What is tried next: default, random, grid, tpe, gp, nsga2, nsga3, reinforcement or halving.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Run folder; an unfinished one is continued."
@@ -137,5 +144,6 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_day": options["tokens_per_day"],
         "fewest_items": options["min_quality_items"],
         "seed": options["seed"],
+        "strategy": options["strategy"],
         "path": options["output"],
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine
+from negawatt.engine import Completion, Engine, Request
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -30,6 +30,8 @@ BASELINE_ROUNDS = 2
 ABLATION_ROUNDS = 3
 """Rounds to rank finalists, to compare the winner with the baseline, where nothing competes, and to tell what
 each lever saves."""
+LATENCY_TOKENS = 32
+"""Of an answer whose latencies are measured; many requests say more of a percentile than long answers."""
 FEWEST_RANKING_ROUNDS = 1
 FEWEST_ABLATION_ROUNDS = 1
 FEWEST_FINAL_ROUNDS = 3
@@ -60,6 +62,29 @@ class Finals:
             for candidate, w in windows.items()
         }
         return sorted(costs, key=lambda candidate: costs[candidate])
+
+    def answers(
+        self, candidate: Candidate, requests: Sequence[Request], time_left: Callable[[], float]
+    ) -> list[Completion]:
+        """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
+
+        Raises:
+            EngineError: it can no longer be loaded.
+        """
+        found: list[Completion] = []
+        batch = candidate.settings.batch
+        with self.workshop.engine(candidate) as engine:
+            warm_up(engine, requests[0])
+            for start in range(0, len(requests), batch):
+                if found and time_left() <= 0:
+                    break
+                self.tick(f"latency of {candidate}: {start} of {len(requests)} requests")
+                group = [
+                    replace(r, max_new_tokens=min(r.max_new_tokens, LATENCY_TOKENS))
+                    for r in requests[start : start + batch]
+                ]
+                found += engine.generate(group).completions
+        return found
 
     def compare(
         self, baseline: Candidate, winner: Candidate | None, time_left: Callable[[], float]
