@@ -81,6 +81,7 @@ class Study:
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
+        self.first: tuple[Candidate, ...] = ()  # known to be good from elsewhere: tried before all others
         self.outlook = outlook or Outlook({})
         self.not_tried: dict[str, str] = {}  # passes -> why they were left out
         self._time_left: Callable[[], float] = lambda: math.inf
@@ -109,6 +110,10 @@ class Study:
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
+        for candidate in self.first:
+            if candidate not in self._tried and time_left() > 0:
+                tick(f"known from before: {candidate}")
+                self._keep(self.try_candidate(candidate, tick, screen=False), None)
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
         while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
             proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
