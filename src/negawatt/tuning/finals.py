@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine
+from negawatt.engine import Completion, Engine, Request
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -23,6 +23,7 @@ from negawatt.tuning.ablation import Step, levers
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
+from negawatt.workload import Ratio
 
 RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
@@ -30,6 +31,8 @@ BASELINE_ROUNDS = 2
 ABLATION_ROUNDS = 3
 """Rounds to rank finalists, to compare the winner with the baseline, where nothing competes, and to tell what
 each lever saves."""
+LATENCY_TOKENS = 32
+"""Of an answer whose latencies are measured; many requests say more of a percentile than long answers."""
 FEWEST_RANKING_ROUNDS = 1
 FEWEST_ABLATION_ROUNDS = 1
 FEWEST_FINAL_ROUNDS = 3
@@ -61,6 +64,29 @@ class Finals:
         }
         return sorted(costs, key=lambda candidate: costs[candidate])
 
+    def answers(
+        self, candidate: Candidate, requests: Sequence[Request], time_left: Callable[[], float]
+    ) -> list[Completion]:
+        """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
+
+        Raises:
+            EngineError: it can no longer be loaded.
+        """
+        found: list[Completion] = []
+        batch = candidate.settings.batch
+        with self.workshop.engine(candidate) as engine:
+            warm_up(engine, requests[0])
+            for start in range(0, len(requests), batch):
+                if found and time_left() <= 0:
+                    break
+                self.tick(f"latency of {candidate}: {start} of {len(requests)} requests")
+                group = [
+                    replace(r, max_new_tokens=min(r.max_new_tokens, LATENCY_TOKENS))
+                    for r in requests[start : start + batch]
+                ]
+                found += engine.generate(group).completions
+        return found
+
     def compare(
         self, baseline: Candidate, winner: Candidate | None, time_left: Callable[[], float]
     ) -> tuple[Profile, Profile | None]:
@@ -71,15 +97,35 @@ class Finals:
         """
         chosen = [baseline] if winner is None else [baseline, winner]
         rounds, fewest = (FINAL_ROUNDS, FEWEST_FINAL_ROUNDS) if winner else (BASELINE_ROUNDS, BASELINE_ROUNDS)
-        windows = self._interleaved(chosen, rounds, fewest, time_left)
-        if lost := [c for c in chosen if c not in windows]:
-            raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
+        windows = self._all_of(chosen, rounds, fewest, time_left)
         before = self._profile(baseline, windows[baseline])
         if winner is None:
             return before, None
-        costs = {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in chosen}
-        ratio = baseline_ratio(costs[baseline], costs[winner])
+        ratio = self._ratio(windows, baseline, winner)
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
+
+    def ratio(self, present: Candidate, winner: Candidate, time_left: Callable[[], float]) -> Ratio:
+        """How many times fewer CPU seconds a token takes with the winner, from windows taken in turn.
+
+        Raises:
+            EngineError: one of them can no longer be loaded.
+        """
+        windows = self._all_of([present, winner], FINAL_ROUNDS, FEWEST_FINAL_ROUNDS, time_left)
+        return self._ratio(windows, present, winner)
+
+    def _all_of(
+        self, chosen: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
+    ) -> dict[Candidate, list[Window]]:
+        windows = self._interleaved(chosen, rounds, fewest, time_left)
+        if lost := [c for c in chosen if c not in windows]:
+            raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
+        return windows
+
+    def _ratio(
+        self, windows: Mapping[Candidate, Sequence[Window]], dear: Candidate, cheap: Candidate
+    ) -> Ratio:
+        costs = [[w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in (dear, cheap)]
+        return baseline_ratio(*costs)
 
     def along(self, steps: Sequence[Step], time_left: Callable[[], float]) -> list[dict[str, Any]] | None:
         """What each lever saves on the way from baseline to winner, all steps measured in turn.
