@@ -1,9 +1,12 @@
 """GPTQModel: 4 bits in groups of 64, symmetric, its other settings as they come."""
 
+import os
 import tempfile
 
 import torch
 from compressing import compare
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its default on two cores is one, which it refuses
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 

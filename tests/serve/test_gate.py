@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,11 @@ def test_steps_reach_the_server_as_another_model_and_fewer_tokens(bench: Bench) 
     with pytest.raises(Refused, match="batches") as caught:
         bench.gate.reserve(caller, estimate())
     assert caught.value.code == "budget_defer"
-    patient = Estimate("small", 10, 90, estimate().energy, deferred=True)
-    assert bench.gate.reserve(caller, patient).output_tokens == 30
+    patient = replace(bench.gate.known(caller.key_id), deferred=True)
+    assert bench.gate.reserve(patient, estimate()).output_tokens == 30
+    bench.keys.revoke(caller.key_id)
+    with pytest.raises(Refused, match="no longer"):
+        bench.gate.known(caller.key_id)
 
 
 def test_a_budget_of_grams_needs_a_grid(database: Database) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "profile": "measure joules, latency, memory and quality of a model on a workload",
     "receipts": "add up what requests to the server cost, by key, team, model or day",
     "report": "turn a run into HTML, Markdown or JSON",
+    "serve": "serve models to OpenAI's clients, with the joules of every request in its answer",
     "tune": "find the way of running a model that spends the fewest joules, and prove it",
 }
 

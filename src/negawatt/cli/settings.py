@@ -11,6 +11,8 @@ import click
 from negawatt.errors import UsageError
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|)$")
+_ENERGY = re.compile(r"^(\d+(?:\.\d+)?)\s*(J|kJ|MJ|Wh|kWh|)$")
+_JOULES = {"": 1.0, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "Wh": 3600.0, "kWh": 3.6e6}
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kMGT]?i?)B?$")
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -75,6 +77,19 @@ def seconds(text: str) -> float:
     value = float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if value <= 0:
         raise UsageError(f"expected a time such as 90s, 6m or 1.5h, not {text!r}")
+    return value
+
+
+def joules(text: str) -> float:
+    """``500J``, ``2.5kJ``, ``10Wh``, ``0.1kWh`` or a plain number of joules.
+
+    Raises:
+        UsageError: the text has another form, or is not above 0.
+    """
+    found = _ENERGY.match(text.strip())
+    value = float(found[1]) * _JOULES[found[2]] if found else 0.0
+    if value <= 0:
+        raise UsageError(f"expected an energy such as 500J, 10Wh or 0.1kWh, not {text!r}")
     return value
 
 

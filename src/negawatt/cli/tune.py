@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from negawatt.cli.common import emit, examples, json_option, progress_bar
-from negawatt.cli.settings import parse_settings, seconds, size_bytes
+from negawatt.cli.settings import joules, parse_settings, seconds, size_bytes
 from negawatt.errors import UsageError
 
 
@@ -18,9 +18,11 @@ from negawatt.errors import UsageError
         "negawatt tune smollm2-135m-instruct --max-quality-drop 0.01",
         "negawatt tune ./my-model --workload ./my-workload --throughput --time-budget 20m -o my-run",
         "negawatt tune ./my-model --engines llamacpp --p95-tpot 40 --max-memory 800MB --json",
+        "negawatt tune ./my-model --pass vocabulary --pass 'depth:ratio=0.1|0.2' --time-budget 1h",
+        "negawatt tune ./large ./small --space space.toml --energy-budget 5Wh --tokens-per-day 2000000",
     )
 )
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--workload", default="chat-piqa", show_default=True, help="What it is asked.")
 @click.option(
     "--batch", type=int, default=None, help="Pin the batch; 1, for interactive use, is the default."
@@ -30,6 +32,14 @@ from negawatt.errors import UsageError
     "--engines",
     default=None,
     help="Engines to consider, comma-separated; all here but onnxruntime if absent.",
+)
+@click.option("--space", type=click.Path(path_type=Path), help="File that narrows or extends the search.")
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE|VALUE,…]",
+    help="Compression to consider, in this order; none: only the models as they are.",
 )
 @click.option(
     "--baseline",
@@ -45,6 +55,8 @@ from negawatt.errors import UsageError
 @click.option("--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold.")
 @click.option("--min-quality-items", type=int, default=0, help="Items that a proof needs at least.")
 @click.option("--time-budget", default="6m", show_default=True, help="For all of it: 90s, 6m, 1.5h.")
+@click.option("--energy-budget", default=None, help="For all of it: 500J, 10Wh, 0.1kWh.")
+@click.option("--tokens-per-day", type=float, default=None, help="Generated in use; payback in days.")
 @click.option(
     "--strategy",
     default="default",
@@ -57,20 +69,25 @@ from negawatt.errors import UsageError
     "-o", "--output", type=click.Path(path_type=Path), help="Run folder; an unfinished one is continued."
 )
 @json_option
-def command(model: str, as_json: bool, **options: Any) -> None:
+def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Find the way of running MODEL that spends the fewest joules per token, and prove it.
 
+    Of several models the first is what you run today: quality and saving are told against it.
     Keeps every finished trial in the run folder: interrupt it, and the same command goes on there.
     """
     from negawatt.artifact import Artifact
     from negawatt.tuning import tune
+    from negawatt.tuning.space_file import models_of
     from negawatt.workload import Workload
 
     asked = _asked(options)
     workload = Workload.open(options["workload"])
+    further = models_of(options["space"]) if options["space"] else ()
     with progress_bar("tune") as progress:
-        artifact = Artifact.open(model, progress=progress)
-        result = tune(artifact, workload, **asked, command=["negawatt", *sys.argv[1:]], progress=progress)
+        artifact, *others = (Artifact.open(each, progress=progress) for each in (*models, *further))
+        result = tune(
+            artifact, workload, **asked, models=others, command=["negawatt", *sys.argv[1:]], progress=progress
+        )
     if as_json:
         emit(result)
         return
@@ -78,6 +95,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     search = result["search"]
     paid = search["payback_tokens"]
     words = f", paid back after {paid:,} tokens" if paid else ""
+    if (days := search["payback_days"]) is not None:
+        words += f" ({days:,.1f} days)" if days >= 0.05 else f" ({24 * 60 * days:,.0f} minutes)"
     click.echo(
         f"The search tried {search['trials']} ways ({search['pruned']} dropped early, "
         f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes "
@@ -91,7 +110,9 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `negawatt.tune` from the options."""
     from negawatt.tuning import Constraints, Space
+    from negawatt.tuning.pass_range import PassRange
     from negawatt.tuning.space import BATCHES
+    from negawatt.tuning.space_file import read_space
 
     if options["throughput"] and options["batch"] is not None:
         raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
@@ -100,7 +121,15 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"the batch must be at least 1, not {pinned}")
     batches = BATCHES if options["throughput"] else (pinned,)
     only = [name.strip() for name in options["engines"].split(",")] if options["engines"] else None
-    memory = options["max_memory"]
+    memory, passes = options["max_memory"], options["passes"]
+    if "none" in passes and len(passes) > 1:
+        raise UsageError("--pass none stands alone")
+    named = [PassRange.parse(each) for each in passes if each != "none"]
+    space = Space.default(
+        batches=batches, max_context=options["max_context"], only=only, passes=named if passes else None
+    )
+    if options["space"]:
+        space = read_space(options["space"], space)
     return {
         "constraints": Constraints(
             max_quality_drop=options["max_quality_drop"],
@@ -108,9 +137,11 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
             p95_tpot_ms=options["p95_tpot"],
             max_memory_bytes=size_bytes(memory) if memory else None,
         ),
-        "space": Space.default(batches=batches, max_context=options["max_context"], only=only),
-        "baseline": parse_settings(options["baseline"], options["max_context"]),
+        "space": space,
+        "baseline": parse_settings(options["baseline"], space.max_context),
         "time_budget_s": seconds(options["time_budget"]),
+        "energy_budget_j": joules(options["energy_budget"]) if options["energy_budget"] else None,
+        "tokens_per_day": options["tokens_per_day"],
         "fewest_items": options["min_quality_items"],
         "seed": options["seed"],
         "strategy": options["strategy"],

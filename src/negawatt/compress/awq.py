@@ -29,6 +29,7 @@ class Awq(Pass):
 
     name: ClassVar[str] = "awq"
     summary: ClassVar[str] = "round weights, finer where the inputs carry more energy"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         BITS,
         GROUP,

@@ -193,7 +193,7 @@ def _run(
                 tick(f"decoding {batch} at a time")
                 steps[batch] += answered(batch, MEASURED)
             held_back += [s for s in answered(HELD_BACK, MEASURED) if s.phase == "decode"]
-        weights = _weights(engine, artifact.shape)
+        weights = weights_read(engine, artifact.shape)
     held_back = _middle(held_back)
     return {batch: _calm(found) for batch, found in steps.items()}, held_back, weights
 
@@ -221,7 +221,7 @@ def _prefill_s(steps: Sequence[Step]) -> float:
     return statistics.median(s.cpu_s / s.tokens for s in own)
 
 
-def _weights(engine: Engine, shape: ModelShape) -> tuple[float, float]:
+def weights_read(engine: Engine, shape: ModelShape) -> tuple[float, float]:
     """Bytes that a step reads of the blocks and of the head, in the form that the engine runs."""
     head, stored = shape.vocab * shape.hidden, shape.n_params
     layers = stored - head * (1 if shape.tied_embeddings else 2)
@@ -272,7 +272,7 @@ def _started(artifact: Artifact, settings: Settings, bytes_per_s: float) -> floa
             request = Request([1] * 8, MEASURED)
             engine.generate([request])
             steps = [s for _ in range(3) for s in engine.generate([request]).steps if s.phase == "decode"]
-            read_s = sum(_weights(engine, twin.shape)) / bytes_per_s
+            read_s = sum(weights_read(engine, twin.shape)) / bytes_per_s
     return max(0.0, statistics.median(s.cpu_s for s in steps) - read_s)
 
 

@@ -33,6 +33,7 @@ class Gptq(Pass):
 
     name: ClassVar[str] = "gptq"
     summary: ClassVar[str] = "round weights, and let those still to come make up for the error"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         BITS,
         GROUP,

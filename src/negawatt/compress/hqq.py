@@ -30,6 +30,7 @@ class Hqq(Pass):
 
     name: ClassVar[str] = "hqq"
     summary: ClassVar[str] = "round weights, with offsets that keep most of them close"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         BITS,
         GROUP,

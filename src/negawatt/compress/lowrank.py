@@ -38,6 +38,7 @@ class LowRank(Pass):
 
     name: ClassVar[str] = "lowrank"
     summary: ClassVar[str] = "matrices as products of two, where their outputs lose least"
+    factors: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         RATIO,
         Parameter(

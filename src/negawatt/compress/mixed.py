@@ -34,6 +34,7 @@ class Mixed(Pass):
 
     name: ClassVar[str] = "mixed"
     summary: ClassVar[str] = "GPTQ with more bits for the blocks that are measured to need them"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter(
             "widths", "4+8", "bits that a block may get", choices=("4+8", "3+4", "3+4+8", "2+4"),

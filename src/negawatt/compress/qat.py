@@ -32,6 +32,7 @@ class Qat(Pass):
 
     name: ClassVar[str] = "qat"
     summary: ClassVar[str] = "train weights while they are rounded, towards the model before rounding"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         BITS,
         GROUP,

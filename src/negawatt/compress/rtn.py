@@ -21,6 +21,7 @@ class RoundToNearest(Pass):
 
     name: ClassVar[str] = "rtn"
     summary: ClassVar[str] = "round weights to the nearest point of a grid"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (BITS, GROUP, SYMMETRIC, CLIP, EMBEDDINGS)
 
     def check(self, source: Source) -> None:

@@ -50,6 +50,7 @@ class SmoothQuant(Pass):
 
     name: ClassVar[str] = "smoothquant"
     summary: ClassVar[str] = "weights and activations of 8 bits, outliers moved into the weights"
+    packs: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter(
             "alpha", 0.5, "how much of an input's size moves into the weights; 0 moves nothing",

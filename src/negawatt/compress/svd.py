@@ -16,6 +16,7 @@ class Svd(Pass):
 
     name: ClassVar[str] = "svd"
     summary: ClassVar[str] = "matrices as products of two, by their own singular values"
+    factors: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (RATIO,)
 
     def check(self, source: Source) -> None:

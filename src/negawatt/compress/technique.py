@@ -59,6 +59,8 @@ class Pass(ABC):
         parameters: every knob, with defaults and search ranges.
         calibrated: whether it needs text; a calibrated pass is compared with `fallback`.
         reads_usage: whether it needs to know what the model is used for, in full.
+        packs: whether its result is a packed grid, which engines that have it run as it is.
+        factors: whether its result has matrices in two factors.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,8 @@ class Pass(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     calibrated: ClassVar[bool] = False
     reads_usage: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    factors: ClassVar[bool] = False
 
     def __init__(self, **values: Any) -> None:
         """Raises:

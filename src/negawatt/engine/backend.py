@@ -28,7 +28,7 @@ class Chunk:
     """Tokens appended to one sequence in one step.
 
     Attributes:
-        slot: which sequence, ``0 <= slot < settings.batch``.
+        slot: which sequence, from 0 up to ``settings.batch``, or what `Backend.reserve` said.
         tokens: one or more token ids that follow what the slot holds already.
         rows: how many rows of logits to return: those after each of the last `rows` tokens
             (1: after the last token only; ``len(tokens)``: after every token).
@@ -86,6 +86,8 @@ class Backend(ABC):
         kv_caches: names it can run, ``default`` first.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
+        shares: whether `reserve` and `share` work: more slots than are decoded at once, over one pool of
+            cells, in which the beginning of one sequence can be that of another.
         ragged: whether slots advance independently. When False (lockstep), the first step after
             all slots are empty prefills every sequence of a static batch at once, later steps
             give exactly one token to each slot not yet released, and no slot is filled again
@@ -99,6 +101,7 @@ class Backend(ABC):
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 
     vocab_size: int
@@ -175,6 +178,14 @@ class Backend(ABC):
     def truncate(self, slot: int, length: int) -> None:
         """Forget everything after the first `length` tokens of the slot's sequence."""
         raise UnsupportedSetting(f"{self.name} cannot take tokens back")
+
+    def reserve(self, slots: int, tokens: int) -> None:
+        """To be called before `load`: hold `slots` sequences, which together hold up to `tokens` tokens."""
+        raise UnsupportedSetting(f"{self.name} has no cache that sequences share")
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let the empty slot `target` begin with the first `length` tokens of `source`, without a copy."""
+        raise UnsupportedSetting(f"{self.name} has no cache that sequences share")
 
     def info(self) -> dict[str, object]:
         """What really runs, for the record: build, kernels, instruction set."""

@@ -23,6 +23,7 @@ from negawatt import errors
 from negawatt.artifact import Artifact
 from negawatt.engine import backends, wire
 from negawatt.engine.decode import Completion, Request, Step, TokenCallback
+from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.home import home
@@ -79,6 +80,7 @@ class Engine:
     Args:
         cache: where made weights are kept; a folder of the artifact's own if absent.
         prepared: what to load as it is, made by this engine before; nothing is made then.
+        session: what `begin_session` will begin; engines that can then load with room for it.
 
     Attributes:
         artifact, settings: what runs, and how.
@@ -96,12 +98,13 @@ class Engine:
         *,
         cache: Path | None = None,
         prepared: Path | None = None,
+        session: SessionOptions | None = None,
         call_deadline_s: float = CALL_DEADLINE_S,
         load_deadline_s: float = LOAD_DEADLINE_S,
     ) -> None:
         self.artifact, self.settings = artifact, settings
         self.cache = cache or home() / "cache" / artifact.sha256[:16] / settings.engine
-        self._prepared = prepared
+        self._prepared, self._session = prepared, session
         self.info: dict[str, Any] = {}
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
@@ -125,8 +128,10 @@ class Engine:
             self._start()
             settings = self.settings.to_json()
             self.model_path = self._prepared or self._prepare(settings)
-            request = {"do": "load", "path": str(self.model_path)}
-            answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
+            request: wire.Message = {"do": "load", "path": str(self.model_path), "settings": settings}
+            if self._session is not None:
+                request["pool"] = [self._session.slots, self._session.capacity]
+            answer, _ = self._call(request, self._load_deadline_s)
             self.info, self.version = answer["info"], answer["version"]
             self.load_usage = Usage(**answer["usage"])
         except OSError as exc:
@@ -220,6 +225,26 @@ class Engine:
         if self._process is None:
             raise EngineError("the engine is not open")
         return self._process.pid
+
+    def begin_session(self) -> tuple[IO[bytes], IO[bytes]]:
+        """Hand the worker over to continuous batching; see `negawatt.engine.session` for what is spoken.
+
+        Returns:
+            The streams to read from and write to. The engine answers nothing else until it is closed.
+        """
+        if self._process is None or self._session is None:
+            raise EngineError("the engine is not open, or was opened without a session")
+        wire.send(self._writer, {"do": "session", "options": asdict(self._session)})
+        return self._reader, self._writer
+
+    def why_died(self) -> NegawattError:
+        """Why the worker of a session ended, as an error to raise; the engine is closed."""
+        return self._died()
+
+    def kill(self) -> None:
+        """End the worker at once, whatever it is doing; its streams then end."""
+        if self._process is not None:
+            self._process.kill()
 
     # -- verbs -----------------------------------------------------------------------------------
 

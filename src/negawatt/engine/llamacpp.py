@@ -43,11 +43,13 @@ class LlamaCppBackend(Backend):
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
     has_flash_attention: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._lengths = [0] * settings.batch
+        self._pool_tokens: int | None = None
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -89,8 +91,11 @@ class LlamaCppBackend(Backend):
     def _context_params(self) -> C.Structure:
         settings = self.settings
         params = self._lib.llama_context_default_params()
-        params.n_ctx = settings.max_context * settings.batch
-        params.n_seq_max = settings.batch
+        # One pool also lets a step mix sequences that advance by different numbers of tokens, which separate
+        # caches evaluate one length after the other.
+        params.kv_unified = self._pool_tokens is not None
+        params.n_ctx = self._pool_tokens or settings.max_context * settings.batch
+        params.n_seq_max = len(self._lengths)
         params.n_batch = TOKENS_PER_STEP
         params.n_threads = params.n_threads_batch = settings.threads or len(os.sched_getaffinity(0))
         if settings.flash_attention is not None:
@@ -146,6 +151,13 @@ class LlamaCppBackend(Backend):
         if not self._lib.llama_memory_seq_rm(self._memory, slot, length, -1):
             raise EngineError(f"llama.cpp cannot take back tokens of this model's sequence {slot}")
         self._lengths[slot] = length
+
+    def reserve(self, slots: int, tokens: int) -> None:
+        self._lengths, self._pool_tokens = [0] * slots, tokens
+
+    def share(self, source: int, target: int, length: int) -> None:
+        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self._lengths[target] = length
 
     def info(self) -> dict[str, object]:
         return {

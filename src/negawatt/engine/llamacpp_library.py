@@ -130,6 +130,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_logits_ith": (C.POINTER(C.c_float), [_POINTER, _INT]),
     "llama_get_memory": (_POINTER, [_POINTER]),
     "llama_memory_seq_rm": (C.c_bool, [_POINTER, _INT, _INT, _INT]),
+    "llama_memory_seq_cp": (None, [_POINTER, _INT, _INT, _INT, _INT]),
     "llama_model_quantize": (C.c_uint32, [C.c_char_p, C.c_char_p, C.POINTER(QuantizeParams)]),
 }
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 from negawatt.engine import backends
 from negawatt.engine.backend import Backend
 from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.session import Session, SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.engine.wire import Message, receive, send
 from negawatt.errors import EngineError, NegawattError
@@ -81,9 +82,13 @@ class Worker:
         path = backend.prepare(Path(artifact), chosen.weight_format, Path(cache))
         return {"path": str(path)}, []
 
-    def do_load(self, settings: dict[str, Any], path: str) -> tuple[Message, list[Any]]:
+    def do_load(
+        self, settings: dict[str, Any], path: str, pool: list[int] | None = None
+    ) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         backend: Backend = backends.backend(chosen.engine)(chosen)
+        if pool is not None and backend.shares:
+            backend.reserve(*pool)
         backend.load(Path(path))
         self._decoder = Decoder(backend)
         version = type(backend).version()
@@ -99,6 +104,11 @@ class Worker:
 
         completions = decoder.generate(parsed, on_token if stream else None)
         return {"completions": [asdict(c) for c in completions], "steps": self._steps()}, []
+
+    def do_session(self, options: dict[str, Any]) -> tuple[Message, list[Any]]:
+        backend = self._asked_to("write").backend
+        Session(backend, self._reader, self._writer, SessionOptions(**options)).run()
+        return {}, []
 
     def do_score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[Message, list[Any]]:
         scores = self._asked_to("score text").score(pairs)

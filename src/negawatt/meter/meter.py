@@ -291,6 +291,14 @@ class Meter:
             _place.reset(token)
             ledger.close(position)
 
+    def so_far(self) -> Measurement:
+        """What the block has spent until now, without its stages; the block goes on.
+
+        Raises:
+            UsageError: the block has not been entered, or was left.
+        """
+        return self._window.so_far()
+
     @property
     def measurement(self) -> Measurement:
         """What the block spent.

@@ -57,6 +57,10 @@ def spoken(settings: Mapping[str, Any]) -> str:
         parts.append(f"{settings['kv_cache']} KV cache")
     if text(settings.get("speculation")) not in ("", "none"):
         parts.append(f"{settings['speculation']} speculation")
+    if text(settings.get("passes")):
+        parts.append(f"made smaller by {settings['passes']}")
+    if text(settings.get("model")):
+        parts[0] = f"{settings['model']} on {parts[0]}"
     return ", ".join(parts)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from negawatt.energy import Provenance
 from negawatt.errors import RunError
 from negawatt.report.reading import energy, mapping, named, number, sequence, text, texts
-from negawatt.report.records import Drop, Interval, Profile, Search, Step, Trial, Verdict, same
+from negawatt.report.records import Drop, Interval, Profile, Search, Step, Trial, Verdict, same, way
 from negawatt.run import Run
 
 
@@ -79,7 +79,7 @@ class Facts:
             trials=trials,
             baseline=Profile.read(outcome.get("baseline")),
             best=Profile.read(outcome if kind == "profile" else outcome.get("best")),
-            frontier=tuple(mapping(mapping(p).get("settings")) for p in sequence(outcome.get("frontier"))),
+            frontier=tuple(way(mapping(p)) for p in sequence(outcome.get("frontier"))),
             verdict=Verdict.read(outcome.get("verdict")),
             search=_search(mapping(outcome.get("search")), trials),
             waterfall=_steps(outcome.get("waterfall")),

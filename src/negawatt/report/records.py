@@ -139,7 +139,7 @@ class Trial:
         return cls(
             row=position,
             number=position if found is None else int(found),
-            settings=mapping(data.get("settings")),
+            settings=way(data),
             state=text(data.get("state")) or "unknown",
             stage=text(data.get("stage")) or "unknown",
             reason=text(data.get("reason")),
@@ -196,7 +196,7 @@ class Profile:
         spread = [v for v in sequence(content.get("cpu_s_per_token_spread")) if is_number(v)]
         return cls(
             artifact=named(content.get("artifact")),
-            settings=mapping(content.get("settings")),
+            settings=way(content),
             costs=Costs.read(content),
             ratio=Interval.read(content.get("ratio_to_baseline")),
             drop=Drop.read(content.get("quality_drop")),
@@ -263,18 +263,28 @@ class Step:
     cpu_s_per_token: float
 
 
+def way(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a record, with the ``model`` and ``passes`` that its weights come from, where told."""
+    made = " + ".join(texts(data.get("passes")))
+    extra = {"model": text(data.get("model")), "passes": made}
+    settings = mapping(data.get("settings"))
+    return {**settings, **{k: v for k, v in extra.items() if v}} if settings else settings
+
+
 def label(settings: Mapping[str, Any]) -> str:
-    """Short form of settings for tables: engine, weights, threads, batch, and what is not default."""
+    """Short form of settings for tables: model and passes where they are told, engine, weights, and so on."""
     if not settings:
         return "settings not recorded"
     threads = settings.get("threads")
+    made = [text(settings.get(name)) for name in ("model", "passes") if settings.get(name)]
     parts = [
+        *made,
         text(settings.get("engine")) or "engine unknown",
         text(settings.get("weight_format")) or "native",
     ]
     parts.append("default threads" if threads is None else f"{threads} thread{'' if threads == 1 else 's'}")
     parts.append(f"batch {settings.get('batch') or 1}")
-    for name in sorted(set(settings) - {"engine", "weight_format", "threads", "batch"}):
+    for name in sorted(set(settings) - {"model", "passes", "engine", "weight_format", "threads", "batch"}):
         value = settings[name]
         if value is None or value == _DEFAULTS.get(name):
             continue

@@ -50,11 +50,13 @@ class Caller:
         key_id: public name of the key, never the key itself; empty where the server has no keys.
         team: that the key belongs to; may be empty.
         priority: of two waiting requests that of the higher priority goes first.
+        deferred: the request comes from a batch, which budgets let in when they put off what can wait.
     """
 
     key_id: str = ""
     team: str = ""
     priority: int = 0
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,12 @@ class Estimate:
         input_tokens: of the prompt.
         output_tokens: most that may be generated, over all ``n`` answers.
         energy: joules of these, by the model's cost; missing where nothing is known yet.
-        deferred: it runs from a batch that can wait, so budgets that put off what can wait let it in.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
     energy: Energy
-    deferred: bool = False
 
 
 class Reservation(Protocol):

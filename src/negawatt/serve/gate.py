@@ -72,6 +72,19 @@ class KeyGate:
         self._seen[key.id] = key
         return Caller(key.id, key.team, key.priority)
 
+    def known(self, key_id: str) -> Caller:
+        """The caller of a key by its id, for work that the key left behind.
+
+        Raises:
+            Refused: 401, the key holds no longer.
+        """
+        try:
+            key = self._keys.held(key_id)
+        except KeyRefused as exc:
+            raise Refused(str(exc), status=401, code="invalid_api_key") from exc
+        self._seen[key.id] = key
+        return Caller(key.id, key.team, key.priority)
+
     def reserve(self, caller: Caller, estimate: Estimate) -> KeyReservation:
         """
         Raises:
@@ -93,7 +106,7 @@ class KeyGate:
                 estimate.model,
                 estimate.output_tokens,
                 price,
-                deferred=estimate.deferred,
+                deferred=caller.deferred,
             )
         except DatabaseError as exc:
             self._rates.correct(caller.key_id, taken, request=True)

@@ -202,6 +202,17 @@ class Keys:
             raise KeyRefused("expected an API key that holds, as in `Authorization: Bearer nw-…`")
         return found[0]
 
+    def held(self, identity: str) -> Key:
+        """A key by its id.
+
+        Raises:
+            KeyRefused: there is none, or it is revoked or expired.
+        """
+        found = self._recent(identity)
+        if found is None or not found[0].holds(self._clock()):
+            raise KeyRefused(f"the key {identity} holds no longer")
+        return found[0]
+
     def _recent(self, identity: str) -> tuple[Key, bytes] | None:
         now = time.monotonic()
         with self._lock:

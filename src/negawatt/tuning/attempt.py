@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from negawatt.compress.dissection import weights_read
 from negawatt.engine import Engine, Request
+from negawatt.errors import ArtifactError
 from negawatt.profiling.window import Summary, groups_for, measure, spread
 
 SCREEN_TOKENS = 16
@@ -29,6 +31,7 @@ class Look:
         peak_rss_bytes: of the worker.
         spent_cpu_s: what the look itself cost, loading included.
         lasted_s: how long it took, loading included.
+        read_bytes: of weights that each step reads, of layers and of the head; zeros where that is unknown.
     """
 
     cost: float
@@ -36,28 +39,45 @@ class Look:
     peak_rss_bytes: int
     spent_cpu_s: float
     lasted_s: float = 0.0
+    read_bytes: tuple[float, float] = (0.0, 0.0)
 
 
-def first_look(engine: Engine, requests: Sequence[Request], reference_s: float) -> Look:
+def first_look(
+    engine: Engine, requests: Sequence[Request], reference_s: float, per_token: float = 1.0
+) -> Look:
     """One short answer for each slot.
 
     Args:
         engine: open and warmed up.
         requests: traffic to draw from.
         reference_s: cost of the reference load at the start of the run.
+        per_token: tokens of this model for a token of the baseline's; see `Traffic`.
     """
     group = spread(requests, engine.settings.batch)
     window = measure(engine, [replace(r, max_new_tokens=SCREEN_TOKENS) for r in group])
     return Look(
-        cost=window.cpu_s_per_token * reference_s / window.reference_s,
+        cost=window.cpu_s_per_token * per_token * reference_s / window.reference_s,
         s_per_token=window.wall_s / sum(window.outputs),
         peak_rss_bytes=engine.last_usage.peak_rss_bytes,
         spent_cpu_s=spent(engine),
+        read_bytes=_read_bytes(engine),
     )
 
 
+def _read_bytes(engine: Engine) -> tuple[float, float]:
+    try:
+        return weights_read(engine, engine.artifact.shape)
+    except ArtifactError:
+        return 0.0, 0.0  # a model that does not state its dimensions
+
+
 def measured(
-    engine: Engine, requests: Sequence[Request], reference_s: float, look: Look, groups: int | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    reference_s: float,
+    look: Look,
+    groups: int | None = None,
+    per_token: float = 1.0,
 ) -> tuple[float, dict[str, Any]]:
     """The cost per token of whole answers, as `Look.cost` is given, and the figures for the record.
 
@@ -65,6 +85,7 @@ def measured(
         engine, requests, reference_s: as for `first_look`.
         look: what was seen first; a slow candidate in a large batch gets shorter answers.
         groups: of requests; by default fewer in a large batch, whose groups are large.
+        per_token: as for `first_look`.
     """
     windows, started = [], time.monotonic()
     batch = engine.settings.batch
@@ -85,7 +106,7 @@ def measured(
         "engine": {"version": engine.version, **engine.info},
         "warnings": summary.warnings,
     }
-    return summary.cpu_s_per_token * reference_s / reference, figures
+    return summary.cpu_s_per_token * per_token * reference_s / reference, figures
 
 
 def _shortened(group: Sequence[Request], s_per_token: float) -> list[Request]:

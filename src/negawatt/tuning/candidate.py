@@ -25,6 +25,11 @@ class Candidate:
     model: str = ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The passes without their parameters."""
+        return tuple(each.partition(":")[0] for each in self.passes)
+
+    @property
     def making(self) -> tuple[str, tuple[str, ...]]:
         """What its weights depend on: candidates that agree in it run one artifact."""
         return self.model, self.passes

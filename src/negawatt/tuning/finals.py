@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Completion, Engine, Request
+from negawatt.engine import Completion, Engine
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
@@ -19,16 +19,21 @@ from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, groups_for, interleave, warm_up
 from negawatt.run import Run
+from negawatt.tuning.ablation import Step, levers
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
 
 RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
 BASELINE_ROUNDS = 2
-"""Rounds to rank finalists, to compare the winner with the baseline, and where nothing competes."""
+ABLATION_ROUNDS = 3
+"""Rounds to rank finalists, to compare the winner with the baseline, where nothing competes, and to tell what
+each lever saves."""
 LATENCY_TOKENS = 32
 """Of an answer whose latencies are measured; many requests say more of a percentile than long answers."""
 FEWEST_RANKING_ROUNDS = 1
+FEWEST_ABLATION_ROUNDS = 1
 FEWEST_FINAL_ROUNDS = 3
 """The same where the time is over."""
 
@@ -39,14 +44,12 @@ class Finals:
     Args:
         run: where notes and the winning artifact go.
         workshop: gives the candidates' weights.
-        requests: traffic held out from the search.
+        traffic: held out from the search.
         tick: told what goes on.
     """
 
-    def __init__(
-        self, run: Run, workshop: Workshop, requests: Sequence[Request], tick: Callable[[str], None]
-    ) -> None:
-        self.run, self.workshop, self.requests, self.tick = run, workshop, requests, tick
+    def __init__(self, run: Run, workshop: Workshop, traffic: Traffic, tick: Callable[[str], None]) -> None:
+        self.run, self.workshop, self.traffic, self.tick = run, workshop, traffic, tick
         self._engines: dict[Candidate, Engine] = {}  # closed again; kept for what they tell of themselves
 
     def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
@@ -54,11 +57,14 @@ class Finals:
         if len(finalists) < 2:
             return list(finalists)
         windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
-        costs = {candidate: Summary(tuple(w)).cpu_s_per_token for candidate, w in windows.items()}
+        costs = {
+            candidate: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(candidate)
+            for candidate, w in windows.items()
+        }
         return sorted(costs, key=lambda candidate: costs[candidate])
 
     def answers(
-        self, candidate: Candidate, requests: Sequence[Request], time_left: Callable[[], float]
+        self, candidate: Candidate, traffic: Sequence[Traffic], time_left: Callable[[], float]
     ) -> list[Completion]:
         """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
 
@@ -66,6 +72,7 @@ class Finals:
             EngineError: it can no longer be loaded.
         """
         found: list[Completion] = []
+        requests = [r for each in traffic for r in each.requests(candidate)]
         batch = candidate.settings.batch
         with self.workshop.engine(candidate) as engine:
             warm_up(engine, requests[0])
@@ -96,9 +103,23 @@ class Finals:
         before = self._profile(baseline, windows[baseline])
         if winner is None:
             return before, None
-        costs = {c: [w.cpu_s_per_token for w in windows[c]] for c in chosen}
+        costs = {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in chosen}
         ratio = baseline_ratio(costs[baseline], costs[winner])
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
+
+    def along(self, steps: Sequence[Step], time_left: Callable[[], float]) -> list[dict[str, Any]] | None:
+        """What each lever saves on the way from baseline to winner, all steps measured in turn.
+
+        Args:
+            steps: as `ablation.path` gives them.
+            time_left: seconds; when they are over, one round is enough.
+        """
+        windows = self._interleaved(
+            [step.candidate for step in steps], ABLATION_ROUNDS, FEWEST_ABLATION_ROUNDS, time_left
+        )
+        costs = {c: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(c) for c, w in windows.items()}
+        rounds = min((len(w) for w in windows.values()), default=0)
+        return levers(steps, costs, f"every step measured in turn, {rounds} windows each")
 
     def _interleaved(
         self, candidates: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
@@ -110,12 +131,12 @@ class Finals:
                 self.tick(f"loading {each}")
                 try:
                     engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.requests[0])
+                    warm_up(engine, self.traffic.requests(each)[0])
                     opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
-            groups = [groups_for(self.requests, e.settings.batch, rounds, 1) for e in engines]
+            groups = [groups_for(self.traffic.requests(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
             taken = interleave(

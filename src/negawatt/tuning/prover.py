@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from negawatt.engine import Request
 from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
@@ -14,8 +13,9 @@ from negawatt.tuning.finals import Finals
 from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
 from negawatt.tuning.shortfall import why_nothing
-from negawatt.tuning.study import Study, difference_json
-from negawatt.tuning.trial import Trial
+from negawatt.tuning.study import Study
+from negawatt.tuning.traffic import Traffic
+from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints
 
 FINALISTS = 4
@@ -51,7 +51,7 @@ class Prover:
     Args:
         run, judge, finals, constraints: of the search.
         items: quality items held out from it.
-        requests: to bound latencies on, those held out from the search first.
+        traffic: to bound latencies on, what is held out from the search first.
         fewest: quality items that a proof needs at least.
         tick: told what goes on.
         time_left: seconds that proofs may still use.
@@ -64,13 +64,13 @@ class Prover:
         finals: Finals,
         constraints: Constraints,
         items: Items,
-        requests: Sequence[Request],
+        traffic: Sequence[Traffic],
         fewest: int,
         tick: Callable[[str], None],
         time_left: Callable[[], float],
     ) -> None:
         self.run, self.judge, self.finals, self.constraints = run, judge, finals, constraints
-        self.items, self.requests, self.fewest = items, requests, fewest
+        self.items, self.traffic, self.fewest = items, traffic, fewest
         self.tick, self.time_left = tick, time_left
 
     def decide(
@@ -159,7 +159,7 @@ class Prover:
         if self.constraints.p95_ttft_ms is None and self.constraints.p95_tpot_ms is None:
             return []
         number = self._counted("latency", candidate)
-        answers = self.finals.answers(candidate, self.requests, self.time_left)
+        answers = self.finals.answers(candidate, self.traffic, self.time_left)
         confidence = latency_confidence(self.judge.confidence, number)
         return latency_proofs(self.constraints, answers, confidence)
 

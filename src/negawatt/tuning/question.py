@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from negawatt.artifact import Artifact
+from negawatt.errors import RunError
+from negawatt.meter import fingerprint, station
+from negawatt.profiling import about
+from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.space import Space
 from negawatt.tuning.verdict import Constraints
+from negawatt.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,8 @@ class Question:
     constraints: Constraints
     space: Space
     seed: int
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Hash of the content of each further model, by name."""
     strategy: str = "default"
 
     def to_json(self) -> dict[str, Any]:
@@ -30,5 +41,41 @@ class Question:
             "constraints": self.constraints.to_json(),
             "space": self.space.to_json(),
             "seed": self.seed,
+            "models_sha256": dict(self.models),
             "strategy": self.strategy,
         }
+
+
+def open_run(
+    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
+) -> Run:
+    """A new run for a question, or the unfinished one of the same question at `path`; locked.
+
+    Raises:
+        RunError: the folder holds something else, or a run that this machine or version cannot continue.
+    """
+    if path is not None and (path / "run.json").exists():
+        run = Run.open(path, kind="tune")
+        if run.result is not None:
+            raise RunError(
+                f"{path} is finished; see it with: negawatt report {path}, or choose another folder"
+            )
+        if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
+            raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
+        if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
+            raise RunError(
+                f"{path} was begun on another machine, whose figures do not compare with this one's"
+            )
+        run.lock()
+        return run
+    return Run.create(
+        "tune",
+        path=path,
+        question=question.to_json(),
+        **about(artifact, workload),
+        constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
+        baseline=question.baseline.settings.to_json(),
+        command=list(command),
+        machine=fingerprint(),
+        sensors=[status.to_json() for status in station().statuses],
+    )  # fmt: skip

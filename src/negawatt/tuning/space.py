@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
+from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backends import backend
 from negawatt.errors import UsageError
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.pass_range import Choose, PassRange
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 """Batches tried where the batch is free."""
-
-Choose = Callable[[str, Sequence[Any]], Any]
-"""Picks one of the choices of a named dimension."""
+USUAL_PASSES = ("gptq:bits=4,group=32,symmetric=true,clip=true,damping=0.05,align=0.5,embeddings=8|4",)
+"""Passes considered unasked: what keeps more of a model's quality in as few bytes as engines' own formats
+do. It is made only where those lost too much quality and there is time for it. Passes that fit a model to a
+workload (vocabulary), or lose more than a point of quality without training (depth, width), are asked for."""
+FLASH = {"default": None, "on": True, "off": False}
+"""Flash attention as a space names it."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A conditional space: the engine first, then what that engine has.
+    """A conditional space: the engine first, then what that engine has and can run.
 
     Attributes:
         engines: names of the engines to consider.
@@ -30,6 +36,11 @@ class Space:
         threads: thread counts to consider.
         max_context: of every candidate.
         weight_formats: engine → formats to consider; all that the engine has where it is absent.
+        models: names of the models to consider; "" is the one that the baseline runs.
+        passes: that may make the weights smaller, in the order in which they are applied.
+        kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
+        speculation: ways of speculating to consider, on engines that can.
+        flash_attention: of `FLASH`, on engines that have the switch.
     """
 
     engines: tuple[str, ...]
@@ -37,47 +48,96 @@ class Space:
     threads: tuple[int, ...]
     max_context: int
     weight_formats: Mapping[str, tuple[str, ...]]
+    models: tuple[str, ...] = ("",)
+    passes: tuple[PassRange, ...] = ()
+    kv_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    speculation: tuple[str, ...] = ("none", "ngram")
+    flash_attention: tuple[str, ...] = ("default",)
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.passes]
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"{max(names, key=names.count)} is given twice; give it once, with all its values"
+            )
 
     @classmethod
     def default(
-        cls, *, batches: Sequence[int] = (1,), max_context: int = 1024, only: Sequence[str] | None = None
+        cls,
+        *,
+        batches: Sequence[int] = (1,),
+        max_context: int = 1024,
+        only: Sequence[str] | None = None,
+        models: Sequence[str] = ("",),
+        passes: Sequence[PassRange] | None = None,
     ) -> Space:
         """Every engine installed here that is searched unasked, or those named; one thread, and all cores.
+
+        With `USUAL_PASSES`, where what they need is installed, unless `passes` are given.
 
         Raises:
             UsageError: an engine is unknown, or none can run here.
         """
-        names = list(only) if only else [name for name in sorted(BACKENDS) if backend(name).searched]
-        for name in names:
-            backend(name)
-        usable = [e["name"] for e in engines(names) if e["status"] == "ok"]
-        if not usable:
-            raise UsageError(f"none of the engines {', '.join(names)} can run here; see: negawatt doctor")
+        if passes is None:
+            able = all(find_spec(name) for name in ("torch", "transformers"))
+            passes = [PassRange.parse(each) for each in USUAL_PASSES if able]
         cores = len(os.sched_getaffinity(0))
-        return cls(tuple(usable), tuple(batches), tuple(sorted({1, cores})), max_context, {})
+        return cls(
+            usable(only), tuple(batches), tuple(sorted({1, cores})), max_context, {},
+            models=tuple(models), passes=tuple(passes),
+        )  # fmt: skip
 
     def pick(self, choose: Choose) -> Candidate:
         """One point of the space, each dimension picked by `choose`.
 
-        Names of dimensions carry the engine's, since what they offer depends on it.
+        Names of dimensions carry the engine's, where what they offer depends on it.
         """
         name = choose("engine", self.engines)
         engine = backend(name)
-        speculation = ("none", "ngram") if engine.has_speculation else ("none",)
+        model = choose("model", self.models) if len(self.models) > 1 else self.models[0]
+        passes, packed = self._pick_passes(name, choose)
+        formats = self._formats_of_made(name) if passes else self.formats(name)
         settings = Settings(
             engine=name,
             max_context=self.max_context,
-            weight_format=choose(f"{name}.weight_format", self.formats(name)),
+            weight_format="native" if packed else choose(f"{name}.weight_format", formats),
             threads=choose("threads", self.threads),
             batch=choose("batch", self.batches),
-            kv_cache=choose(f"{name}.kv_cache", _distinct_kv(engine.kv_caches)),
+            kv_cache=choose(f"{name}.kv_cache", self.caches(name)),
         )
-        if len(speculation) > 1 and settings.batch == 1:
-            settings = settings.replace(speculation=choose(f"{name}.speculation", speculation))
-        return Candidate(settings)
+        if engine.has_flash_attention and self.flash_attention != ("default",):
+            offered = [f for f in self.flash_attention if f != "off" or settings.kv_cache == "default"]
+            chosen = choose(f"{name}.flash_attention", offered or ["default"])
+            settings = settings.replace(flash_attention=FLASH[chosen])
+        if engine.has_speculation and settings.batch == 1:
+            settings = settings.replace(speculation=choose(f"{name}.speculation", self.speculation))
+        return Candidate(settings, passes, model)
+
+    def _pick_passes(self, engine: str, choose: Choose) -> tuple[tuple[str, ...], bool]:
+        """The passes, and whether what they give is packed; only what the engine runs as it is made."""
+        picked: list[str] = []
+        packed = False
+        for each in self.passes:
+            kind = each.technique
+            unfit = (kind.packs and (packed or engine not in PACKED_ENGINES)) or (
+                kind.factors and engine not in FACTORED_ENGINES
+            )
+            if unfit or not (each.required or choose(f"pass {each.name}", ("no", "yes")) == "yes"):
+                continue
+            picked.append(each.pick(choose))
+            packed = packed or kind.packs
+        return tuple(picked), packed
 
     def formats(self, engine: str) -> tuple[str, ...]:
         return self.weight_formats.get(engine, backend(engine).weight_formats)
+
+    def _formats_of_made(self, engine: str) -> tuple[str, ...]:
+        """Formats for weights that passes made and did not pack: as they are, they have 32 bits."""
+        smaller = tuple(f for f in self.formats(engine) if f != "native")
+        return smaller or self.formats(engine)
+
+    def caches(self, engine: str) -> tuple[str, ...]:
+        return self.kv_caches.get(engine) or _distinct_kv(backend(engine).kv_caches)
 
     def parameters(self, candidate: Candidate) -> dict[str, Any]:
         """The choices that lead to `candidate`: dimension → value.
@@ -86,14 +146,18 @@ class Space:
             UsageError: it lies outside the space.
         """
         settings = candidate.settings
-        wanted = {
+        flash = {value: name for name, value in FLASH.items()}
+        wanted: dict[str, Any] = {
             "engine": settings.engine,
+            "model": candidate.model,
             "threads": settings.threads,
             "batch": settings.batch,
             f"{settings.engine}.weight_format": settings.weight_format,
             f"{settings.engine}.kv_cache": settings.kv_cache,
             f"{settings.engine}.speculation": settings.speculation,
+            f"{settings.engine}.flash_attention": flash[settings.flash_attention],
         }
+        wanted |= self._wanted_passes(candidate.passes)
         chosen: dict[str, Any] = {}
 
         def choose(name: str, choices: Sequence[Any]) -> Any:
@@ -102,8 +166,20 @@ class Space:
             chosen[name] = wanted[name]
             return wanted[name]
 
-        self.pick(choose)
+        if self.pick(choose) != candidate:
+            raise UsageError(f"{candidate} is not in the space")
         return chosen
+
+    def _wanted_passes(self, passes: Sequence[str]) -> dict[str, Any]:
+        """The choices that lead to these passes."""
+        from negawatt.compress import parse
+
+        values = {each.name: each.values for each in map(parse, passes)}
+        wanted: dict[str, Any] = {}
+        for each in self.passes:
+            wanted[f"pass {each.name}"] = "yes" if each.name in values else "no"
+            wanted |= {f"{each.name}.{key}": v for key, v in values.get(each.name, {}).items()}
+        return wanted
 
     def grid(self) -> Iterator[Candidate]:
         """Every point of the space, each once."""
@@ -131,7 +207,8 @@ class Space:
     def starts(self, without: str | None = None) -> list[Candidate]:
         """Where the search begins: on the fewest threads, each engine with one format of each kind.
 
-        In the largest batch, where the weights are read once for the most tokens.
+        In the largest batch, where the weights are read once for the most tokens; without passes that are
+        not required.
 
         Args:
             without: an engine that is known already, because the baseline runs on it.
@@ -142,13 +219,19 @@ class Space:
             if name == without and len(self.engines) > 1:
                 continue
             formats = [f for f in backend(name).starting_formats if f in self.formats(name)]
-            rows.append([self._start(name, f, batch) for f in formats or self.formats(name)[:1]])
+            formats = formats or [self.formats(name)[0]]
+            rows += [[self._start(name, f, batch, model) for f in formats] for model in self.models]
         turns = itertools.zip_longest(*rows)  # every engine once, then every engine again
-        return [candidate for turn in turns for candidate in turn if candidate is not None]
+        found = (candidate for turn in turns for candidate in turn if candidate is not None)
+        return list(dict.fromkeys(found))
 
-    def _start(self, engine: str, weight_format: str, batch: int) -> Candidate:
-        wanted = {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch}
-        return self.pick(lambda name, choices: wanted.get(name, choices[0]))
+    def _start(self, engine: str, weight_format: str, batch: int, model: str) -> Candidate:
+        wanted = {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch, "model": model}
+
+        def choose(name: str, choices: Sequence[Any]) -> Any:
+            return wanted[name] if wanted.get(name) in choices else choices[0]
+
+        return self.pick(choose)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -157,9 +240,29 @@ class Space:
             "threads": list(self.threads),
             "max_context": self.max_context,
             "weight_formats": {name: list(self.formats(name)) for name in self.engines},
+            "models": list(self.models),
+            "passes": [each.to_json() for each in self.passes],
+            "kv_caches": {name: list(self.caches(name)) for name in self.engines},
+            "speculation": list(self.speculation),
+            "flash_attention": list(self.flash_attention),
         }
 
 
-def _distinct_kv(names: Sequence[str]) -> list[str]:
+def usable(only: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Those of the engines named, or of all that are searched unasked, that can run here.
+
+    Raises:
+        UsageError: an engine is unknown, or none can run here.
+    """
+    names = list(only) if only else [name for name in sorted(BACKENDS) if backend(name).searched]
+    for name in names:
+        backend(name)
+    found = tuple(e["name"] for e in engines(names) if e["status"] == "ok")
+    if not found:
+        raise UsageError(f"none of the engines {', '.join(names)} can run here; see: negawatt doctor")
+    return found
+
+
+def _distinct_kv(names: Sequence[str]) -> tuple[str, ...]:
     """``f16`` is the default's precision on every engine here; trying both would try one thing twice."""
-    return [n for n in names if n != "f16"]
+    return tuple(n for n in names if n != "f16")

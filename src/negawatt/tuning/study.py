@@ -10,8 +10,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from negawatt.engine import Request
 from negawatt.errors import EngineError, MissingDependency, WorkerDied
+from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
@@ -19,10 +19,12 @@ from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, s
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.memory import Memory
+from negawatt.tuning.outlook import Outlook, Seen
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.space import Space
-from negawatt.tuning.trial import QUALITY, Trial
+from negawatt.tuning.traffic import Traffic
+from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
@@ -49,7 +51,7 @@ class Study:
         constraints: what a candidate must keep.
         judge: of quality.
         baseline: what everything is compared with.
-        requests: traffic to search with.
+        traffic: to search with.
         items: quality items to search with; those for the proof are not among them.
         held_out: how many items the proof will have.
         seed: of the strategy.
@@ -64,7 +66,7 @@ class Study:
         constraints: Constraints,
         judge: Judge,
         baseline: Candidate,
-        requests: Sequence[Request],
+        traffic: Traffic,
         items: Sequence[QualityItem | TrafficItem],
         held_out: int,
         seed: int,
@@ -72,11 +74,14 @@ class Study:
         memory: Memory | None = None,
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
-        self.baseline, self.requests, self.items, self.held_out = baseline, requests, items, held_out
+        self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
         self.trials: list[Trial] = []
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
+        self.outlook = Outlook(judge.workshop.shapes if judge else {})
+        self.not_tried: dict[str, str] = {}  # passes -> why they were left out
+        self._time_left: Callable[[], float] = lambda: math.inf
         self._fresh_from = 0  # trials before this one do not count against the search's patience
         self.reference_s = float(run.manifest.get("reference_load_s") or 0.0)
         if not self.reference_s:
@@ -98,6 +103,7 @@ class Study:
     def search(self, time_left: Callable[[], float], tick: Tick) -> None:
         """Try candidates until the time is over, the space is exhausted, or nothing improves any more."""
         self._take_over()
+        self._time_left = time_left
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
@@ -124,6 +130,9 @@ class Study:
             trial = Trial.from_record(record)
             if record.get("stage") == "search":
                 self.trials.append(trial)
+                self._learn(
+                    trial.candidate, trial.figures.get("screen_cost"), trial.figures.get("read_bytes")
+                )
                 if trial.figures.get("died"):
                     self._deaths[trial.settings.engine] += 1
                 self.proposals.tell(trial, None)
@@ -147,14 +156,33 @@ class Study:
         best = min((t for t in own if t.cost is not None), key=_cost, default=None)
         overall = self.best
         if best is None or overall is None or _cost(best) < HOPELESS * _cost(overall):
-            return None
+            return self._no_prospect(candidate) if candidate.passes else None
         return best
+
+    def _no_prospect(self, candidate: Candidate) -> Trial | None:
+        """A trial that was only foretold, where passes cannot make up for what making takes."""
+        least = min(
+            (t.figures.get("screen_cost", math.inf) for t in self.trials if t.feasible), default=math.inf
+        )
+        least = min([least, *(look.cost for c, look in self._looks.items() if c not in self._tried)])
+        made = self.judge.workshop.is_made(candidate)
+        found = self.outlook.against(candidate, least, self._time_left(), made=made)
+        if found is None:
+            return None
+        names = f"{' + '.join(candidate.names)} on {candidate.settings.engine}"
+        if names not in self.not_tried:
+            self.not_tried[names] = found.why
+            self.run.append("note", {"text": f"Left out: {names}: {found.why}"})
+        state = "pruned" if found.cost is not None else "failed"
+        return Trial(-1, candidate, state, found.cost, found.why)
 
     @property
     def _tried(self) -> dict[Candidate, Trial]:
         return {trial.candidate: trial for trial in self.trials}
 
     def _keep(self, trial: Trial, proposal: Proposal | None) -> None:
+        joules = energy_of_cpu_time(float(trial.figures.get("cpu_s_spent") or 0.0)).to_json()
+        trial = replace(trial, figures={**trial.figures, "energy_spent": joules})
         self.trials.append(trial)
         self.run.append("trial", trial.to_record("search"))
         if QUALITY in trial.violations:
@@ -236,15 +264,20 @@ class Study:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
+            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, self.requests[0])
-                return replace(
-                    first_look(engine, self.requests, self.reference_s), lasted_s=time.monotonic() - started
-                )
+                warm_up(engine, requests[0])
+                look = first_look(engine, requests, self.reference_s, per_token)
         except MissingDependency:
             raise
         except EngineError as exc:
             return self._failed(candidate, exc, time.monotonic() - started)
+        self._learn(candidate, look.cost, look.read_bytes)
+        return replace(look, lasted_s=time.monotonic() - started)
+
+    def _learn(self, candidate: Candidate, cost: float | None, read_bytes: Sequence[float] | None) -> None:
+        if cost is not None and read_bytes is not None:
+            self.outlook.learn(candidate, Seen(cost, *read_bytes))
 
     def try_candidate(self, candidate: Candidate, tick: Tick, *, screen: bool = True) -> Trial:
         """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
@@ -252,20 +285,26 @@ class Study:
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
+            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, self.requests[0])
-                look = earlier or first_look(engine, self.requests, self.reference_s)
+                warm_up(engine, requests[0])
+                look = earlier or first_look(engine, requests, self.reference_s, per_token)
+                self._learn(candidate, look.cost, look.read_bytes)
                 if screen and (reason := self._too_dear(look)):
                     return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
                 groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, self.requests, self.reference_s, look, groups)
+                cost, figures = measured(engine, requests, self.reference_s, look, groups, per_token)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
         except EngineError as exc:
             return self._failed(candidate, exc, time.monotonic() - started)
-        figures |= {"screen_cost": look.cost, "peak_rss_bytes": peak}
-        trial = self._checked(Trial(len(self.trials), candidate, "complete", cost, figures=figures))
+        figures |= {"screen_cost": look.cost, "peak_rss_bytes": peak, "read_bytes": list(look.read_bytes)}
+        if per_token != 1.0:
+            figures["tokens_per_baseline_token"] = per_token
+        trial = Trial(len(self.trials), candidate, "complete", cost, figures=figures).checked(
+            self.constraints
+        )
         if trial.feasible:
             trial = self._judged(trial, tick)
         lasted_s = time.monotonic() - started
@@ -276,6 +315,7 @@ class Study:
     def _pruned(self, candidate: Candidate, look: Look, reason: str) -> Trial:
         figures = {
             "screen_cost": look.cost,
+            "read_bytes": list(look.read_bytes),
             "peak_rss_bytes": look.peak_rss_bytes,
             "cpu_s_spent": look.spent_cpu_s,
             "duration_s": look.lasted_s,
@@ -294,17 +334,6 @@ class Study:
         if look.cost <= SCREEN_FACTOR * best:
             return ""
         return f"its first {SCREEN_TOKENS} tokens cost {look.cost / best:.2f} times the best candidate's"
-
-    def _checked(self, trial: Trial) -> Trial:
-        """Latency and memory against their limits."""
-        broken = self.constraints.violations(dict(trial.figures)) if trial.state == "complete" else {}
-        if not broken:
-            return trial
-        words = "; ".join(
-            f"{name} {found:,.4g} exceeds {limit:,.4g}" for name, (found, limit) in broken.items()
-        )
-        figures = {**trial.figures, "violated": {name: list(pair) for name, pair in broken.items()}}
-        return replace(trial, violations=tuple(broken), reason=words, figures=figures)
 
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""
@@ -329,12 +358,6 @@ class Study:
         }
         violations = (QUALITY,) if reason else ()
         return replace(trial, reason=reason, violations=violations, figures=figures)
-
-
-def difference_json(difference: Any) -> dict[str, Any]:
-    """A paired difference as the report reads it."""
-    names = ("mean", "low", "high", "drop", "upper_one_sided", "n", "changed", "confidence", "text")
-    return {name: getattr(difference, name) for name in names}
 
 
 def _cost(trial: Trial) -> float:

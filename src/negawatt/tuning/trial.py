@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from negawatt.engine import Settings
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.verdict import Constraints
 
 QUALITY = "quality drop"
 """Name of the constraint on quality among a trial's violations."""
@@ -45,6 +46,17 @@ class Trial:
     def feasible(self) -> bool:
         return self.state == "complete" and not self.violations
 
+    def checked(self, constraints: Constraints) -> Trial:
+        """Latency and memory against their limits."""
+        broken = constraints.violations(dict(self.figures)) if self.state == "complete" else {}
+        if not broken:
+            return self
+        words = "; ".join(
+            f"{name} {found:,.4g} exceeds {limit:,.4g}" for name, (found, limit) in broken.items()
+        )
+        figures = {**self.figures, "violated": {name: list(pair) for name, pair in broken.items()}}
+        return replace(self, violations=tuple(broken), reason=words, figures=figures)
+
     def to_record(self, stage: str) -> dict[str, Any]:
         """A ``trial`` record of the run."""
         return {
@@ -73,3 +85,9 @@ class Trial:
             tuple(record["violations"]),
             {k: v for k, v in record.items() if k not in own},
         )
+
+
+def difference_json(difference: Any) -> dict[str, Any]:
+    """A paired difference as the report reads it."""
+    names = ("mean", "low", "high", "drop", "upper_one_sided", "n", "changed", "confidence", "text")
+    return {name: getattr(difference, name) for name in names}

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.energy import Energy
 from negawatt.engine import Settings
-from negawatt.errors import NegawattError, RunError, UsageError
-from negawatt.meter import Meter, energy_of_cpu_time, fingerprint, station
-from negawatt.profiling import REFERENCE_SETTINGS, Profile, about
+from negawatt.errors import NegawattError, UsageError
+from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
+from negawatt.profiling import REFERENCE_SETTINGS, Profile
 from negawatt.profiling.profiler import Progress
-from negawatt.profiling.window import requests_of
 from negawatt.run import Run
+from negawatt.tuning.ablation import levers, path
+from negawatt.tuning.accounts import accounts
+from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
+from negawatt.tuning.models import named, refuse_incomparable
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
-from negawatt.tuning.question import Question
+from negawatt.tuning.question import Question, open_run
 from negawatt.tuning.space import Space
 from negawatt.tuning.strategy import check_strategy
-from negawatt.tuning.study import Study, difference_json
-from negawatt.tuning.trial import Trial
+from negawatt.tuning.study import Study
+from negawatt.tuning.traffic import Traffic
+from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints, pareto, verdict
 from negawatt.tuning.workshop import Workshop
 from negawatt.workload import (
     Difference,
-    QualityItem,
-    TrafficItem,
     Workload,
 )
-from negawatt.workload.split import draw_order
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
-SEARCH_ITEMS = 96
-"""Quality items that the search may look at; all others are kept for the proof."""
 AGAIN_SHARE_OF_TIME = 0.4
 """Of the time left when no finalist's quality could be proved: for searching on without their like."""
 RANKING_SHARE_OF_TIME = 0.08
@@ -59,7 +58,10 @@ def tune(
     constraints: Constraints | None = None,
     space: Space | None = None,
     baseline: Settings = REFERENCE_SETTINGS,
+    models: Sequence[Artifact | str] = (),
     time_budget_s: float = 360.0,
+    energy_budget_j: float | None = None,
+    tokens_per_day: float | None = None,
     fewest_items: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
@@ -76,7 +78,10 @@ def tune(
         constraints: what the answer must keep.
         space: what may be tried; by default everything installed here, at batch 1.
         baseline: what is run today; the reference for quality and for the saving.
+        models: further models to consider; their quality is compared with the baseline's of `artifact`.
         time_budget_s: for all of it; a resumed search gets what is left.
+        energy_budget_j: joules for all of it likewise; None for as many as the time takes.
+        tokens_per_day: that are generated in use, to tell the payback in days.
         fewest_items: quality items that a proof needs at least.
         confidence: of the bound on the quality drop.
         seed: of the search.
@@ -97,45 +102,22 @@ def tune(
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
-    if len(workload.traffic) < 4:
-        raise UsageError(f"workload {workload.name} has {len(workload.traffic)} requests; a search needs 4")
+    others = named(artifact, models)
+    space = replace(space, models=("", *others)) if others else space
+    material = Material.of(workload, space, seed)
+    refuse_incomparable(artifact, others, workload, space)
+    if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
+        raise UsageError(f"tokens per day must be a number above 0, not {tokens_per_day}")
+    budget = Budget(time_budget_s, energy_budget_j)
+    shas = {name: each.sha256 for name, each in others.items()}
     question = Question(
-        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, strategy
+        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy
     )
-    run = _open_run(path, question, artifact, workload, command)
-    session = _Session(run, artifact, workload, question, time_budget_s, fewest_items, confidence, progress)
-    with run:
-        return session.go()
-
-
-def _open_run(
-    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
-) -> Run:
-    if path is not None and (path / "run.json").exists():
-        run = Run.open(path, kind="tune")
-        if run.result is not None:
-            raise RunError(
-                f"{path} is finished; see it with: negawatt report {path}, or choose another folder"
-            )
-        if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
-            raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
-        if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
-            raise RunError(
-                f"{path} was begun on another machine, whose figures do not compare with this one's"
-            )
-        run.lock()
-        return run
-    return Run.create(
-        "tune",
-        path=path,
-        question=question.to_json(),
-        **about(artifact, workload),
-        constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
-        baseline=question.baseline.settings.to_json(),
-        command=list(command),
-        machine=fingerprint(),
-        sensors=[status.to_json() for status in station().statuses],
-    )  # fmt: skip
+    with open_run(path, question, artifact, workload, command) as run:
+        session = _Session(
+            run, artifact, others, workload, material, question, budget, fewest_items, confidence, progress
+        )
+        return session.go(tokens_per_day)
 
 
 class _Session:
@@ -145,63 +127,59 @@ class _Session:
         self,
         run: Run,
         artifact: Artifact,
+        others: Mapping[str, Artifact],
         workload: Workload,
+        material: Material,
         question: Question,
-        time_budget_s: float,
+        budget: Budget,
         fewest_items: int,
         confidence: float,
         progress: Progress,
     ) -> None:
-        self.run, self.workshop, self.question = run, Workshop(artifact), question
+        self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
-        self.fewest_items, self.time_budget_s, self.progress = fewest_items, time_budget_s, progress
-        earlier = list(run.records("trial"))
+        self.fewest_items, self.progress = fewest_items, progress
+        self.search_items, self.held_items = material.search_items, material.held_items
+        self.workshop = Workshop(
+            artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
+            told=lambda making: run.append("making", making.to_record()),
+        )  # fmt: skip
+        earlier = [*run.records("trial"), *run.records("making")]
         self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
-        self.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in earlier)
-        self.started = time.monotonic()
-        searched, held = workload.split(0.5, question.seed)
-        self.search_requests = requests_of(artifact.tokenizer, searched.traffic, question.space.max_context)
-        self.held_requests = requests_of(artifact.tokenizer, held.traffic, question.space.max_context)
-        self.search_items, self.held_items = self._items(workload, searched, held)
-        self.memory = Memory(question.artifact, fingerprint()["id"])
+        budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
+        budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
+        held, most = (
+            Traffic(self.workshop, material.held, question.space.max_context),
+            question.space.max_context,
+        )
+        self.search_traffic = Traffic(self.workshop, material.searched, most)
         self.judge = Judge(self.workshop, workload, question.baseline, confidence)
-        self.finals = Finals(run, self.workshop, self.held_requests, self.tick)
+        self.finals = Finals(run, self.workshop, held, self.tick)
+        self.memory = Memory(question.artifact, fingerprint()["id"])
         self.prover = Prover(
-            run, self.judge, self.finals, self.constraints, self.held_items,
-            [*self.held_requests, *self.search_requests], fewest_items, self.tick,
-            lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+            run, self.judge, self.finals, self.constraints, self.held_items, [held, self.search_traffic],
+            fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
         )  # fmt: skip
 
-    def _items(
-        self, workload: Workload, searched: Workload, held: Workload
-    ) -> tuple[Sequence[QualityItem | TrafficItem], Sequence[QualityItem | TrafficItem]]:
-        """Quality items to search with, and those kept for the proof."""
-        if not workload.quality:  # without labels: agreement with the baseline on the traffic
-            return searched.traffic[:8], held.traffic
-        n = min(SEARCH_ITEMS, len(workload.quality) // 3)
-        if n < 1:
-            raise UsageError(f"a quality set of {len(workload.quality)} items is too small; give at least 3")
-        drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
-        return drawn[:n], drawn[n:]
-
-    # -- time ------------------------------------------------------------------------------------
-
     def used_s(self) -> float:
-        return self.earlier_s + time.monotonic() - self.started
+        return self.budget.used_s()
 
     def left_s(self, share: float = 1.0) -> float:
-        return share * self.time_budget_s - self.used_s()
+        return self.budget.left_s(share)
 
     def tick(self, text: str) -> None:
-        self.progress(min(self.used_s(), self.time_budget_s), self.time_budget_s, text)
+        whole_s = self.budget.whole_s
+        self.progress(min(self.used_s(), whole_s), whole_s, text)
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def go(self) -> dict[str, Any]:
+    def go(self, tokens_per_day: float | None) -> dict[str, Any]:
+        own_s = time.process_time()
         with Meter() as meter:
+            self.budget.begin(meter)
             study = Study(
                 self.run, self.question.space, self.constraints, self.judge, self.baseline,
-                self.search_requests, self.search_items, len(self.held_items), self.question.seed,
+                self.search_traffic, self.search_items, len(self.held_items), self.question.seed,
                 self.question.strategy, self.memory,
             )  # fmt: skip
             try:
@@ -210,12 +188,21 @@ class _Session:
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
-        measurement = meter.measurement
-        cpu_s = measurement.cpu_s + self.earlier_cpu_s
-        energy = measurement.energy
+        measurement, energy = meter.measurement, meter.measurement.energy
         if self.earlier_cpu_s:
             energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
-        result["search"] = self._accounts(study, energy, cpu_s, result)
+        result["search"] = accounts(
+            study.trials, list(self.run.records("making")), energy, result=result,
+            cpu_s=measurement.cpu_s + self.earlier_cpu_s, duration_s=self.used_s(),
+            own_share=(time.process_time() - own_s) / max(measurement.cpu_s, 1e-9),
+            tokens_per_day=tokens_per_day,
+        )  # fmt: skip
+        result["search"] |= {
+            "strategy": self.question.strategy,
+            "prediction": study.proposals.trust(),
+            "ended": study.proposals.ended or None,
+        }
+        result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in study.not_tried.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
             self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
@@ -236,7 +223,7 @@ class _Session:
                 )
             )  # fmt: skip
         if limits.p95_ttft_ms is not None or limits.p95_tpot_ms is not None:
-            n = len(self.held_requests) + len(self.search_requests)
+            n = len(self.material.held) + len(self.material.searched)
             texts.append(prospect_of_latency(n, self.judge.confidence))
         for text in texts:
             if not any(r["text"] == text for r in self.run.records("note")):
@@ -247,7 +234,7 @@ class _Session:
         """From the trials to the verdict."""
 
         def rank(finalists: Sequence[Candidate]) -> list[Candidate]:
-            until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.time_budget_s
+            until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.budget.whole_s
             return self.finals.ranked(finalists, lambda: until_s - self.used_s())
 
         def search_on() -> None:
@@ -260,7 +247,9 @@ class _Session:
     def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
         winner, quality = proved.winner, proved.quality.difference if proved.quality else None
+        begun_s = self.used_s()
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
+        compared_s = self.used_s() - begun_s
         answer = verdict(
             self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
             latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
@@ -279,12 +268,27 @@ class _Session:
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
             "latency": [each.to_json() for each in proved.latencies],
-            "waterfall": waterfall(baseline, best if answer.accepted else None),
+            "phases": waterfall(baseline, best if answer.accepted else None),
+            "waterfall": None,
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
         if answer.accepted and winner is not None:
+            result["waterfall"] = self._levers(study, winner, compared_s) or result["phases"]
             result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
         return result
+
+    def _levers(self, study: Study, winner: Candidate, compared_s: float) -> list[dict[str, Any]] | None:
+        """What each lever saves: measured in turn where there is time, else from what the search measured.
+
+        Args:
+            compared_s: how long it took to measure two candidates in turn.
+        """
+        steps = path(self.baseline, winner)
+        if self.left_s() > compared_s * len(steps) / 3:
+            self.tick("measuring what each lever saves")
+            return self.finals.along(steps, self.left_s)
+        costs = {t.candidate: t.cost for t in study.trials if t.state == "complete" and t.cost is not None}
+        return levers(steps, costs, "from the search's own trials, measured at different times")
 
     def _record_final(self, study: Study, candidate: Candidate, document: dict[str, Any]) -> None:
         """The figures of the proof beside those of the search."""
@@ -300,6 +304,8 @@ class _Session:
     def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
         """A profile as JSON, with what is known of its quality on the held-out items."""
         document = {**profile.to_json(), **candidate.to_json()}
+        if (per_token := self.search_traffic.per_token(candidate)) != 1.0:
+            document["tokens_per_baseline_token"] = per_token
         if quality is not None:
             document["quality_drop"] = difference_json(quality)
         known = self.judge.scores.known(candidate, self.held_items)
@@ -327,22 +333,3 @@ class _Session:
             }
             for t in best
         ]
-
-    def _accounts(self, study: Study, energy: Energy, cpu_s: float, result: dict[str, Any]) -> dict[str, Any]:
-        """What the search cost, and after how many tokens that is paid back."""
-        saved = result["baseline"]["cpu_s_per_token"] - result["best"]["cpu_s_per_token"]
-        states = [t.state for t in study.trials]
-        return {
-            "strategy": self.question.strategy,
-            "prediction": study.proposals.trust(),
-            "ended": study.proposals.ended or None,
-            "trials": len(study.trials),
-            "pruned": states.count("pruned"),
-            "failed": states.count("failed"),
-            "energy": energy.to_json(),
-            "cpu_s": cpu_s,
-            "duration_s": self.used_s(),
-            "payback_tokens": math.ceil(cpu_s / saved)
-            if result["verdict"]["accepted"] and saved > 0
-            else None,
-        }

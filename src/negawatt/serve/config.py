@@ -1,0 +1,249 @@
+"""`ServerConfig`: what is served, where, and to whom; from TOML, the environment and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from negawatt.carbon import CsvIntensity, IntensitySource, Tariff, yearly
+from negawatt.carbon.amount import Factor
+from negawatt.engine import Settings
+from negawatt.errors import UsageError
+from negawatt.serve.footprint import Footprint, litres_a_kwh
+from negawatt.serve.model import ModelOptions
+
+PREFIX = "NEGAWATT_SERVE_"
+_PRICE = re.compile(r"([A-Za-z]{3}):(-?\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve.
+
+    Attributes:
+        artifact: a name of the catalogue, a folder or file, hf:org/name, or what ``negawatt tune`` made.
+        name: by which clients ask for it; by default the artifact's own.
+        engine, weights, threads, batch, max_context, kv_cache, flash_attention: see `Settings`. What a tuned
+            artifact says is the default.
+        kv_tokens, step_tokens, prefix_cache, queue_limit, deadline_s, stall_s, sleep_s, warm_up: see
+            `ModelOptions`.
+    """
+
+    artifact: str
+    name: str | None = None
+    engine: str | None = None
+    weights: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    max_context: int | None = None
+    kv_cache: str | None = None
+    flash_attention: bool | None = None
+    kv_tokens: int | None = None
+    step_tokens: int | None = None
+    prefix_cache: bool | None = None
+    queue_limit: int | None = None
+    deadline_s: float | None = None
+    stall_s: float | None = None
+    sleep_s: float | None = None
+    warm_up: bool | None = None
+
+    def place(self) -> str:
+        """The artifact itself, where this names a run of ``negawatt tune``."""
+        inside = Path(self.artifact).expanduser() / "artifact" / "settings.json"
+        return str(inside.parent) if inside.is_file() else self.artifact
+
+    def options(self, tuned: Mapping[str, Any] | None) -> ModelOptions:
+        """How to run it.
+
+        Args:
+            tuned: the settings that lie beside a tuned artifact.
+
+        Raises:
+            UsageError: a value is impossible.
+        """
+        base = Settings.from_json(tuned) if tuned is not None else Settings("llamacpp", batch=8)
+        changes: dict[str, Any] = {
+            "engine": self.engine,
+            "weight_format": self.weights or ("fp32" if self.engine == "transformers" else None),
+        }
+        for name in ("threads", "batch", "max_context", "kv_cache", "flash_attention"):
+            changes[name] = getattr(self, name)
+        settings = base.replace(**{name: value for name, value in changes.items() if value is not None})
+        names = [f.name for f in dataclasses.fields(ModelOptions) if f.name != "settings"]
+        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return ModelOptions(settings, **chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Attributes:
+    models: what to serve, at least one.
+    host, port: where to listen.
+    keys: whether callers need keys (``negawatt keys create``); None: they do beyond loopback.
+    database, secret_file: where keys, budgets and receipts are kept; None: in Negawatt's home.
+    certificate, private_key: files for TLS.
+    behind_proxy: a proxy in front ends TLS, so plain HTTP may leave loopback.
+    intensity: a country, or ``csv:FILE``; grams in receipts.
+    price: such as ``EUR:0.30`` a kWh; cost in receipts.
+    litres_per_kwh: water in receipts.
+    redact: whether personal data is struck out of requests before a model sees them.
+    drain_s: how long requests under way may take to end when the server is told to.
+    """
+
+    models: tuple[ModelConfig, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    keys: bool | None = None
+    database: str | None = None
+    secret_file: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    behind_proxy: bool = False
+    intensity: str | None = None
+    price: str | None = None
+    litres_per_kwh: float | None = None
+    redact: bool = False
+    drain_s: float = 60.0
+    source: str = field(default="", compare=False)
+
+    @classmethod
+    def read(cls, file: Path | None, environment: Mapping[str, str] = os.environ) -> ServerConfig:
+        """From a TOML file, if there is one, and ``NEGAWATT_SERVE_…`` variables, which go before it.
+
+        Raises:
+            UsageError: the file cannot be read, or a value in it or in a variable is wrong (named).
+        """
+        data: dict[str, Any] = {}
+        if file is not None:
+            try:
+                data = tomllib.loads(file.read_text("utf-8"))
+            except (OSError, ValueError) as exc:
+                raise UsageError(f"{file} is no TOML that can be read: {exc}") from exc
+        models = data.pop("model", [])
+        if not isinstance(models, list) or not all(isinstance(entry, dict) for entry in models):
+            raise UsageError(f"{file}: expected tables [[model]]")
+        where = str(file or "")
+        parsed = tuple(_made(ModelConfig, entry, f"{where} [[model]]") for entry in models)
+        own = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("models", "source")}
+        for name, value in environment.items():
+            if name.startswith(PREFIX) and (key := name.removeprefix(PREFIX).lower()) in own:
+                data[key] = _of_text(str(own[key].type), value, name)
+        made: ServerConfig = _made(cls, data, where)
+        return dataclasses.replace(made, models=parsed, source=where)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def needs_keys(self) -> bool:
+        return not self.on_loopback if self.keys is None else self.keys
+
+    def check(self) -> None:
+        """
+        Raises:
+            UsageError: no model, two of one name, or others could listen to it or use it unasked.
+        """
+        if not self.models:
+            raise UsageError("name at least one model to serve")
+        if (self.certificate is None) != (self.private_key is None):
+            raise UsageError("TLS needs both a certificate and a private key")
+        if self.on_loopback:
+            return
+        if not self.needs_keys:
+            raise UsageError(
+                f"{self.host} can be reached by others, and without keys anybody could use the server; "
+                "make keys (negawatt keys create), or serve on 127.0.0.1"
+            )
+        if self.certificate is None and not self.behind_proxy:
+            raise UsageError(
+                f"{self.host} can be reached by others, and without TLS they could read keys and prompts; "
+                "give --certificate and --private-key, or say --behind-proxy where a proxy does TLS"
+            )
+
+    def footprint(self) -> Footprint:
+        """What turns joules into grams, litres and money.
+
+        Raises:
+            UsageError: an intensity or a price of unknown form.
+        """
+        found: Factor | IntensitySource | None = None
+        if self.intensity is not None:
+            kind, _, where = self.intensity.partition(":")
+            if kind == "csv":
+                found = CsvIntensity(Path(where))
+            elif where or kind == "british":
+                raise UsageError(
+                    f"the server asks nobody on the network; expected a country or csv:FILE as intensity, "
+                    f"not {self.intensity!r}"
+                )
+            else:
+                found = yearly(self.intensity)
+        tariff = None
+        if self.price is not None:
+            match = _PRICE.fullmatch(self.price)
+            if match is None:
+                raise UsageError(f"expected a price of a kWh such as EUR:0.30, not {self.price!r}")
+            tariff = Tariff(float(match[2]), match[1].upper())
+        litres = None if self.litres_per_kwh is None else litres_a_kwh(self.litres_per_kwh)
+        return Footprint(found, litres, tariff)
+
+
+def tuned_settings(folder: Path) -> dict[str, Any] | None:
+    """The ``settings.json`` beside a tuned artifact, or None.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    file = folder / "settings.json"
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{file} cannot be read: {exc}") from exc
+    return data
+
+
+def _made(kind: Any, data: Mapping[str, Any], where: str) -> Any:
+    """A record from a TOML table, each value of the kind its field says."""
+    known = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in ("models", "source")}
+    for name, value in data.items():
+        if name not in known:
+            raise UsageError(f"{where}: there is no {name}; there are {', '.join(sorted(known))}")
+        kinds = {"bool": bool, "int": int, "float": int | float, "str": str}
+        wanted = kinds[known[name].removesuffix(" | None")]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise UsageError(f"{where}: expected {name} to be of the kind {known[name]}, not {value!r}")
+    try:
+        return kind(**data)
+    except TypeError as exc:
+        raise UsageError(f"{where}: {exc}") from exc
+
+
+def _of_text(kind: str, text: str, name: str) -> Any:
+    """The value of an environment variable."""
+    plain = kind.removesuffix(" | None")
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    try:
+        if plain == "bool":
+            return words[text.lower()]
+        return {"int": int, "float": float, "str": str}[plain](text)
+    except (KeyError, ValueError) as exc:
+        raise UsageError(f"{name}: expected a value of the kind {plain}, not {text!r}") from exc

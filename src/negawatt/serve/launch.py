@@ -1,0 +1,164 @@
+"""Starting a server from its configuration, and ending it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.middleware import Middleware
+
+from negawatt.artifact import Artifact
+from negawatt.errors import NegawattError, UsageError, require
+from negawatt.serve.account import Account
+from negawatt.serve.admission import Gate, OpenGate
+from negawatt.serve.app import application
+from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
+from negawatt.serve.database import Database, default_url
+from negawatt.serve.gate import KeyGate
+from negawatt.serve.keys import Keys, server_secret
+from negawatt.serve.ledger import ReceiptLedger
+from negawatt.serve.limits import LimitsMiddleware
+from negawatt.serve.log import log_to
+from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.redact import PatternRedactor
+from negawatt.serve.server import Server
+
+_log = logging.getLogger("negawatt.serve")
+
+
+def server_of(config: ServerConfig) -> Server:
+    """The server that a configuration describes, not started yet.
+
+    Raises:
+        UsageError: the configuration does not hold.
+        NegawattError: a model or the database cannot be opened.
+    """
+    config.check()
+    footprint = config.footprint()
+    gate: Gate = OpenGate()
+    if config.needs_keys:
+        database = Database(config.database or default_url())
+        secret = server_secret(None if config.secret_file is None else Path(config.secret_file))
+        keys = Keys(database, secret)
+        if not keys.all():
+            raise UsageError("there is no key yet, so nobody could ask; make one: negawatt keys create NAME")
+        gate = KeyGate(
+            keys, Account(database, ReceiptLedger(database, secret)), intensity=footprint.intensity_now
+        )
+    server = Server([], gate, PatternRedactor() if config.redact else None)
+    for chosen in config.models:
+        artifact, prepared, options = _opened(chosen)
+        name = chosen.name or artifact.name
+        if name in server.models:
+            raise UsageError(f"two models are called {name}; give one of them another name")
+        server.add(ServedModel(name, artifact, options, server.charge, footprint, prepared=prepared))
+    return server
+
+
+def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
+    """The artifact, what its engine made of it where ``negawatt tune`` kept that, and how to run it."""
+    artifact = Artifact.open(chosen.place())
+    tuned = tuned_settings(artifact.path) if artifact.path.is_dir() else None
+    options = chosen.options(tuned)
+    made = artifact.path / options.settings.engine
+    fits = tuned is not None and options.settings.weight_format == tuned["weight_format"]
+    return artifact, made if fits and made.is_dir() else None, options
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on."""
+
+    def __init__(self, server: Server, config: ServerConfig) -> None:
+        self._server, self._drain_s = server, config.drain_s
+        self._draining: asyncio.Task[None] | None = None
+        app = application(server, middleware=[Middleware(LimitsMiddleware)])
+        super().__init__(
+            uvicorn.Config(
+                app, host=config.host, port=config.port, lifespan="off", log_config=None, access_log=False,
+                ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
+                server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
+            )
+        )  # fmt: skip
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # they are ours, from before the models are loaded
+
+    def told_to_end(self) -> None:
+        """Drain, then end; told twice: end at once."""
+        if self._draining is not None or not self.started:
+            self.should_exit = self.force_exit = True
+        else:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        _log.info("draining: new requests are refused")
+        await self._server.drain(self._drain_s)
+        self.should_exit = True
+
+
+async def serve(server: Server, config: ServerConfig, started: Callable[[str], None]) -> None:
+    """Serve until told to end by SIGTERM or Ctrl-C; a second one ends at once.
+
+    Args:
+        started: called with the address once requests are answered.
+
+    Raises:
+        NegawattError: a model cannot be loaded, or the address cannot be listened on.
+    """
+    place = _bound(config)
+    listener = _Listener(server, config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, listener.told_to_end)
+    try:
+        await server.start()
+        serving = loop.create_task(listener.serve(sockets=[place]))
+        while not listener.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if listener.started:
+            host, port = place.getsockname()[:2]
+            scheme = "http" if config.certificate is None else "https"
+            started(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+        await serving
+    finally:
+        place.close()
+        await server.stop()
+
+
+def run(config: ServerConfig, started: Callable[[str], None]) -> None:
+    """As `serve`, in an event loop of its own.
+
+    Raises:
+        UsageError: the configuration does not hold.
+        NegawattError: a model cannot be loaded, or the address cannot be listened on.
+    """
+    log_to()
+    server = server_of(config)
+    uvloop = require("uvloop", extra="serve")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(server, config, started))
+    finally:
+        if isinstance(server.gate, KeyGate):
+            server.gate.close()
+
+
+def _bound(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((config.host, config.port))
+    except OSError as exc:
+        place.close()
+        raise NegawattError(
+            f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}; choose another --port"
+        ) from exc
+    return place

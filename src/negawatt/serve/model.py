@@ -1,0 +1,472 @@
+"""`ServedModel`: one model by name, with its queue, its worker and what it owes to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from negawatt.artifact import Artifact
+from negawatt.energy import Energy
+from negawatt.engine import Settings, backends
+from negawatt.engine.batching import STEP_TOKENS, Job, Report
+from negawatt.engine.picker import Picked
+from negawatt.engine.session import SessionOptions
+from negawatt.errors import EngineError, NegawattError, WorkerDied
+from negawatt.meter import energy_of_cpu_time
+from negawatt.profiling import CostModel
+from negawatt.serve.admission import Refused
+from negawatt.serve.cashier import Cashier
+from negawatt.serve.footprint import Footprint
+from negawatt.serve.queue import FairQueue
+from negawatt.serve.receipt import Outcome, Receipt
+from negawatt.serve.task import Choice, Sampling, Task
+from negawatt.serve.weights import Weights
+from negawatt.serve.worker import Worker
+from negawatt.serve.writing import Pieces, TokenInfo, Writing
+
+AHEAD = 1
+"""Jobs that the worker holds beyond those it works on, so that a slot is filled again without a gap."""
+IDLE_RECEIPT_S = 60.0
+"""What is spent beside all requests is written down at most this often."""
+RESTARTS = 3
+"""Times that a worker is started anew without having answered anything in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Attributes:
+    settings: engine, weights, threads; ``batch`` is the most sequences at once.
+    kv_tokens: tokens that the cache holds over all sequences; ``batch × max_context`` if None.
+    step_tokens: most tokens of an engine step.
+    prefix_cache: whether prompts that begin like earlier ones are not computed again.
+    queue_limit: requests that may wait; more are refused.
+    deadline_s: seconds after which a request is given up.
+    stall_s: seconds without a step, with work to do, after which the worker is taken for hung.
+    sleep_s: seconds without work after which the worker is ended and its memory freed; None: never.
+    warm_up: whether to read and write a little when the model is loaded.
+    """
+
+    settings: Settings
+    kv_tokens: int | None = None
+    step_tokens: int = STEP_TOKENS
+    prefix_cache: bool = True
+    queue_limit: int = 256
+    deadline_s: float = 600.0
+    stall_s: float = 60.0
+    sleep_s: float | None = None
+    warm_up: bool = True
+
+    @property
+    def session(self) -> SessionOptions:
+        settings = self.settings
+        return SessionOptions(
+            batch=settings.batch,
+            capacity=self.kv_tokens or settings.batch * settings.max_context,
+            slots=settings.batch + max(4, settings.batch),
+            step_tokens=self.step_tokens,
+            prefix_cache=self.prefix_cache,
+        )
+
+
+class ServedModel:
+    """All methods are called from the event loop.
+
+    Args:
+        name: by which clients ask for it.
+        charge: called with receipts that nobody reserved: warm-ups and idle time.
+        footprint: turns joules into grams, litres and money.
+        prepared: what the engine loads, where it was made before.
+
+    Raises:
+        NegawattError: the engine has no such settings.
+
+    Attributes:
+        listeners: called with every receipt, after it was charged.
+        state: ``asleep``, ``loading``, ``ready`` or ``failed``.
+        failure: why, when it failed.
+        weights: by which steps are shared.
+        cost: the fitted cost model, once there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        artifact: Artifact,
+        options: ModelOptions,
+        charge: Callable[[Receipt], None],
+        footprint: Footprint | None = None,
+        *,
+        prepared: Path | None = None,
+    ) -> None:
+        backends.backend(options.settings.engine).check(options.settings)
+        self.name, self.artifact, self.options = name, artifact, options
+        self.listeners: list[Callable[[Receipt], None]] = []
+        self._cashier = Cashier(name, self._charged, footprint or Footprint())
+        self._charge, self._prepared = charge, prepared
+        self.state = "asleep"
+        self.failure: NegawattError | None = None
+        self.weights: Weights | None = None
+        self.cost: CostModel | None = None
+        self.created_s = int(time.time())
+        self._queue: FairQueue[Task] = FairQueue()
+        self._tasks: dict[int, tuple[Task, Choice]] = {}  # by job
+        self._running: dict[str, Task] = {}
+        self._numbers = itertools.count()
+        self._worker: Worker | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rate_tokens_s = 50.0
+        self._pieces = Pieces(artifact.tokenizer)
+        self._stopping = self._answered = False
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            NegawattError: it cannot be loaded.
+        """
+        self._wake()
+        while self.state == "loading" and self._life is not None and not self._life.done():
+            await asyncio.sleep(0.01)
+        if self.failure is not None:
+            raise self.failure
+
+    async def stop(self) -> None:
+        """End the worker; what is under way is told so."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._worker is not None:
+            self._worker.kill()
+        if self._life is not None:
+            await self._life
+        self._fail_all(EngineError("the server was stopped"))
+
+    @property
+    def busy(self) -> int:
+        """Requests under way or waiting."""
+        return len(self._running) + len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether there is work and has been no sign of life for long."""
+        if self.state != "ready" or self._worker is None or not self._running:
+            return False
+        return time.monotonic() - self._worker.last_report_s > self.options.stall_s / 2
+
+    def _wake(self) -> None:
+        if self._life is None or self._life.done():
+            self.state, self.failure = "loading", None
+            self._life = asyncio.get_running_loop().create_task(self._live())
+
+    async def _live(self) -> None:
+        """Keep a worker until the model is put to sleep, the server stops, or it cannot be kept."""
+        tries = 0
+        while not self._stopping and tries < RESTARTS:
+            self.state = "loading"
+            worker = self._new_worker()
+            try:
+                ended = await worker.open()
+                self._worker = worker
+                await self._make_ready(worker, ended)
+                died = await ended
+            except NegawattError as exc:
+                died = exc
+            self._fail_running(died)
+            self._write_idle("idle")
+            self._worker = None
+            await worker.close()
+            if self.state == "asleep":
+                if not self._queue:
+                    return
+                continue
+            self.failure = died
+            if not isinstance(died, WorkerDied):
+                break
+            tries = 0 if self._answered else tries + 1
+            self._answered = False
+        self.state = "failed"
+        self._fail_all(self.failure or EngineError(f"{self.name} cannot be kept running"))
+
+    def _new_worker(self) -> Worker:
+        options = self.options
+        return Worker(
+            self.artifact, options.settings, options.session, self._on_report, self._on_cancelled,
+            prepared=self._prepared,
+        )  # fmt: skip
+
+    async def _make_ready(self, worker: Worker, ended: asyncio.Task[NegawattError]) -> None:
+        if self._stopping:
+            worker.kill()
+        if self.weights is not None:
+            worker.books.weights = self.weights
+        elif self.options.warm_up:
+            warming = asyncio.ensure_future(worker.warm_up())
+            await asyncio.wait({warming, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not warming.done():
+                warming.cancel()
+                with suppress(asyncio.CancelledError):
+                    await warming
+                raise await ended
+            self.cost = await warming
+            if self.cost is not None:
+                worker.books.weights = self.weights = Weights.fitted(self.cost)
+        self._write_idle("warm-up")
+        self.state, self.failure = "ready", None
+        self._feed()
+        self._watch()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    @property
+    def most_tokens(self) -> int:
+        """Of prompt and answer together, at most."""
+        return min(self.options.settings.max_context, self.options.session.capacity)
+
+    def check_length(self, prompts: list[list[int]], max_tokens: int) -> None:
+        """
+        Raises:
+            Refused: a prompt is empty, or with its answer longer than a sequence may be.
+        """
+        for prompt in prompts:
+            if not prompt:
+                raise Refused("the prompt holds no tokens", status=400, param="prompt")
+            if len(prompt) + max_tokens > self.most_tokens:
+                raise Refused(
+                    f"this model's maximum context length is {self.most_tokens} tokens, but {len(prompt)} "
+                    f"tokens of prompt and {max_tokens} of answer were asked for; shorten one of them",
+                    status=400, code="context_length_exceeded", param="messages",
+                )  # fmt: skip
+
+    def choices(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[Choice]:
+        """The answers to write to `prompts`, `n` each."""
+        return [
+            Choice(number, next(self._numbers), prompt, Writing(self.artifact.tokenizer, sampling.stop))
+            for number, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
+        ]
+
+    def estimate(self, prompts: list[list[int]], n: int, max_tokens: int) -> Energy:
+        """Joules of a request at most, by the cost model at batch 1; missing before there is one."""
+        if self.cost is None:
+            return Energy.missing("the model's costs are not known yet")
+        cpu_s = sum(self.cost.request_cpu_s(len(p), max_tokens * n, 1) for p in prompts)
+        return energy_of_cpu_time(cpu_s)
+
+    def check_room(self) -> None:
+        """Refuse at once what would wait too long.
+
+        Raises:
+            Refused: too many wait (429), or the model cannot be loaded (503).
+        """
+        if self.state == "failed":
+            raise Refused(
+                f"{self.name} cannot be run at the moment: {self.failure}",
+                status=503, kind="server_error", code="model_not_ready",
+            )  # fmt: skip
+        if len(self._queue) >= self.options.queue_limit:
+            after_s = max(1.0, min(120.0, self._queue.work / self._rate_tokens_s / 2))
+            raise Refused(
+                f"{len(self._queue)} requests are waiting for {self.name}, as many as may; try again later",
+                status=429, kind="rate_limit_error", code="queue_full", retry_after_s=after_s,
+            )  # fmt: skip
+
+    def submit(self, task: Task) -> None:
+        """Queue a request; it is settled in the end, whatever happens."""
+        self._queue.put(
+            task, key=task.caller.key_id, priority=task.caller.priority, cost=float(task.most_tokens)
+        )
+        if self.state in ("asleep", "failed"):
+            self._wake()
+        self._feed()
+
+    def abort(self, task: Task, outcome: Outcome = "aborted", error: NegawattError | None = None) -> None:
+        """Give a request up; its slots are free within one step. Harmless when it has ended."""
+        if task.settled.is_set() or task.outcome is not None:
+            return
+        task.outcome, task.error = outcome, error
+        if self._queue.remove(task):
+            self._settle(task)
+            return
+        for job in task.unfinished:
+            if self._worker is not None:
+                self._worker.cancel(job)
+
+    def _feed(self) -> None:
+        """Hand waiting requests to the worker, as many as it can work on and one more."""
+        if self.state != "ready" or self._worker is None:
+            return
+        while len(self._tasks) < self.options.settings.batch + AHEAD:
+            task = self._queue.take()
+            if task is None:
+                break
+            if not self._running:  # it was idle until now, not hung
+                self._worker.last_report_s = time.monotonic()
+            self._running[task.id] = task
+            first: dict[int, int] = {}
+            for choice in task.choices:
+                self._tasks[choice.job] = task, choice
+                self._worker.books.open(choice.job, task.account)
+                self._worker.submit(self._job(task, choice, first))
+        if self._timer is None:
+            self._watch()
+
+    def _job(self, task: Task, choice: Choice, first: dict[int, int]) -> Job:
+        sampling, eos = task.sampling, self.artifact.tokenizer.eos_ids
+        seed = sampling.seed if sampling.seed is not None else choice.job ^ int(task.created_s * 1000)
+        return Job(
+            choice.job,
+            choice.prompt,
+            sampling.max_tokens,
+            frozenset() if sampling.ignore_eos else eos,
+            sampling.temperature,
+            sampling.top_p,
+            (seed + choice.index) % 2**63,
+            sampling.log_probs,
+            first.setdefault(id(choice.prompt), choice.job),
+        )
+
+    # -- what the worker tells ---------------------------------------------------------------------
+
+    def _on_report(self, report: Report) -> None:
+        now = time.monotonic()
+        if report.wall_s > 0 and report.parts:
+            fed = sum(part.fed for part in report.parts)
+            self._rate_tokens_s += 0.02 * (fed / report.wall_s - self._rate_tokens_s)
+        for job, cached in report.started:
+            if (found := self._tasks.get(job)) is not None:
+                self._note_start(*found, cached, now - report.wall_s)
+        for job, picked in report.picked:
+            if (found := self._tasks.get(job)) is not None:
+                task, choice = found
+                task.first_token_s = task.first_token_s or now
+                choice.tokens += 1
+                if choice.finish_reason is None:
+                    self._write(task, choice, picked)
+        for job, reason in report.finished:
+            if (found := self._tasks.get(job)) is not None:
+                task, choice = found
+                self._finish_text(task, choice, reason)
+                self._job_ended(job)
+        self._feed()
+
+    def _note_start(self, task: Task, choice: Choice, cached: int, now: float) -> None:
+        task.started_s = task.started_s or now
+        if not any(c.prompt is choice.prompt for c in task.choices[: choice.index]):
+            task.cached_tokens += cached
+
+    def _write(self, task: Task, choice: Choice, picked: Picked) -> None:
+        text = choice.writing.push(picked.token)
+        infos: list[TokenInfo] = []
+        if picked.log_prob is not None:
+            infos = [self._pieces.info(picked)]
+            choice.log_probs += infos
+        if choice.writing.stopped:
+            choice.finish_reason = "stop"
+            if self._worker is not None:
+                self._worker.cancel(choice.job)
+        if text or infos or choice.finish_reason:
+            task.push(choice, text, infos)
+
+    def _finish_text(self, task: Task, choice: Choice, reason: str) -> None:
+        if choice.finish_reason is not None:
+            return
+        rest = choice.writing.finish()
+        choice.finish_reason = "stop" if choice.writing.stopped else reason
+        task.push(choice, rest, ())
+
+    def _on_cancelled(self, job: int) -> None:
+        if job in self._tasks:
+            self._job_ended(job)
+            self._feed()
+
+    def _job_ended(self, job: int) -> None:
+        task, _ = self._tasks.pop(job)
+        task.unfinished.discard(job)
+        if not task.unfinished:
+            self._settle(task)
+
+    # -- receipts --------------------------------------------------------------------------------
+
+    def _settle(self, task: Task) -> None:
+        self._running.pop(task.id, None)
+        if self._worker is not None:
+            self._worker.books.close(choice.job for choice in task.choices)
+        outcome = task.outcome or "completed"
+        receipt = self._cashier.receipt(task, outcome)
+        if outcome != "completed" and receipt.cpu_s == 0 and task.started_s is None:
+            task.reservation.release()
+        else:
+            task.reservation.settle(receipt)
+        self._answered = self._answered or outcome == "completed"
+        task.receipt = receipt
+        task.end()
+        for listener in self.listeners:
+            listener(receipt)
+        if time.time() - self._cashier.beside_since_s > IDLE_RECEIPT_S:
+            self._write_idle("idle")
+
+    def _charged(self, receipt: Receipt) -> None:
+        self._charge(receipt)
+        for listener in self.listeners:
+            listener(receipt)
+
+    def _write_idle(self, outcome: Outcome) -> None:
+        """Write down what the worker spent beside all requests since the last time."""
+        if self._worker is not None:
+            self._cashier.beside(self._worker.books, outcome)
+
+    # -- trouble ---------------------------------------------------------------------------------
+
+    def _fail_running(self, why: NegawattError) -> None:
+        """The worker has died: nobody that it worked for gets more; those it had not begun wait again."""
+        for task in list(self._running.values()):
+            for choice in task.choices:
+                self._tasks.pop(choice.job, None)
+            if task.started_s is None and task.outcome is None and not self._stopping:
+                del self._running[task.id]
+                self._queue.put(task, key=task.caller.key_id, priority=task.caller.priority, cost=0.0)
+                continue
+            task.outcome = task.outcome or "failed"
+            task.error = task.error or why
+            self._settle(task)
+
+    def _fail_all(self, why: NegawattError) -> None:
+        """Nobody gets anything any more."""
+        self._fail_running(why)
+        while (task := self._queue.take()) is not None:
+            task.outcome, task.error = "failed", why
+            self._settle(task)
+
+    def _watch(self) -> None:
+        """Look again after a while: is the worker hung, or has it been idle for long enough to sleep?
+
+        Without work and without sleep there is nothing to look for, and no timer.
+        """
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        if self._worker is None or self._stopping:
+            return
+        quiet_s = time.monotonic() - self._worker.last_report_s
+        if self._running:
+            if quiet_s > self.options.stall_s:
+                self.failure = WorkerDied(f"{self.name} gave no sign of life for {quiet_s:.0f} s")
+                self._worker.kill()
+                return
+            self._timer = loop.call_later(self.options.stall_s / 4, self._watch)
+        elif self.options.sleep_s is not None and not self._queue:
+            if quiet_s >= self.options.sleep_s:
+                self.state = "asleep"
+                self._worker.kill()
+                return
+            self._timer = loop.call_later(self.options.sleep_s - quiet_s + 0.01, self._watch)

@@ -1,0 +1,243 @@
+"""`Server`: the models by name, the gate before them, and the way of a request between the two."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from negawatt.errors import NegawattError
+from negawatt.serve.admission import Caller, Estimate, Gate, Refused
+from negawatt.serve.answer import whole
+from negawatt.serve.ask import Ask, chat_ask, completion_ask
+from negawatt.serve.model import ServedModel
+from negawatt.serve.receipt import Receipt
+from negawatt.serve.redact import Redactor, redact
+from negawatt.serve.task import Task
+
+_log = logging.getLogger("negawatt.serve")
+
+Gone = Callable[[], Awaitable[None]]
+"""Returns when the client has left."""
+
+
+async def stays() -> None:
+    """For requests without a client that could leave."""
+    await asyncio.Event().wait()
+
+
+class Server:
+    """All methods are called from the event loop.
+
+    Args:
+        models: what it serves.
+        gate: who may ask for how much.
+        redactor: strikes personal data out of requests; None: nothing is struck out.
+
+    Attributes:
+        draining: once true, new requests are refused and those under way go on.
+    """
+
+    def __init__(self, models: Iterable[ServedModel], gate: Gate, redactor: Redactor | None = None) -> None:
+        self.models: dict[str, ServedModel] = {}
+        self.gate, self._redactor = gate, redactor
+        self.draining = False
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        """Serve one more model."""
+        self.models[model.name] = model
+        model.listeners.append(_note)
+
+    def charge(self, receipt: Receipt) -> None:
+        """Charge a receipt that nobody reserved."""
+        self.gate.charge(receipt)
+
+    async def start(self) -> None:
+        """Load every model, one after the other.
+
+        Raises:
+            NegawattError: one cannot be loaded.
+        """
+        for model in self.models.values():
+            await model.start()
+
+    async def drain(self, most_s: float) -> None:
+        """Refuse what is new, and wait until what is under way has ended, but not longer than `most_s`."""
+        self.draining = True
+        end_s = asyncio.get_running_loop().time() + most_s
+        while any(m.busy for m in self.models.values()) and asyncio.get_running_loop().time() < end_s:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """End every worker."""
+        self.draining = True
+        await asyncio.gather(*(model.stop() for model in self.models.values()))
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it should get no requests at the moment; None when it should."""
+        if self.draining:
+            return "the server is shutting down"
+        for model in self.models.values():
+            if model.state == "failed":
+                return f"{model.name} cannot be run: {model.failure}"
+            if model.state == "loading":
+                return f"{model.name} is being loaded"
+            if model.stalled:
+                return f"{model.name} has work and has not stepped for long"
+        return None
+
+    def model(self, name: str) -> ServedModel:
+        """
+        Raises:
+            Refused: there is no such model (404).
+        """
+        if name not in self.models:
+            raise Refused(
+                f"the model {name[:100]!r} does not exist; there are {', '.join(sorted(self.models))}",
+                status=404, code="model_not_found", param="model",
+            )  # fmt: skip
+        return self.models[name]
+
+    def parse(self, path: str, body: Any) -> Ask:
+        """Read a body that was sent to a path, without what must not reach a model.
+
+        Raises:
+            Refused: the path writes no answers, or the body is wrong.
+        """
+        readers = {"/v1/chat/completions": chat_ask, "/v1/completions": completion_ask}
+        if path not in readers:
+            raise Refused(f"there is nothing to ask at {path[:100]}", status=404)
+        if self._redactor is not None:
+            body = redact(body, self._redactor).value
+        return readers[path](body)
+
+    def submit(self, caller: Caller, ask: Ask) -> tuple[ServedModel, Task]:
+        """Reserve what a request may cost, and queue it.
+
+        Raises:
+            Refused: it cannot be served, or not now, or not for this caller.
+        """
+        if self.draining:
+            raise Refused(
+                "the server is shutting down; try another one", status=503, kind="server_error",
+                code="shutting_down", retry_after_s=5,
+            )  # fmt: skip
+        model = self.model(ask.model)
+        model.check_room()
+        prompts = ask.tokens(model.artifact.tokenizer)
+        limit = ask.limit(prompts, model.most_tokens)
+        count = ask.n * len(prompts)
+        model.check_length(prompts, limit)
+        reservation = self.gate.reserve(
+            caller,
+            Estimate(ask.model, sum(map(len, prompts)), limit * count, model.estimate(prompts, ask.n, limit)),
+        )
+        try:
+            if reservation.model != ask.model:
+                model = self.model(reservation.model)
+                model.check_room()
+                prompts = ask.tokens(model.artifact.tokenizer)
+            limit = max(1, min(limit, reservation.output_tokens // count))
+            model.check_length(prompts, limit)
+            sampling = replace(ask.sampling, max_tokens=limit)
+            id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
+            choices = model.choices(prompts, ask.n, sampling)
+            task = Task(id, caller, reservation, choices, sampling, streams=ask.stream)
+        except BaseException:
+            reservation.release()
+            raise
+        model.submit(task)
+        return model, task
+
+    async def finish(self, model: ServedModel, task: Task, gone: Gone = stays) -> None:
+        """Wait until a request is settled; one whose client leaves or whose time is up is aborted.
+
+        Raises:
+            Refused: it was not completed.
+        """
+        settled = asyncio.ensure_future(task.settled.wait())
+        left = asyncio.ensure_future(gone())
+        try:
+            done, _ = await asyncio.wait(
+                {settled, left}, timeout=model.options.deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if left in done:
+                model.abort(task, "aborted", Refused("the client has left", status=499))
+            elif not done:
+                model.abort(task, "aborted", too_late(model.options.deadline_s))
+            await settled
+        except asyncio.CancelledError:
+            model.abort(task)
+            raise
+        finally:
+            left.cancel()
+            settled.cancel()
+        if (error := failure_of(task)) is not None:
+            raise error
+
+    async def answer(self, caller: Caller, path: str, body: Any) -> dict[str, Any]:
+        """Answer a request that no connection waits for, such as one of a batch, as ``path`` would.
+
+        Raises:
+            Refused: as the route would refuse it.
+        """
+        ask = self.parse(path, body)
+        ask = replace(ask, stream=False, include_usage=False)
+        model, task = self.submit(caller, ask)
+        await self.finish(model, task)
+        return whole(ask, task)
+
+
+def _note(receipt: Receipt) -> None:
+    """A line in the log for every receipt; nothing of what was asked or answered."""
+    energy = receipt.energy
+    _log.info(
+        "receipt",
+        extra={
+            "request_id": receipt.id, "key_id": receipt.key_id, "team": receipt.team, "model": receipt.model,
+            "outcome": receipt.outcome, "input_tokens": receipt.input_tokens,
+            "cached_tokens": receipt.cached_tokens, "output_tokens": receipt.output_tokens,
+            "joules": energy.value_j, "provenance": str(energy.provenance),
+            "queued_s": round(receipt.queued_s, 4), "duration_s": round(receipt.duration_s, 4),
+        },
+    )  # fmt: skip
+
+
+def parse_json(raw: bytes) -> Any:
+    """
+    Raises:
+        Refused: it is no JSON.
+    """
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise Refused("the body is not valid JSON", status=400) from exc
+
+
+def too_late(deadline_s: float) -> Refused:
+    """The error of a request whose time is up."""
+    return Refused(
+        f"the request was not finished within {deadline_s:g} s",
+        status=504,
+        kind="server_error",
+        code="timeout",
+    )
+
+
+def failure_of(task: Task) -> Refused | None:
+    """Why a settled request was not completed, or None."""
+    if task.outcome in (None, "completed"):
+        return None
+    if isinstance(task.error, Refused):
+        return task.error
+    reason = str(task.error) if isinstance(task.error, NegawattError) else "it was given up"
+    return Refused(
+        f"the request was not completed: {reason}", status=500, kind="server_error", code="engine_failed"
+    )

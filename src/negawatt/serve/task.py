@@ -1,0 +1,128 @@
+"""`Task`: one request under way, from the queue to its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from negawatt.errors import NegawattError
+from negawatt.serve.admission import Caller, Reservation
+from negawatt.serve.books import Account
+from negawatt.serve.receipt import Outcome, Receipt
+from negawatt.serve.writing import TokenInfo, Writing
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are written; see `negawatt.engine.batching.Job` and the API's fields of these names."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    log_probs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of the answers to a request.
+
+    Attributes:
+        index: its place among them.
+        job: id of the sequence that writes it.
+        prompt: token ids.
+        writing: its text so far.
+        tokens: how many were generated.
+        log_probs: one for each token, where they were asked for.
+        finish_reason: ``stop`` or ``length`` once it has ended.
+    """
+
+    index: int
+    job: int
+    prompt: Sequence[int]
+    writing: Writing
+    tokens: int = 0
+    log_probs: list[TokenInfo] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a streamed answer gained."""
+
+    choice: Choice
+    text: str
+    log_probs: Sequence[TokenInfo]
+
+
+class Task:
+    """Attributes:
+    id: of the request, as the client is told it.
+    caller, reservation: who asked, and what was held for it.
+    choices: its answers.
+    account: what it owes.
+    receipt: once it has been settled.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        caller: Caller,
+        reservation: Reservation,
+        choices: list[Choice],
+        sampling: Sampling,
+        *,
+        streams: bool,
+    ) -> None:
+        self.id, self.caller, self.reservation = id, caller, reservation
+        self.choices, self.sampling, self.streams = choices, sampling, streams
+        self.account = Account()
+        self.receipt: Receipt | None = None
+        self.created_s = time.time()
+        self.arrived_s = time.monotonic()
+        self.started_s: float | None = None
+        self.first_token_s: float | None = None
+        self.cached_tokens = 0
+        self.outcome: Outcome | None = None
+        self.error: NegawattError | None = None
+        self.unfinished = {choice.job for choice in choices}
+        """Jobs that the worker may still work on."""
+        self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self.settled = asyncio.Event()
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of its prompts, each counted once however many answers it has."""
+        return sum(len(prompt) for prompt in {id(c.prompt): c.prompt for c in self.choices}.values())
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(choice.tokens for choice in self.choices)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of prompt and answers together, at most: the work it asks for."""
+        return sum(len(c.prompt) + self.sampling.max_tokens for c in self.choices)
+
+    def push(self, choice: Choice, text: str, log_probs: Sequence[TokenInfo]) -> None:
+        """Hand a streaming client what is new."""
+        if self.streams:
+            self._deltas.put_nowait(Delta(choice, text, log_probs))
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._deltas.put_nowait(None)
+        self.settled.set()
+
+    async def next_deltas(self) -> list[Delta]:
+        """What a streamed answer has gained since, at least one piece; nothing at its end."""
+        found = [await self._deltas.get()]
+        while not self._deltas.empty():
+            found.append(self._deltas.get_nowait())
+        if found[-1] is None and len(found) > 1:
+            self._deltas.put_nowait(None)  # the end is told on its own
+        return [delta for delta in found if delta is not None]

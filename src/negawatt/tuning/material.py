@@ -1,0 +1,62 @@
+"""`Material`: a workload divided into what the search may look at and what is kept for the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from negawatt.errors import UsageError
+from negawatt.tuning.space import Space
+from negawatt.workload import QualityItem, TrafficItem, Workload
+from negawatt.workload.split import draw_order
+
+SEARCH_ITEMS = 96
+"""Quality items that the search may look at; all others are kept for the proof."""
+CALIBRATION_ITEMS = 256
+"""Further ones whose texts passes may be calibrated on, where the space has such passes."""
+FEWEST_REQUESTS = 4
+
+Items = Sequence[QualityItem | TrafficItem]
+
+
+@dataclass(frozen=True)
+class Material:
+    """The parts of a workload.
+
+    Attributes:
+        searched, held: requests to search with, and those for the finalists.
+        search_items, held_items: the same of quality items; requests where there are no labels.
+        usage: what passes may see: nothing of what is held back.
+    """
+
+    searched: tuple[TrafficItem, ...]
+    held: tuple[TrafficItem, ...]
+    search_items: Items
+    held_items: Items
+    usage: Workload
+
+    @classmethod
+    def of(cls, workload: Workload, space: Space, seed: int) -> Material:
+        """Divide a workload.
+
+        Raises:
+            UsageError: it holds too little to divide.
+        """
+        if len(workload.traffic) < FEWEST_REQUESTS:
+            raise UsageError(
+                f"workload {workload.name} has {len(workload.traffic)} requests; a search needs "
+                f"{FEWEST_REQUESTS}"
+            )
+        n = min(SEARCH_ITEMS, len(workload.quality) // 3)
+        if workload.quality and n < 1:
+            raise UsageError(f"a quality set of {len(workload.quality)} items is too small; give at least 3")
+        searched, held = workload.split(0.5, seed)
+        name = f"{workload.name}, the part to search with"
+        if not workload.quality:  # agreement with the baseline on the traffic
+            usage = replace(searched, name=name)
+            return cls(searched.traffic, held.traffic, searched.traffic[:8], held.traffic, usage)
+        drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
+        calibrated = any(each.technique.calibrated for each in space.passes)
+        more = min(CALIBRATION_ITEMS, len(workload.quality) // 3) if calibrated else 0
+        usage = replace(searched, name=name, quality=tuple(drawn[: n + more]))
+        return cls(searched.traffic, held.traffic, drawn[:n], drawn[n + more :], usage)

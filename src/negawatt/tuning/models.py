@@ -1,0 +1,49 @@
+"""Several models in one search: their names, and whether their answers can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from negawatt.artifact import Artifact
+from negawatt.errors import UsageError
+from negawatt.tuning.space import Space
+from negawatt.workload import Workload
+from negawatt.workload.items import prompt_text
+
+
+def named(artifact: Artifact, models: Sequence[Artifact | str]) -> dict[str, Artifact]:
+    """Further models by name.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    found: dict[str, Artifact] = {}
+    for each in models:
+        model = Artifact.open(each) if isinstance(each, str) else each
+        if model.sha256 == artifact.sha256 or model.name in found:
+            raise UsageError(f"the model {model.name} is given twice")
+        found[model.name] = model
+    return found
+
+
+def refuse_incomparable(
+    artifact: Artifact, others: Mapping[str, Artifact], workload: Workload, space: Space
+) -> None:
+    """Without labels quality is agreement token by token, which needs the same tokens on both sides.
+
+    Raises:
+        UsageError: a model or a pass has other tokens, and the workload has no labels.
+    """
+    if workload.quality:
+        return
+    ask = "without labels quality is agreement token by token with the baseline"
+    if cut := [each.name for each in space.passes if each.technique.reads_usage]:
+        raise UsageError(f"{ask}, and {cut[0]} changes the tokens; give a workload with a quality set")
+    mine = artifact.tokenizer
+    texts = [prompt_text(item.prompt) for item in workload.traffic]
+    for name, other in others.items():
+        theirs = other.tokenizer
+        if any(mine.encode(text) != theirs.encode(text) for text in texts):
+            raise UsageError(
+                f"{ask}, and {name} cuts text into other tokens; give a workload with a quality set"
+            )

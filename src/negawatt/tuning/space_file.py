@@ -1,0 +1,145 @@
+"""``space.toml``: what a search may try, as a file that narrows or extends the default."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from negawatt.engine.backends import backend
+from negawatt.errors import UsageError
+from negawatt.tuning.pass_range import PassRange
+from negawatt.tuning.space import FLASH, Space, usable
+
+SCHEMA = 1
+MAX_BYTES = 100_000
+_KEYS = {
+    "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
+    "weight_formats", "kv_caches", "pass",
+}  # fmt: skip
+
+
+def read_space(path: Path, default: Space) -> Space:
+    """The space of a file; what it does not mention stays as in `default`.
+
+    Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
+    ``speculation`` (of none, ngram), ``flash_attention`` (of default, on, off), the tables
+    ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
+    parameter a value or a list of values, and ``required``.
+
+    Raises:
+        UsageError: it is absent, not TOML, of a newer version, or a key or value is unknown.
+    """
+    data = _toml(path)
+    try:
+        return _space(data, default)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+
+
+def models_of(path: Path) -> tuple[str, ...]:
+    """The further models that a file names, as `Artifact.open` takes them.
+
+    Raises:
+        UsageError: as for `read_space`.
+    """
+    try:
+        return _words(_toml(path), "models", ())
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UsageError(f"{path} is longer than {MAX_BYTES:,} bytes, too long for a space")
+        return tomllib.loads(raw.decode("utf-8"))
+    except OSError as exc:
+        raise UsageError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise UsageError(f"{path} is not TOML: {exc}") from exc
+
+
+def _space(data: Mapping[str, Any], default: Space) -> Space:
+    schema = data.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise UsageError(f"schema must be a whole number such as {SCHEMA}, not {schema!r}")
+    if schema > SCHEMA:
+        raise UsageError(f"schema {schema} is newer than this Negawatt reads ({SCHEMA}); update Negawatt")
+    if unknown := sorted(set(data) - _KEYS):
+        raise UsageError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}")
+    engines = usable(_words(data, "engines", ())) if "engines" in data else default.engines
+    rows = data.get("pass")
+    passes = default.passes
+    if rows is not None:
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UsageError("passes are written as [[pass]] sections, each with a name")
+        passes = tuple(map(_pass, rows))
+    return replace(
+        default,
+        engines=engines,
+        threads=_numbers(data, "threads", default.threads, 1),
+        batches=_numbers(data, "batches", default.batches, 1),
+        max_context=_numbers(data, "max_context", (default.max_context,), 2, single=True)[0],
+        speculation=_words(data, "speculation", default.speculation, ("none", "ngram")),
+        flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
+        weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
+        kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
+        passes=passes,
+    )
+
+
+def _pass(row: Mapping[str, Any]) -> PassRange:
+    name, required = row.get("name"), row.get("required", False)
+    if not isinstance(name, str):
+        raise UsageError('a [[pass]] needs a name, such as name = "vocabulary"')
+    if not isinstance(required, bool):
+        raise UsageError(f"{name}: required must be true or false, not {required!r}")
+    given = {key: value for key, value in row.items() if key not in ("name", "required")}
+    return PassRange.of(name, given, required=required)
+
+
+def _by_engine(
+    data: Mapping[str, Any], key: str, default: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    table = data.get(key, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{key} must be a section, [{key}], with a list for each engine, not {table!r}")
+    found = dict(default)
+    for engine in table:
+        kind = backend(engine)
+        has = kind.weight_formats if key == "weight_formats" else kind.kv_caches
+        found[engine] = _words(table, engine, (), has)
+    return found
+
+
+def _words(
+    data: Mapping[str, Any], key: str, default: Sequence[str], known: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """A list of words, each once."""
+    value = data.get(key, list(default))
+    if (
+        not isinstance(value, list)
+        or not all(isinstance(v, str) for v in value)
+        or (key in data and not value)
+    ):
+        raise UsageError(f"{key} must be a list of words that is not empty, not {value!r}")
+    if known is not None and (odd := [v for v in value if v not in known]):
+        raise UsageError(f"{key} are out of {', '.join(known)}; {odd[0]!r} is not among them")
+    return tuple(dict.fromkeys(value))
+
+
+def _numbers(
+    data: Mapping[str, Any], key: str, default: Sequence[int], least: int, *, single: bool = False
+) -> tuple[int, ...]:
+    value = data.get(key, list(default))
+    value = [value] if single and isinstance(value, int) else value
+    whole = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not whole or not value or min(value) < least or (single and len(value) != 1):
+        what = "a whole number" if single else "a list of whole numbers"
+        raise UsageError(f"{key} must be {what} from {least} up, not {data.get(key)!r}")
+    return tuple(sorted(dict.fromkeys(value)))
