@@ -165,13 +165,24 @@ def measure(engine: Engine, jobs: Sequence[Job]) -> Window:
     meter = ProcessMeter(engine.pid)
     before = reference_load()
     meter.start()
-    done = _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
+    done = _done(engine, jobs)
     measurement = meter.stop()
     after = reference_load()
     return Window(
         **done, reference_s=(before + after) / 2, measurement=measurement,
         unit="token" if isinstance(jobs[0], Request) else "answer",
     )  # fmt: skip
+
+
+def completions_of(engine: Engine, jobs: Sequence[Job]) -> tuple[Completion, ...]:
+    """The answers to a group of jobs, all of one kind, with their times and nothing else."""
+    completions: tuple[Completion, ...] = _done(engine, jobs)["completions"]
+    return completions
+
+
+def _done(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a window tells of a group of jobs, but for what the meter and the reference load say."""
+    return _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
 
 
 def _generated(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def first_look(engine: Engine, jobs: Sequence[Job], reference_s: float, per_toke
     """
     n = 1 if isinstance(jobs[0], Request) else LOOK_QUESTIONS
     group = spread(jobs, max(n, engine.settings.batch))
-    window = measure(engine, [_answered_in(job, SCREEN_TOKENS) for job in group])
+    window = measure(engine, [answered_in(job, SCREEN_TOKENS) for job in group])
     return Look(
         cost=window.cpu_s_per_token * per_token * reference_s / window.reference_s,
         s_per_token=window.wall_s / sum(window.outputs),
@@ -110,9 +110,11 @@ def measured(
     return summary.cpu_s_per_token * per_token * reference_s / reference, figures
 
 
-def _answered_in(job: Job, tokens: int) -> Job:
-    """The job with an answer of so many tokens, where it has one that could be shorter."""
-    return replace(job, max_new_tokens=tokens) if isinstance(job, Request) else job
+def answered_in(job: Job, tokens: int) -> Job:
+    """The job with an answer of at most so many tokens, where a text is written at all."""
+    if not isinstance(job, Request):
+        return job
+    return replace(job, max_new_tokens=min(tokens, job.max_new_tokens))
 
 
 def _shortened(group: Sequence[Job], s_per_token: float) -> list[Job]:
@@ -122,7 +124,7 @@ def _shortened(group: Sequence[Job], s_per_token: float) -> list[Job]:
         return list(group)
     share, least = ENOUGH_S / foreseen_s, 2 * SCREEN_TOKENS
     return [
-        _answered_in(job, min(job.max_new_tokens, max(least, round(share * job.max_new_tokens))))
+        answered_in(job, max(least, round(share * job.max_new_tokens)))
         for job in group
         if isinstance(job, Request)
     ]

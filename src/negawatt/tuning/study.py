@@ -336,11 +336,18 @@ class Study:
         return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
     def _too_dear(self, look: Look) -> str:
-        """Why a candidate of such a first look is not worth measuring, or nothing."""
-        best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
-        if look.cost <= SCREEN_FACTOR * best:
+        """Why a candidate of such a first look is not worth measuring, or nothing.
+
+        It is compared with what a first look at the best would show, going by what looks showed of whole
+        measurements so far: the look at the best itself may have been a lucky one.
+        """
+        whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
+        if (best := self.best) is None or not whole:
             return ""
-        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / best:.2f} times the best candidate's"
+        foreseen = _cost(best) * median(t.figures["screen_cost"] / _cost(t) for t in whole)
+        if look.cost <= SCREEN_FACTOR * foreseen:
+            return ""
+        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
 
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""
