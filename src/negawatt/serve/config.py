@@ -18,7 +18,7 @@ from negawatt.carbon.amount import Factor
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.serve.footprint import Footprint, litres_a_kwh
-from negawatt.serve.model import ModelOptions
+from negawatt.serve.options import ModelOptions
 
 PREFIX = "NEGAWATT_SERVE_"
 _PRICE = re.compile(r"([A-Za-z]{3}):(-?\d+(?:\.\d+)?)")

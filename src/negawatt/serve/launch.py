@@ -26,8 +26,9 @@ from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
 from negawatt.serve.log import log_to
-from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.model import ServedModel
 from negawatt.serve.operation import Operation
+from negawatt.serve.options import ModelOptions
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
 
