@@ -23,11 +23,12 @@ from negawatt.workload import (
     wilson,
 )
 from negawatt.workload.intervals import normal_quantile
+from negawatt.workload.sequential import nominal_levels, shares_of_error
 
 SCREEN_FIRST = 40
 """Items of the first look of a screening; the rest are asked only of those that pass it."""
 LOOKS = 4
-"""How often the proof may look at its data; each look's error is a quarter of the allowed one."""
+"""How often the proof may look at its data; the looks share the error as `nominal_levels` says."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,16 @@ class Judge:
         fewest: int,
         tick: Tick,
         time_left: Callable[[], float],
+        number: int = 1,
     ) -> Proof:
         """Show that the drop is at most `limit`, looking at growing sets of items, and stop when known.
 
-        Each of at most `LOOKS` looks uses the confidence 1 − (1 − confidence)/looks (Bonferroni), so
-        that stopping at the first success keeps the error. It stops without success when the drop is
-        shown to be larger, when even all items would not prove it at the rate of change seen so far
-        (futility), or when the time is over.
+        The error allowed is divided twice. Over the candidates that are tried one after the other until one
+        passes: the `number`-th gets `shares_of_error` of it, so that the chance to accept any that breaks
+        the limit stays below the whole. And over the looks at one candidate, by a spending function, so that
+        stopping at the first success keeps its share. It stops without success when the drop is shown to be
+        larger, when even all items would not prove it at the rate of change seen so far (futility, which
+        can only make the test stricter), or when the time is over.
 
         Args:
             items: held out from the search, at least one.
@@ -99,17 +103,18 @@ class Judge:
             fewest: items to look at before success counts.
             tick: told what goes on.
             time_left: seconds that may still be used.
+            number: of the candidate among those whose proof was tried, from 1.
         """
-        counts = _looks(len(items), fewest)
-        confidence = 1 - (1 - self.confidence) / len(counts)
+        plan = look_plan(len(items), fewest, (1 - self.confidence) * shares_of_error(number))
+        counts, last = [count for count, _ in plan], plan[-1][1]
         started = time.monotonic()
-        for count, after in zip(counts, [*counts[1:], None], strict=True):
+        for (count, confidence), after in zip(plan, [*counts[1:], None], strict=True):
             difference = self.compare(candidate, items[:count], tick, confidence)
             if difference.drop_is_proved_below(limit):
                 return Proof(True, difference)
             if -difference.high > limit:
                 return Proof(False, difference, f"its quality drops by more than {limit:.2%}")
-            if count == counts[-1] or self._futile(difference, limit, len(items)):
+            if count == counts[-1] or self._futile(difference, limit, len(items), last):
                 return Proof(
                     False,
                     difference,
@@ -128,24 +133,28 @@ class Judge:
         raise AssertionError("the last look always decides")
 
     @staticmethod
-    def _futile(difference: Difference, limit: float, n: int, hope: float = 0.5) -> bool:
+    def _futile(difference: Difference, limit: float, n: int, confidence: float, hope: float = 0.5) -> bool:
         """Whether all items would leave the bound above the limit, even at a hopeful reading of this look.
 
         Hopeful: the true drop, and the true share of changed answers, lie `hope` of the way from what was
         seen to the best end of their intervals. Giving up too early never proves anything wrong, but may
         lose a good candidate.
+
+        Args:
+            n: all items that there are.
+            confidence: of the bound at the last look.
         """
         drop = max(0.0, difference.drop - hope * (difference.drop + difference.high))
         rate = difference.changed / difference.n
         best_rate = rate - hope * (rate - wilson(difference.changed, difference.n).low)
-        z = normal_quantile(difference.confidence)
+        now, then = normal_quantile(difference.confidence), normal_quantile(confidence)
 
-        def spread(rate: float, n: int) -> float:
+        def spread(z: float, rate: float, n: int) -> float:
             """Of a bound on n items, up to a factor: few changes are bounded as a count, many as a mean."""
             return z * math.sqrt(rate / n) + z * z / n
 
         seen = difference.upper_one_sided - difference.drop
-        expected = drop + seen * spread(best_rate, n) / spread(rate, difference.n)
+        expected = drop + seen * spread(then, best_rate, n) / spread(now, rate, difference.n)
         return expected > limit and difference.n < n
 
     def screen(
@@ -156,11 +165,12 @@ class Judge:
         It is dropped when its drop is shown to exceed the limit, or when a hopeful reading of what was
         seen leaves no prospect of proving the limit on the held-out items.
         """
+        last = look_plan(max(1, held_out), 0, (1 - self.confidence) * shares_of_error(1))[-1][1]
         for count in dict.fromkeys((min(SCREEN_FIRST, len(items)), len(items))):
             difference = self.compare(candidate, items[:count], tick, self.confidence)
             if -difference.high > limit:
                 return difference, f"quality drops: {difference.text}"
-            if self._futile(difference, limit, max(held_out, count + 1), hope=1.0):
+            if self._futile(difference, limit, max(held_out, count + 1), last, hope=1.0):
                 return difference, (
                     f"{difference.text}: {held_out:,} held-out items are not expected to prove a drop of "
                     f"at most {limit:.2%}"
@@ -184,6 +194,19 @@ class Judge:
         if isinstance(item, TrafficItem):
             return 1.0
         return 1.0 if metric(self.workload.metrics[item.kind]).higher_is_better else -1.0
+
+
+def look_plan(n: int, fewest: int, error: float) -> list[tuple[int, float]]:
+    """For each look the items it has, and the confidence of its one-sided bound.
+
+    Args:
+        n: items in all.
+        fewest: items of the first look at least.
+        error: that all looks together may make.
+    """
+    counts = _looks(n, fewest)
+    levels = nominal_levels(tuple(count / n for count in counts), error)
+    return [(count, 1 - level) for count, level in zip(counts, levels, strict=True)]
 
 
 def _looks(n: int, fewest: int) -> list[int]:

@@ -31,6 +31,7 @@ class Question:
     seed: int
     models: Mapping[str, str] = field(default_factory=dict)
     """Hash of the content of each further model, by name."""
+    strategy: str = "default"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +42,7 @@ class Question:
             "space": self.space.to_json(),
             "seed": self.seed,
             "models_sha256": dict(self.models),
+            "strategy": self.strategy,
         }
 
 

@@ -22,6 +22,16 @@ STRATEGIES = {
 """Name → file and class."""
 
 
+def check_strategy(name: str) -> None:
+    """Refuse a name that no strategy has.
+
+    Raises:
+        UsageError: the sentence names those there are.
+    """
+    if name not in STRATEGIES:
+        raise UsageError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}")
+
+
 def strategy(name: str, seed: int = 0, objectives: int = 1, **options: Any) -> Strategy:
     """A strategy by its name.
 
@@ -29,8 +39,7 @@ def strategy(name: str, seed: int = 0, objectives: int = 1, **options: Any) -> S
         UsageError: there is no such strategy.
         MissingDependency: it is borrowed from a library that is not installed.
     """
-    if name not in STRATEGIES:
-        raise UsageError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}")
+    check_strategy(name)
     file, _, kind = STRATEGIES[name].partition(":")
     made = getattr(importlib.import_module(f"negawatt.tuning.{file}"), kind)
     found: Strategy = made(seed, objectives, **options)

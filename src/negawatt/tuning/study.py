@@ -18,8 +18,8 @@ from negawatt.run import Run
 from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.memory import Memory
 from negawatt.tuning.outlook import Outlook, Seen
-from negawatt.tuning.predictor import Observation
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.space import Space
@@ -56,7 +56,8 @@ class Study:
         held_out: how many items the proof will have.
         seed: of the strategy.
         strategy: name of what decides which candidate is next.
-        earlier: what earlier searches saw on this machine, for the default strategy.
+        memory: what earlier searches saw on this machine, for the default strategy.
+        outlook: what foretells the saving of passes; without one they are all tried.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Study:
         held_out: int,
         seed: int,
         strategy: str = "default",
-        earlier: Sequence[Observation] = (),
+        memory: Memory | None = None,
+        outlook: Outlook | None = None,
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
@@ -79,22 +81,25 @@ class Study:
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
-        self.outlook = Outlook(judge.workshop.shapes if judge else {})
+        self.first: tuple[Candidate, ...] = ()  # known to be good from elsewhere: tried before all others
+        self.outlook = outlook or Outlook({})
         self.not_tried: dict[str, str] = {}  # passes -> why they were left out
         self._time_left: Callable[[], float] = lambda: math.inf
         self._fresh_from = 0  # trials before this one do not count against the search's patience
+        self.reference_s = float(run.manifest.get("reference_load_s") or 0.0)
+        if not self.reference_s:
+            self.reference_s = median(reference_load() for _ in range(7))
+            run.update(reference_load_s=self.reference_s)
         self.proposals = Proposals(
             space,
             strategy,
             seed,
             limit=constraints.max_quality_drop if items else None,
             starts=space.starts(without=baseline.settings.engine),
-            earlier=earlier,
+            earlier=[]
+            if memory is None
+            else memory.observations(space, judge.workload.hash, self.reference_s),
         )
-        self.reference_s = float(run.manifest.get("reference_load_s") or 0.0)
-        if not self.reference_s:
-            self.reference_s = median(reference_load() for _ in range(7))
-            run.update(reference_load_s=self.reference_s)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -105,6 +110,10 @@ class Study:
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
+        for candidate in self.first:
+            if candidate not in self._tried and time_left() > 0:
+                tick(f"known from before: {candidate}")
+                self._keep(self.try_candidate(candidate, tick, screen=False), None)
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
         while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
             proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
@@ -136,6 +145,8 @@ class Study:
                 self.proposals.tell(trial, None)
             elif record.get("stage") == "proof":
                 self._strike(trial.candidate, trial.reason)
+            elif record.get("stage") == "latency":
+                self._slow(trial.candidate, trial.violations, trial.reason)
 
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
         """The trial that speaks against trying a candidate.
@@ -203,6 +214,27 @@ class Study:
             if trial.candidate.arithmetic == candidate.arithmetic:
                 self.proposals.tell(trial, None)
 
+    def too_slow(self, candidate: Candidate, limits: Sequence[str], reason: str) -> None:
+        """Take note that fresh requests speak against the latency of `candidate`.
+
+        Args:
+            limits: names of the constraints that it breaks.
+            reason: what was seen.
+        """
+        self._slow(candidate, limits, reason)
+        struck = replace(self._tried[candidate], reason=reason)
+        self.run.append("trial", struck.to_record("latency"))
+        self._fresh_from = len(self.trials)
+        self.proposals.tell(struck, None)
+
+    def _slow(self, candidate: Candidate, limits: Sequence[str], reason: str) -> None:
+        self.trials = [
+            replace(t, violations=tuple(dict.fromkeys((*t.violations, *limits))), reason=reason)
+            if t.candidate == candidate
+            else t
+            for t in self.trials
+        ]
+
     def drop(self, candidate: Candidate, reason: str) -> None:
         """Count a trial as failed after all."""
         self.trials = [
@@ -239,10 +271,10 @@ class Study:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = first_look(engine, jobs, self.reference_s, per_token)
         except MissingDependency:
             raise
         except EngineError as exc:
@@ -260,15 +292,15 @@ class Study:
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = earlier or first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
                 self._learn(candidate, look.cost, look.read_bytes)
                 if screen and (reason := self._too_dear(look)):
                     return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
                 groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, requests, self.reference_s, look, groups, per_token)
+                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
@@ -304,11 +336,18 @@ class Study:
         return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
     def _too_dear(self, look: Look) -> str:
-        """Why a candidate of such a first look is not worth measuring, or nothing."""
-        best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
-        if look.cost <= SCREEN_FACTOR * best:
+        """Why a candidate of such a first look is not worth measuring, or nothing.
+
+        It is compared with what a first look at the best would show, going by what looks showed of whole
+        measurements so far: the look at the best itself may have been a lucky one.
+        """
+        whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
+        if (best := self.best) is None or not whole:
             return ""
-        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / best:.2f} times the best candidate's"
+        foreseen = _cost(best) * median(t.figures["screen_cost"] / _cost(t) for t in whole)
+        if look.cost <= SCREEN_FACTOR * foreseen:
+            return ""
+        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
 
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""

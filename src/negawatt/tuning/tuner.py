@@ -5,28 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
-from negawatt.errors import UsageError
-from negawatt.meter import Meter, energy_of_cpu_time
+from negawatt.errors import EngineError, NegawattError, UsageError
+from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
-from negawatt.profiling.profiler import Progress
+from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
 from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals, waterfall
-from negawatt.tuning.judge import Judge, Proof
-from negawatt.tuning.material import SEARCH_ITEMS, Material
+from negawatt.tuning.judge import Judge
+from negawatt.tuning.material import Material
+from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
+from negawatt.tuning.observed import Observed, present_text
+from negawatt.tuning.outlook import Outlook
+from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
+from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question, open_run
-from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.space import Space
+from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
@@ -35,17 +41,12 @@ from negawatt.tuning.workshop import Workshop
 from negawatt.workload import (
     Difference,
     Workload,
-    items_needed,
-    minimal_detectable_drop,
 )
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
 AGAIN_SHARE_OF_TIME = 0.4
 """Of the time left when no finalist's quality could be proved: for searching on without their like."""
-FINALISTS = 4
-FINALIST_WITHIN = 1.25
-"""Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 RANKING_SHARE_OF_TIME = 0.08
 """For measuring the finalists in turn."""
 FINALS_SHARE_OF_TIME = 0.12
@@ -63,9 +64,11 @@ def tune(
     time_budget_s: float = 360.0,
     energy_budget_j: float | None = None,
     tokens_per_day: float | None = None,
+    observed: Observed | None = None,
     fewest_items: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    strategy: str = "default",
     path: Path | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
@@ -82,9 +85,12 @@ def tune(
         time_budget_s: for all of it; a resumed search gets what is left.
         energy_budget_j: joules for all of it likewise; None for as many as the time takes.
         tokens_per_day: that are generated in use, to tell the payback in days.
+        observed: what was seen in use: its requests' lengths shape the traffic, the best candidates known
+            there are tried first, and the verdict says whether the present choice is still the best.
         fewest_items: quality items that a proof needs at least.
         confidence: of the bound on the quality drop.
         seed: of the search.
+        strategy: what decides which candidate is next; a name of `negawatt.tuning.strategy.STRATEGIES`.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
         progress: called with (seconds used, seconds in all, what is being done).
@@ -96,10 +102,18 @@ def tune(
         UsageError: the workload has no traffic, or too little to divide.
         RunError: the folder holds something else, or another question's run.
     """
+    check_strategy(strategy)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
+    note = ""
+    if observed is not None:
+        if observed.model_sha256 not in ("", artifact.sha256):
+            raise UsageError(f"{observed.origin} is of another model than {artifact.name}")
+        observed = observed.within(space.max_context)
+        workload, note = observed.shaped(workload, artifact.tokenizer)
+        tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
     material = Material.of(workload, space, seed)
@@ -108,11 +122,15 @@ def tune(
         raise UsageError(f"tokens per day must be a number above 0, not {tokens_per_day}")
     budget = Budget(time_budget_s, energy_budget_j)
     shas = {name: each.sha256 for name, each in others.items()}
-    question = Question(artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas)
+    question = Question(
+        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy
+    )
     with open_run(path, question, artifact, workload, command) as run:
         session = _Session(
-            run, artifact, others, workload, material, question, budget, fewest_items, confidence, progress
-        )
+            run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
+            progress,
+        )  # fmt: skip
+        session.note(note)
         return session.go(tokens_per_day)
 
 
@@ -128,13 +146,14 @@ class _Session:
         material: Material,
         question: Question,
         budget: Budget,
+        observed: Observed | None,
         fewest_items: int,
         confidence: float,
         progress: Progress,
     ) -> None:
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
-        self.fewest_items, self.progress = fewest_items, progress
+        self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
         self.search_items, self.held_items = material.search_items, material.held_items
         self.workshop = Workshop(
             artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
@@ -144,13 +163,16 @@ class _Session:
         self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
         budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
         budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
-        held, most = (
-            Traffic(self.workshop, material.held, question.space.max_context),
-            question.space.max_context,
-        )
-        self.search_traffic = Traffic(self.workshop, material.searched, most)
+        most = question.space.max_context
+        self.searched = Traffic(self.workshop, material.searched, most)
+        self.held = Traffic(self.workshop, material.held, most)
+        self.memory = Memory(question.artifact, fingerprint()["id"])
         self.judge = Judge(self.workshop, workload, question.baseline, confidence)
-        self.finals = Finals(run, self.workshop, held, self.tick)
+        self.finals = Finals(run, self.workshop, self.held, self.tick)
+        self.prover = Prover(
+            run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
+            fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+        )  # fmt: skip
 
     def used_s(self) -> float:
         return self.budget.used_s()
@@ -170,10 +192,12 @@ class _Session:
             self.budget.begin(meter)
             study = Study(
                 self.run, self.question.space, self.constraints, self.judge, self.baseline,
-                self.search_traffic, self.search_items, len(self.held_items), self.question.seed,
+                self.searched, self.search_items, len(self.held_items), self.question.seed,
+                self.question.strategy, self.memory, Outlook(self.workshop.shapes),
             )  # fmt: skip
             try:
                 self._foretell()
+                study.first = self.observed.starts if self.observed else ()
                 study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 result = self._decide(study)
             finally:
@@ -187,111 +211,68 @@ class _Session:
             own_share=(time.process_time() - own_s) / max(measurement.cpu_s, 1e-9),
             tokens_per_day=tokens_per_day,
         )  # fmt: skip
+        result["search"] |= {
+            "strategy": self.question.strategy,
+            "prediction": study.proposals.trust(),
+            "ended": study.proposals.ended or None,
+        }
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in study.not_tried.items()]
         self.run.finish(result)
+        with suppress(NegawattError):  # it helps the next search; this one's result stands without it
+            self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
         return result
 
     def _foretell(self) -> None:
-        """Before anything is spent: what the items at hand could prove."""
-        limit = self.constraints.max_quality_drop
-        if limit is None or not self.held_items:
-            return
-        n = len(self.held_items)
-        few, many = (
-            minimal_detectable_drop(n, share, confidence=self.judge.confidence) for share in (0.01, 0.08)
-        )
-        text = (
-            f"With {n:,} held-out items a drop of at most {few:.2%} can be proved for a candidate that "
-            f"changes 1 % of the answers, {many:.2%} for one that changes 8 %; the limit is {limit:.2%}."
-        )
-        if limit > 0:
-            needed = items_needed(limit, 0.08, confidence=self.judge.confidence)
-            text += f" The latter would need {needed:,} items."
-        if not any(r["text"] == text for r in self.run.records("note")):
+        """Before anything is spent: what the items and requests at hand could prove.
+
+        Raises:
+            Infeasible: they could prove nothing.
+        """
+        limits, texts = self.constraints, []
+        if limits.max_quality_drop is not None and self.held_items:
+            texts.append(
+                prospect_of_quality(
+                    self.judge.workload, len(self.held_items), limits.max_quality_drop, self.fewest_items,
+                    self.judge.confidence,
+                )
+            )  # fmt: skip
+        if limits.p95_ttft_ms is not None or limits.p95_tpot_ms is not None:
+            n = len(self.material.held) + len(self.material.searched)
+            texts.append(prospect_of_latency(n, self.judge.confidence))
+        for text in texts:
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Keep a sentence in the run, once however often the search is taken up again."""
+        if text and not any(r["text"] == text for r in self.run.records("note")):
             self.run.append("note", {"text": text})
         self.tick(text)
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
-        reasons: list[str] = []
-        winner: Candidate | None = None
-        proof: Proof | None = None
-        while winner is None and (finalists := self._finalists(study)):
+
+        def rank(finalists: Sequence[Candidate]) -> list[Candidate]:
             until_s = self.used_s() + RANKING_SHARE_OF_TIME * self.budget.whole_s
-            ranked = self.finals.ranked([t.candidate for t in finalists], lambda: until_s - self.used_s())  # noqa: B023
-            for lost in [t for t in finalists if t.candidate not in ranked]:
-                study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
-            winner, proof, hasty = self._first_proved(study, ranked, reasons)
-            if hasty:
-                break
-            if winner is None:
-                pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-                study.search(lambda: pause_s - self.used_s(), self.tick)  # noqa: B023
-        if winner is None and not reasons:
-            reasons.append(why_nothing(study.trials))
-        quality = proof.difference if proof is not None else None
-        return self._compared(study, winner, quality, reasons)
+            return self.finals.ranked(finalists, lambda: until_s - self.used_s())
 
-    def _first_proved(
-        self, study: Study, ranked: Sequence[Candidate], reasons: list[str]
-    ) -> tuple[Candidate | None, Proof | None, bool]:
-        """The first of the finalists whose quality is proved, and whether any proof lacked but time."""
-        proof: Proof | None = None
-        hasty = False
-        for candidate in ranked:
-            if any(t.candidate == candidate and not t.feasible for t in study.trials):
-                continue  # one of the same arithmetic has just failed its proof
-            proof = self._prove(candidate)
-            if proof is None or proof.proved:
-                return candidate, proof, False
-            reasons.append(f"{candidate}: {proof.reason}.")
-            self.run.append("note", {"text": f"Not chosen: {candidate}: {proof.reason}"})
-            if proof.hasty:
-                hasty = True
-            else:
-                study.refute(candidate, proof.reason, {"quality_drop": difference_json(proof.difference)})
-        return None, proof, hasty
+        def search_on() -> None:
+            pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
+            study.search(lambda: pause_s - self.used_s(), self.tick)
 
-    def _finalists(self, study: Study) -> list[Trial]:
-        """The cheapest feasible trials other than the baseline that cost less than it."""
-        limit = min(
-            (t.cost or math.inf for t in study.trials if t.candidate == self.baseline), default=math.inf
-        )
-        good = [
-            t for t in study.trials if t.feasible and t.candidate != self.baseline and (t.cost or 0) < limit
-        ]
-        best = min((t.cost or math.inf for t in good), default=math.inf)
-        near = [t for t in good if (t.cost or math.inf) <= FINALIST_WITHIN * best]
-        return sorted(near, key=lambda t: t.cost or math.inf)[:FINALISTS]
+        proved, reasons = self.prover.decide(study, rank, search_on)
+        return self._compared(study, proved, reasons)
 
-    def _prove(self, candidate: Candidate) -> Proof | None:
-        """Quality on the held-out items; None where there is nothing to prove."""
-        limit = self.constraints.max_quality_drop
-        if not self.held_items:
-            return None
-        if limit is None:  # no limit: say what the difference is, on as many items as a search may see
-            few = self.held_items[: max(self.fewest_items, SEARCH_ITEMS)]
-            difference = self.judge.compare(candidate, few, self.tick, self.judge.confidence)
-            return Proof(True, difference)
-        return self.judge.prove(
-            candidate,
-            self.held_items,
-            limit,
-            fewest=self.fewest_items,
-            tick=self.tick,
-            time_left=lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
-        )
-
-    def _compared(
-        self, study: Study, winner: Candidate | None, quality: Difference | None, reasons: list[str]
-    ) -> dict[str, Any]:
+    def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
         """Winner and baseline in pairs, their profiles, the verdict and the frontier."""
+        winner, quality = proved.winner, proved.quality.difference if proved.quality else None
         begun_s = self.used_s()
         baseline, best = self.finals.compare(self.baseline, winner, self.left_s)
         compared_s = self.used_s() - begun_s
         answer = verdict(
-            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons
-        )
+            self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
+            latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
+            unit=baseline.summary.unit,
+        )  # fmt: skip
         own = self._document(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
         self._record_final(study, self.baseline, own)
@@ -305,6 +286,7 @@ class _Session:
             **documents,
             "frontier": self._frontier(study),
             "verdict": answer.to_json(),
+            "latency": [each.to_json() for each in proved.latencies],
             "phases": waterfall(baseline, best if answer.accepted else None),
             "waterfall": None,
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
@@ -312,7 +294,21 @@ class _Session:
         if answer.accepted and winner is not None:
             result["waterfall"] = self._levers(study, winner, compared_s) or result["phases"]
             result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
+        if self.observed is not None:
+            result["observed"] = self.observed.to_json()
+            result["present"] = self._present(winner if answer.accepted else None)
         return result
+
+    def _present(self, winner: Candidate | None) -> dict[str, Any] | None:
+        """Whether what runs today is still the best; None where the run did not say what runs."""
+        present = self.observed.present if self.observed else None
+        if present is None:
+            return None
+        ratio = None
+        if winner is not None and winner != present:
+            with suppress(EngineError):  # it does not run any more, which is an answer too
+                ratio = ratio_json(self.finals.ratio(present, winner, self.left_s))
+        return {**present.to_json(), "ratio": ratio, "text": present_text(present, winner, ratio)}
 
     def _levers(self, study: Study, winner: Candidate, compared_s: float) -> list[dict[str, Any]] | None:
         """What each lever saves: measured in turn where there is time, else from what the search measured.
@@ -341,7 +337,7 @@ class _Session:
     def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
         """A profile as JSON, with what is known of its quality on the held-out items."""
         document = {**profile.to_json(), **candidate.to_json()}
-        if (per_token := self.search_traffic.per_token(candidate)) != 1.0:
+        if (per_token := self.searched.per_token(candidate)) != 1.0:
             document["tokens_per_baseline_token"] = per_token
         if quality is not None:
             document["quality_drop"] = difference_json(quality)

@@ -93,8 +93,18 @@ def verdict(
     quality: Difference | None,
     constraints: Constraints,
     reasons: Iterable[str] = (),
+    *,
+    latencies: Iterable[str] = (),
+    confidence: float = 0.95,
+    unit: str = "token",
 ) -> Verdict:
-    """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given."""
+    """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given.
+
+    Args:
+        latencies: what is proved of the winner's latencies, in words.
+        confidence: that the proofs keep in all; each look at each candidate had to be surer.
+        unit: what joules were counted on, as in `negawatt.profiling.Summary`.
+    """
     if best is None or ratio is None:
         why = " ".join(reasons) or "Nothing tried was cheaper and kept the constraints."
         return Verdict(False, ratio, quality, f"Keep what you have ({baseline}). {why}")
@@ -105,13 +115,15 @@ def verdict(
         return Verdict(False, ratio, quality, text)
     saving, low, high = (1 - 1 / r for r in (ratio.value, ratio.low, ratio.high))
     text = (
-        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per generated token than "
+        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per "
+        f"{'generated token' if unit == 'token' else unit} than "
         f"{baseline}: {saving:.0%} less ({low:.1%} to {high:.1%}, {ratio.n} interleaved pairs)."
     )
-    return Verdict(True, ratio, quality, f"{text} {_quality_words(quality, constraints)}")
+    words = [text, _quality_words(quality, constraints, confidence), *(f"{each}." for each in latencies)]
+    return Verdict(True, ratio, quality, " ".join(words))
 
 
-def _quality_words(quality: Difference | None, constraints: Constraints) -> str:
+def _quality_words(quality: Difference | None, constraints: Constraints, confidence: float) -> str:
     if quality is None:
         return "Quality was not judged."
     words = (
@@ -120,7 +132,9 @@ def _quality_words(quality: Difference | None, constraints: Constraints) -> str:
     )
     if constraints.max_quality_drop is None:
         return words + " (no limit was set)."
-    return words + f" (limit {constraints.max_quality_drop:.2%})."
+    return words + (
+        f" (limit {constraints.max_quality_drop:.2%}; {confidence:.0%} over all looks and candidates)."
+    )
 
 
 def pareto(points: Iterable[T], costs: Callable[[T], tuple[float, ...]]) -> list[T]:

@@ -1,0 +1,83 @@
+"""`Memory`: what searches for one model saw on one machine, kept for the next search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from negawatt.errors import NegawattError
+from negawatt.home import home, written_beside
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.predictor import Observation
+from negawatt.tuning.space import Space
+from negawatt.tuning.trial import Trial
+
+MOST = 300
+"""Trials that are remembered of a model on a machine; the oldest go first."""
+
+
+class Memory:
+    """Costs and drops of quality, by model and machine, in a file under ``NEGAWATT_HOME/cache``.
+
+    Costs are kept in units of the reference load, so that the machine's own pace at the time is out of them.
+
+    Args:
+        artifact_sha256: of the model.
+        machine: `fingerprint`'s id.
+    """
+
+    def __init__(self, artifact_sha256: str, machine: str) -> None:
+        self.file: Path = home() / "cache" / artifact_sha256[:16] / f"tried-{machine}.json"
+
+    def keep(self, trials: Sequence[Trial], run: str, workload: str, reference_s: float) -> None:
+        """Remember the trials of a search that has ended.
+
+        Args:
+            run: what tells it from other searches.
+            workload: hash of it; drops of quality hold for it alone.
+            reference_s: cost of the reference load that the trials' costs are relative to.
+        """
+        kept = [
+            {
+                **t.candidate.to_json(),
+                "run": run,
+                "workload": workload,
+                "cost": t.cost / reference_s,
+                "looked": t.state == "pruned",
+                "drop": (t.figures.get("quality_drop") or {}).get("drop"),
+            }
+            for t in trials
+            if t.cost is not None
+        ]
+        content = [*self._stored(), *kept][-MOST:]
+        with written_beside(self.file) as place:
+            place.write_text(json.dumps(content), "utf-8")
+
+    def observations(self, space: Space, workload: str, reference_s: float) -> list[Observation]:
+        """What is remembered of points of a space, in terms of today's reference load."""
+        found = []
+        for record in self._stored():
+            try:
+                candidate = Candidate.from_json(record)
+                point = space.parameters(candidate)
+                cost, run = float(record["cost"]), str(record["run"])
+                same = record["workload"] == workload and record["drop"] is not None
+                drop = float(record["drop"]) if same else None
+            except (NegawattError, KeyError, TypeError, ValueError):
+                continue  # it lies outside the space, or was written by another version
+            if cost > 0:
+                value = math.log(cost * reference_s)
+                found.append(
+                    Observation(point, value, bool(record.get("looked")), drop, candidate.arithmetic, run=run)
+                )
+        return found
+
+    def _stored(self) -> list[dict[str, Any]]:
+        try:
+            content = json.loads(self.file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return []  # nothing yet, or damaged: it is only a help
+        return [record for record in content if isinstance(record, dict)] if isinstance(content, list) else []
