@@ -131,9 +131,10 @@ class KeyGate:
         self, caller: Caller, estimate: Estimate, price: Callable[[str, int], Spending]
     ) -> tuple[Decision, Hold | None]:
         asked = caller.key_id, caller.team, estimate.model, estimate.output_tokens, price
+        unwritten = self.clerk.waiting  # looked at before: it may be written by the time of the answer
         decision, hold = self.account.hold(*asked, deferred=caller.deferred)
         # What has ended and is only not written yet must not be what stands in the way.
-        if hold is None and decision.busy and self.clerk.waiting and self.clerk.flush(WRITTEN_S):
+        if hold is None and decision.busy and unwritten and self.clerk.flush(WRITTEN_S):
             return self.account.hold(*asked, deferred=caller.deferred)
         return decision, hold
 
