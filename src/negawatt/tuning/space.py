@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -232,6 +232,10 @@ class Space:
             return wanted[name] if wanted.get(name) in choices else choices[0]
 
         return self.pick(choose)
+
+    def without(self, names: Collection[str]) -> Space:
+        """The same space without some of the passes."""
+        return replace(self, passes=tuple(p for p in self.passes if p.name not in names))
 
     def to_json(self) -> dict[str, Any]:
         return {
