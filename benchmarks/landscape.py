@@ -25,7 +25,7 @@ class Landscape:
     """
 
     table: dict[str, Any]
-    limit: float = 0.02
+    limit: float = 0.10
 
     @classmethod
     def read(cls, file: Path) -> Landscape:

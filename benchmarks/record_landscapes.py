@@ -4,9 +4,10 @@
     python benchmarks/record_landscapes.py --list
 
 Each point is loaded, looked at (16 tokens in each slot) and measured in two windows of whole groups, in an
-order drawn at random, so that the host's drift does not favour an engine. Each arithmetic answers quality
-questions once. A table grows point by point under ``benchmarks/landscapes/``: a recording that was stopped
-goes on where it was, and ``--minutes`` stops it in time.
+order drawn at random, so that the host's drift does not favour an engine. Each arithmetic is compared once
+with what the reference wrote: the share of tokens that it would have chosen too. A table grows point by point
+under ``benchmarks/landscapes/``: a recording that was stopped goes on where it was, and ``--minutes`` stops
+it in time.
 
 What a point costs is in CPU seconds, divided by the reference load beside it and multiplied by the table's
 first. `spent` is what a search pays: the look, and then the whole measurement at the search's own lengths of
@@ -37,17 +38,14 @@ from negawatt.meter import fingerprint
 from negawatt.profiling.quality import (
     ReferenceAnswers,
     agreement,
-    judged,
     reference_answers,
-    scoring_settings,
 )
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import groups_for, measure, requests_of, spread, warm_up
 from negawatt.testing.small_models import small_model
 from negawatt.tuning import Space
 from negawatt.tuning.attempt import SEARCH_GROUPS, first_look
-from negawatt.workload import TrafficItem, Workload, paired_difference
-from negawatt.workload.split import draw_order
+from negawatt.workload import TrafficItem, Workload
 
 FOLDER = Path(__file__).with_name("landscapes")
 REFERENCE = Settings(engine="transformers", weight_format="fp32", max_context=1024)
@@ -55,7 +53,8 @@ ENGINES = ("llamacpp", "openvino", "transformers")
 THREADS = (1,)
 """Threads that wait for each other spin, and on a machine that does anything else what they spend then is no
 property of the point."""
-QUALITY_ITEMS = 96
+QUALITY_ITEMS, QUALITY_TOKENS = 8, 48
+"""Requests whose answers by the reference every arithmetic is compared on, and the length of those."""
 SEARCH_TOKENS = 96
 """Of an answer in a search, on average; a search measures two groups at batch 1, one else."""
 
@@ -96,17 +95,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", choices=sorted(PLANS))
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PLANS)}; one after the other")
     parser.add_argument("--minutes", type=float, default=3.5)
     parser.add_argument("--list", action="store_true", help="say how far each recording is")
     options = parser.parse_args()
-    if options.list or options.name is None:
+    if unknown := set(options.names) - set(PLANS):
+        parser.error(f"no landscape {', '.join(sorted(unknown))}")
+    if options.list or not options.names:
         for name in PLANS:
             table = read(name)
             print(f"{name}: {len(table['points'])} points, {len(table['quality'])} arithmetics")
         return
-    with tempfile.TemporaryDirectory(prefix="negawatt-small-") as folder:
-        Recorder(options.name, Path(folder), time.monotonic() + 60 * options.minutes).go()
+    until_s = time.monotonic() + 60 * options.minutes
+    for name in options.names:
+        with tempfile.TemporaryDirectory(prefix="negawatt-drawn-") as folder:
+            Recorder(name, Path(folder), until_s).go()
 
 
 def read(name: str) -> dict[str, Any]:
@@ -122,16 +125,15 @@ class Recorder:
 
     def __init__(self, name: str, folder: Path, until_s: float) -> None:
         self.name, self.plan, self.until_s = name, PLANS[name], until_s
-        self.labelled = labelled = self.plan.model not in SHAPES
-        if not labelled:
+        drawn = self.plan.model in SHAPES
+        if drawn:
             small_model(folder, "llama", max_position_embeddings=2048, **SHAPES[self.plan.model])
-        self.artifact = Artifact.open(self.plan.model if labelled else str(folder))
-        self.workload = Workload.open("chat-piqa" if labelled else "interactive-chat")
-        traffic = self.workload.traffic if labelled else [_plain(t) for t in self.workload.traffic]
+        self.artifact = Artifact.open(str(folder) if drawn else self.plan.model)
+        self.workload = Workload.open("interactive-chat")
+        traffic = [_plain(t) for t in self.workload.traffic] if drawn else self.workload.traffic
         self.requests = requests_of(self.artifact.tokenizer, traffic, 1024)
-        self.items: Sequence[Any] = (
-            draw_order(self.workload.quality, 0)[:QUALITY_ITEMS] if labelled else traffic[:8]
-        )
+        short = sorted(traffic, key=lambda item: len(str(item.prompt)))
+        self.items = [replace(item, max_new_tokens=QUALITY_TOKENS) for item in short[::6][:QUALITY_ITEMS]]
         self.space = Space(ENGINES, self.plan.batches, THREADS, 1024, {})
         self.settings = [candidate.settings for candidate in self.space.grid()]
         self.table = read(name)
@@ -140,8 +142,8 @@ class Recorder:
                 "model": self.plan.model,
                 "workload": self.workload.name,
                 "batches": list(self.plan.batches),
-                "quality_metric": self.workload.metric if labelled else "top-1 agreement",
-                "quality_items": len(self.items),
+                "quality_metric": "top-1 agreement",
+                "quality_tokens": QUALITY_ITEMS * QUALITY_TOKENS,
                 "measured_tokens": self.plan.tokens,
                 "search_tokens": SEARCH_TOKENS,
                 "space": self.space.to_json(),
@@ -222,41 +224,23 @@ class Recorder:
 
     def quality(self, settings: Settings) -> dict[str, Any]:
         try:
-            before = self.before()
-            after, spent_s = self.asked(settings)
+            answers = self.written()
+            with Engine(self.artifact, settings.replace(batch=1, speculation="none")) as engine:
+                scores = agreement(engine, answers)["top1_match"].scores
+                spent_s = engine.last_usage.total_cpu_s
         except EngineError as exc:
             return {"arithmetic": settings.arithmetic, "failed": str(exc)}
-        difference = paired_difference(list(before.values()), [after[i] for i in before])
         return {
             "arithmetic": settings.arithmetic,
-            "drop": difference.drop,
-            "changed": difference.changed,
-            "n": difference.n,
+            "drop": 1 - sum(scores.values()) / len(scores),
+            "n": len(scores),
             "spent_cpu_s": spent_s,
         }
 
     @cache  # noqa: B019 - one recorder lives as long as the program
-    def before(self) -> dict[str, float]:
-        """The reference's scores; where nothing is labelled it agrees with itself."""
-        if not self.labelled:
-            return {item.id: 1.0 for item in self.items}
-        return self.asked(REFERENCE)[0]
-
-    @cache  # noqa: B019
     def written(self) -> ReferenceAnswers:
         with Engine(self.artifact, REFERENCE) as reference:
             return reference_answers(reference, self.items)
-
-    def asked(self, settings: Settings) -> tuple[dict[str, float], float]:
-        """Scores of the items, and the CPU seconds that they took."""
-        if self.labelled:
-            with Engine(self.artifact, scoring_settings(settings)) as engine:
-                scores = judged(engine, self.items, self.workload.metrics).scores
-                return dict(scores), engine.last_usage.total_cpu_s
-        answers = self.written()
-        with Engine(self.artifact, settings.replace(batch=1, speculation="none")) as engine:
-            scores = agreement(engine, answers)["top1_match"].scores
-            return dict(scores), engine.last_usage.total_cpu_s
 
 
 def _plain(item: TrafficItem) -> TrafficItem:

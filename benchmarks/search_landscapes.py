@@ -17,7 +17,7 @@ from statistics import median
 
 from landscape import Account, Landscape, gap, recorded
 from negawatt.engine import Settings
-from negawatt.tuning.predicted import traits
+from negawatt.tuning.predicted import promising, traits
 from negawatt.tuning.sampler import Outcome, Sampler, Strategy
 from negawatt.tuning.strategy import strategy
 from negawatt.tuning.study import QUALITY_WITHIN, SCREEN_FACTOR
@@ -38,13 +38,17 @@ class Replay:
         self.landscape, self.screened = landscape, screened
         self.sampler = Sampler(chosen)
         self.account = Account(landscape)
-        self.best, self.best_look = math.inf, math.inf
+        self.best = math.inf
+        self.ratios: list[float] = []
         self.looks: dict[Settings, float] = {}
         self.trail: list[tuple[float, float]] = []
 
     def _look(self, settings: Settings) -> float:
         self.looks[settings] = float(self.landscape.points[settings]["look_cost"])
         return self.looks[settings]
+
+    def _too_dear(self, look: float) -> bool:
+        return bool(self.ratios) and look > SCREEN_FACTOR * self.best * median(self.ratios)
 
     def run(self, budget_cpu_s: float) -> list[tuple[float, float]]:
         """(spent CPU seconds, cost of the best allowed point so far) after each trial."""
@@ -66,18 +70,17 @@ class Replay:
         if here.failed(settings):
             return Outcome(None)
         look = self._look(settings)
-        if not whole or (self.screened and look > SCREEN_FACTOR * self.best_look):
+        if not whole or (self.screened and self._too_dear(look)):
             return Outcome((math.log(look),), looked=True)
         self.account.whole(settings)
         cost = here.cost(settings)
+        self.ratios.append(look / cost)
         if self.screened and cost > QUALITY_WITHIN * self.best:
             return Outcome((math.log(cost),))
         self.account.judge(settings)
         kept = here.keeps(settings)
         if kept and cost < self.best:
             self.best = cost
-        if kept:
-            self.best_look = min(self.best_look, look)
         return Outcome((math.log(cost),), int(not kept), drop=here.drop(settings), kept=kept)
 
 
@@ -93,7 +96,7 @@ def screened(name: str) -> Maker:
 
 
 def default(here: Landscape, seed: int) -> Replay:
-    starts = [here.space.parameters(candidate) for candidate in here.space.starts()]
+    starts = [here.space.parameters(candidate) for candidate in promising(here.space.starts())]
     chosen = strategy(
         "default",
         seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.serve import Refused
+from negawatt.serve.connection import Connection
 from negawatt.serve.limits import (
     Limits,
     LimitsMiddleware,
@@ -67,8 +69,17 @@ class Application:
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[int, Application]]:
     application = Application()
+
+    class Impatient(Connection):
+        head_s = 0.5
+
     config = uvicorn.Config(
-        LimitsMiddleware(application, LIMITS), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
+        LimitsMiddleware(application, LIMITS),
+        host="127.0.0.1",
+        port=0,
+        http=Impatient,
+        log_level="critical",
+        lifespan="off",
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
@@ -137,6 +148,41 @@ def test_a_client_that_does_not_read_counts_as_one_that_left(server: tuple[int, 
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"POST /flood HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         assert application.left.wait(10), "the application still writes to nobody"
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HT", b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_a_head_that_does_not_come_ends_the_connection(server: tuple[int, Application], sent: bytes) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(sent)
+        while client.recv(1000):
+            pass
+    assert 0.3 < time.monotonic() - begun < 5
+
+
+def test_a_head_drop_by_drop_is_one_that_does_not_come(server: tuple[int, Application]) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n")
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun < 5:
+                client.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_head_without_end_is_cut_off(server: tuple[int, Application]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 66_000)
+        assert client.recv(1000).startswith(b"HTTP/1.1 431")
+
+
+def test_a_connection_is_good_for_many_requests(server: tuple[int, Application]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        for _ in range(4):
+            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n123")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.2)
 
 
 json_values = st.recursive(

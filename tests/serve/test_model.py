@@ -16,7 +16,8 @@ import pytest
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.serve import Caller, Estimate, Receipt, Refused
-from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.model import ServedModel
+from negawatt.serve.options import ModelOptions
 from negawatt.serve.server import Server
 
 NAME = "small"

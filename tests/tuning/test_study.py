@@ -56,7 +56,8 @@ class Landscape(Study):
         best = min((t.cost for t in self.trials if t.feasible and t.cost), default=np.inf)
         pruned = screen and cost > 1.3 * best
         self.spent += cost * (16 if pruned else 16 + 288)
-        return Trial(len(self.trials), candidate, "pruned" if pruned else "complete", cost)
+        state = "pruned" if pruned else "complete"
+        return Trial(len(self.trials), candidate, state, cost, figures={"screen_cost": cost})
 
 
 def true_cost(candidate: Candidate) -> float:

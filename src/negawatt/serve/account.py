@@ -61,12 +61,16 @@ class Account:
         database: shared by all servers.
         ledger: where receipts are appended, in the transaction that charges them.
         clock: seconds since the epoch; servers that share a database need clocks that agree to a second.
+
+    Attributes:
+        database: as it was given.
+        server: what this server's holds are known by.
     """
 
     def __init__(
         self, database: Database, ledger: ReceiptLedger, clock: Callable[[], float] = time.time
     ) -> None:
-        self._database, self._ledger, self._clock = database, ledger, clock
+        self.database, self._ledger, self._clock = database, ledger, clock
         self.server = secrets.token_hex(8)
         self._heard_s = -1.0
         self._beat: threading.Thread | None = None
@@ -83,7 +87,7 @@ class Account:
             *budget.limits,
             json.dumps([str(s) for s in budget.steps]),
         )
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             session.execute(
                 "DELETE FROM budgets WHERE owner = ? AND period = ?", (budget.owner, budget.period.text)
             )
@@ -95,7 +99,7 @@ class Account:
         Raises:
             UsageError: there is none.
         """
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             gone = session.execute(
                 "DELETE FROM budgets WHERE owner = ? AND period = ? RETURNING 1", (owner, period.text)
             )
@@ -104,7 +108,7 @@ class Account:
 
     def uses(self, owners: Sequence[str] | None = None) -> list[Use]:
         """Every budget, or those of some owners, with what of it is gone."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             return self._uses(session, owners)
 
     # -- requests ---------------------------------------------------------------------------------
@@ -125,10 +129,10 @@ class Account:
             What they say, and the hold; None when they refuse.
         """
         owners = _owners(key_id, team)
-        with self._database.read() as session:
+        with self.database.read() as session:
             if not self._budgets(session, owners):
                 return Decision(model, output_tokens, Spending()), Hold("", Spending())
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             self._forget_the_dead(session)
             decision = decide(self._uses(session, owners), model, output_tokens, price, deferred=deferred)
             if decision.refusal is not None:
@@ -158,7 +162,7 @@ class Account:
         asked = receipt.outcome not in ("warm-up", "idle")
         tokens = receipt.input_tokens + receipt.output_tokens if asked else 0
         spent = Spending(joules, grams, tokens, 1.0 if asked else 0.0)
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             self._give_back(session, hold)
             if not self._ledger.append_in(session, receipt):
                 return
@@ -178,7 +182,7 @@ class Account:
     def release(self, hold: Hold) -> None:
         """Give a hold back: nothing was spent."""
         if hold.id:
-            with self._database.write(LOCK) as session:
+            with self.database.write(LOCK) as session:
                 self._give_back(session, hold)
 
     def close(self) -> None:
@@ -186,7 +190,7 @@ class Account:
         self._closing.set()
         if self._beat is not None:
             self._beat.join()
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             session.execute("DELETE FROM reservations WHERE server = ?", (self.server,))
             session.execute("DELETE FROM servers WHERE id = ?", (self.server,))
 
@@ -245,7 +249,7 @@ class Account:
     def _beats(self) -> None:
         while not self._closing.wait(LEASE_S / 3):
             try:
-                with self._database.write(LOCK) as session:
+                with self.database.write(LOCK) as session:
                     self._heard_s = -1.0
                     self._forget_the_dead(session)
             except DatabaseError:

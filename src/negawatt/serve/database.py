@@ -36,6 +36,10 @@ class Session(Protocol):
         """Run a statement with ``?`` for every value; its rows, or none."""
         ...
 
+    def execute_all(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement that gives no rows once for each of many sets of values."""
+        ...
+
 
 class Database:
     """Tables shared by every process that opens the same URL.
@@ -155,6 +159,13 @@ class _Session:
         cursor = self._connection.execute(self._dialect.spelled(statement), tuple(values))
         try:
             return cursor.fetchall() if cursor.description else []
+        finally:
+            cursor.close()
+
+    def execute_all(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        cursor = self._connection.cursor()
+        try:
+            cursor.executemany(self._dialect.spelled(statement), rows)
         finally:
             cursor.close()
 

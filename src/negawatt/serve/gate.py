@@ -40,6 +40,9 @@ class KeyGate:
             estimate's own energy is taken in proportion to the tokens.
         intensity: grams a kWh at this moment, or None where the grid is not known.
         clock: seconds since the epoch.
+
+    Attributes:
+        account: the budgets.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class KeyGate:
         intensity: Callable[[], Factor | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys, self._account, self._rates = keys, account, rates or Rates()
+        self._keys, self.account, self._rates = keys, account, rates or Rates()
         self._cost, self._intensity, self._clock = cost, intensity, clock
         self._seen: dict[str, Key] = {}
         self._late: deque[tuple[Hold | None, Receipt]] = deque()
@@ -100,7 +103,7 @@ class KeyGate:
             return self._price(estimate, model, output_tokens, factor)
 
         try:
-            decision, hold = self._account.hold(
+            decision, hold = self.account.hold(
                 caller.key_id,
                 caller.team,
                 estimate.model,
@@ -127,9 +130,9 @@ class KeyGate:
         """
         with self._late_lock:
             while self._late:
-                self._account.settle(*self._late[0])
+                self.account.settle(*self._late[0])
                 self._late.popleft()
-        self._account.close()
+        self.account.close()
 
     def _settle(self, hold: Hold | None, receipt: Receipt) -> None:
         """Charge now, or, while the database is away, as soon as it is back, in order."""
@@ -137,7 +140,7 @@ class KeyGate:
             self._late.append((hold, receipt))
             try:
                 while self._late:
-                    self._account.settle(*self._late[0])
+                    self.account.settle(*self._late[0])
                     self._late.popleft()
             except DatabaseError as exc:
                 _log.error("%d receipts wait to be written: %s", len(self._late), exc)
@@ -209,7 +212,7 @@ class KeyReservation:
             self._ended = True
             self._gate._rates.correct(self._key_id, self._taken)
             try:
-                self._gate._account.release(self._hold)
+                self._gate.account.release(self._hold)
             except DatabaseError as exc:
                 _log.error("a hold could not be given back, and lasts until this server ends: %s", exc)
 

@@ -19,13 +19,16 @@ from negawatt.serve.account import Account
 from negawatt.serve.admission import Gate, OpenGate
 from negawatt.serve.app import application
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
+from negawatt.serve.connection import Connection
 from negawatt.serve.database import Database, default_url
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
 from negawatt.serve.log import log_to
-from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.model import ServedModel
+from negawatt.serve.operation import Operation
+from negawatt.serve.options import ModelOptions
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
 
@@ -74,13 +77,14 @@ def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
 class _Listener(uvicorn.Server):
     """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on."""
 
-    def __init__(self, server: Server, config: ServerConfig) -> None:
-        self._server, self._drain_s = server, config.drain_s
+    def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
+        self._server, self._drain_s, self._operation = server, config.drain_s, operation
         self._draining: asyncio.Task[None] | None = None
-        app = application(server, middleware=[Middleware(LimitsMiddleware)])
+        app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
         super().__init__(
             uvicorn.Config(
-                app, host=config.host, port=config.port, lifespan="off", log_config=None, access_log=False,
+                app, host=config.host, port=config.port, http=Connection, lifespan="off", log_config=None,
+                access_log=False,
                 ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
                 server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
             )
@@ -99,6 +103,7 @@ class _Listener(uvicorn.Server):
 
     async def _drain(self) -> None:
         _log.info("draining: new requests are refused")
+        await self._operation.stop()
         await self._server.drain(self._drain_s)
         self.should_exit = True
 
@@ -113,12 +118,14 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
     place = _bound(config)
-    listener = _Listener(server, config)
+    operation = Operation(server, config)
+    listener = _Listener(server, config, operation)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, listener.told_to_end)
     try:
         await server.start()
+        await operation.start()
         serving = loop.create_task(listener.serve(sockets=[place]))
         while not listener.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -129,6 +136,7 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         await serving
     finally:
         place.close()
+        await operation.stop()
         await server.stop()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -171,14 +172,16 @@ def simulate(
     workload = Workload("simulated", "", "", "", (), items, {"choose": "accuracy"})
     constraints = Constraints(max_quality_drop=limit)
     judge = Judge.__new__(Judge)
+    judge.workshop = SimpleNamespace(shapes={})  # type: ignore[assignment]
     judge.workload, judge.baseline, judge.confidence = workload, BASELINE, confidence
     judge.scores = SimulatedAnswers(truth, items, rng)  # type: ignore[assignment]
     held_out = items[n_search:]
     seed = int(rng.integers(2**31))
     with Run.create("tune", path=path, reference_load_s=1.0) as run:
+        no_traffic: Any = None  # nothing is run
         study = SimulatedStudy(
-            run, SPACE, constraints, judge, BASELINE, None,  # type: ignore[arg-type]
-            items[:n_search], len(held_out), seed, strategy,
+            run, SPACE, constraints, judge, BASELINE, no_traffic, items[:n_search], len(held_out), seed,
+            strategy,
         )  # fmt: skip
         study.truth, study.rng = truth, rng
         prover = Prover(

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Completion, Engine, Request
+from negawatt.engine import Completion, Engine
 from negawatt.errors import EngineError, NegawattError
 from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.profiler import baseline_ratio
-from negawatt.profiling.window import Window, groups_for, interleave, warm_up
+from negawatt.profiling.window import Window, completions_of, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.ablation import Step, levers
+from negawatt.tuning.attempt import answered_in
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
@@ -65,26 +66,24 @@ class Finals:
         return sorted(costs, key=lambda candidate: costs[candidate])
 
     def answers(
-        self, candidate: Candidate, requests: Sequence[Request], time_left: Callable[[], float]
+        self, candidate: Candidate, traffic: Sequence[Traffic], time_left: Callable[[], float]
     ) -> list[Completion]:
-        """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
+        """Answers to all jobs, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
 
         Raises:
             EngineError: it can no longer be loaded.
         """
         found: list[Completion] = []
+        jobs = [job for each in traffic for job in each.jobs(candidate)]
         batch = candidate.settings.batch
         with self.workshop.engine(candidate) as engine:
-            warm_up(engine, requests[0])
-            for start in range(0, len(requests), batch):
+            warm_up(engine, jobs[0])
+            for start in range(0, len(jobs), batch):
                 if found and time_left() <= 0:
                     break
-                self.tick(f"latency of {candidate}: {start} of {len(requests)} requests")
-                group = [
-                    replace(r, max_new_tokens=min(r.max_new_tokens, LATENCY_TOKENS))
-                    for r in requests[start : start + batch]
-                ]
-                found += engine.generate(group).completions
+                self.tick(f"latency of {candidate}: {start} of {len(jobs)} requests")
+                group = [answered_in(job, LATENCY_TOKENS) for job in jobs[start : start + batch]]
+                found += completions_of(engine, group)
         return found
 
     def compare(
@@ -151,12 +150,12 @@ class Finals:
                 self.tick(f"loading {each}")
                 try:
                     engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.traffic.requests(each)[0])
+                    warm_up(engine, self.traffic.jobs(each)[0])
                     opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
-            groups = [groups_for(self.traffic.requests(c), c.settings.batch, rounds, 1) for c in opened]
+            groups = [groups_for(self.traffic.jobs(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
             taken = interleave(

@@ -20,13 +20,15 @@ ENUMERATED = 3000
 DRAWN = 600
 NEAR = 5
 """Best points whose neighbours are judged too, where the space is large."""
-STARTUP = 4
+STARTUP = 2
 """Trials before the model is asked; they are drawn at random where nothing is known from elsewhere."""
-WORTH = 0.0015
+WORTH = 0.003
 """Expected improvement, as a share of the cost, below which nothing more is proposed."""
 TRUST = 0.9
 """Confidence of the intervals that the model's calibration is told with."""
 
+UNKNOWN_BITS = 20
+"""What weights in the artifact's own form are taken for: after what engines make smaller, before 32."""
 Key = tuple[tuple[str, Any], ...]
 
 
@@ -168,8 +170,8 @@ class PredictedStrategy(Strategy):
         rows = [o.values for _, o in told if o.values is not None]
         values = scalarised(rows, weights) if rows else np.zeros(0)
         return [
-            Observation(p.point, float(v), o.looked, o.drop, self._identities.get(_key(p.point)), o.kept)
-            for (p, o), v in zip(told, values, strict=True)
+            Observation(seen, float(v), o.looked, o.drop, self._identities.get(_key(p.point)), o.kept)
+            for seen, (p, o), v in zip(self._seen_as([p.point for p, _ in told]), told, values, strict=True)
         ]
 
     def _best(self) -> float:
@@ -225,3 +227,15 @@ def bits_of(weight_format: str) -> int | None:
 def traits(candidate: Candidate) -> dict[str, Any]:
     """What the names of different engines' formats have in common."""
     return {"\0bits": bits_of(candidate.settings.weight_format)}
+
+
+def promising(starts: Sequence[Candidate]) -> list[Candidate]:
+    """One for each engine and model, that with the fewest bits; those with fewer before the others.
+
+    What is first measured prunes all that is dearer; what other formats cost, the model foretells.
+    """
+    ordered = sorted(starts, key=lambda c: bits_of(c.settings.weight_format) or UNKNOWN_BITS)
+    first: dict[tuple[str, object], Candidate] = {}
+    for candidate in ordered:
+        first.setdefault((candidate.settings.engine, candidate.making), candidate)
+    return list(first.values())

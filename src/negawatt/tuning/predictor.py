@@ -1,18 +1,16 @@
 """`Predictor`: what a point will cost and whether its quality will do, from trials so far, with intervals.
 
 Cost: the logarithm is a sum of effects of the choices and of pairs of choices, each drawn from a normal
-distribution whose spread is learnt (ridge regression, seen as a Gaussian process with the kernel `additive`),
-averaged over how large those spreads may be. Trials of earlier searches carry an effect of their run, which
-they share: the machine's and the traffic's drift between then and now. Quality: points of one identity (the
-same arithmetic) have one drop; for identities not judged yet the same additive model says how likely they
-keep the limit.
+distribution whose spread is learnt (ridge regression, seen as a Gaussian process). Trials of earlier searches
+carry an effect of their run, which they share: the drift of machine and traffic between then and now.
+Quality: points of one identity (the same arithmetic) have one drop; for identities not judged yet the same
+kind of model says how likely they keep the limit.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +19,30 @@ import numpy as np
 from negawatt.tuning.process import Alike, Array, Point, normal_cdf
 from negawatt.workload.intervals import student_quantile
 
-WHOLE_NOISE, LOOK_NOISE = 0.04, 0.12
+WHOLE_NOISE, LOOK_NOISE = 0.04, 0.10
 """Standard deviations of the logarithm of a cost: measured on whole answers, or at a first look."""
 RUN_SPREAD = 0.25
 """Of the effect that all trials of one earlier run share."""
-MAINS, PAIRS, NOISES = (0.03, 0.15, 0.6), (0.0003, 0.004, 0.05), (0.5, 1.0, 2.0)
-"""What the variances of main effects and of pairs' effects may be, and factors of the noise."""
+VARIANCES = {
+    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "weight_format": 0.03, "threads": 0.03,
+    "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
+}  # fmt: skip
+"""How much the logarithm of a cost varies with a dimension, before anything is seen; by the last part of its
+name, which dimensions of different engines share. What is seen corrects it."""
+OTHER_VARIANCE, PAIR_VARIANCE = 0.03, 0.003
+"""The same for other dimensions, and for each pair of dimensions that all points have."""
+TRUST_IN_VARIANCES = 1.5
+"""Standard deviation of the logarithm of a variance around what it is taken for."""
+STEPS = (0.1, 0.33, 3.0, 10.0)
+"""Factors by which a variance, or the noise, is tried to be changed."""
+SWEEPS = 2
 DROP_NOISE = 0.012
 """Standard deviation of a drop in quality, seen on the few items of a search."""
-RUN = "\0run"
-"""Dimension that holds the run of a trial; no space has one of that name."""
+RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
+"""Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
+the noise."""
+EVEN = {"engine": 0.2, "weight_format": 0.5, "\0bits": 0.5, PAIR: 0.02}
+"""Variances of effects on quality, in units of its own spread."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Predictor:
         asked = [{**p, RUN: ""} for p in points]
         noise = np.asarray([LOOK_NOISE if o.looked else WHOLE_NOISE for o in self.seen])
         values = np.asarray([o.log_cost for o in self.seen])
-        mean, sd = _averaged(known, asked, values, noise, MAINS, PAIRS, NOISES)
+        mean, sd = additive_model(known, asked, values, noise)
         return Foretold(mean, sd, max(2, len(self.seen) - 1))
 
     def drops(
@@ -119,7 +131,7 @@ class Predictor:
         values = np.asarray([float(o.drop or 0.0) for o in judged.values()])
         scale = max(DROP_NOISE, float(np.std(values)))
         noise = np.full(len(known), DROP_NOISE / scale)
-        mean, sd = _averaged(known, asked, values / scale, noise, (0.3, 1.0), (0.02, 0.3), (1.0,))
+        mean, sd = additive_model(known, asked, values / scale, noise, {"kv_cache": 0.05, **EVEN})
         mean, sd = mean * scale, sd * scale
         for i, identity in enumerate(identities):
             if identity in judged:
@@ -154,55 +166,96 @@ def chances(known: Sequence[Point], happened: Sequence[bool], asked: Sequence[Po
         return np.zeros(len(asked))
     values = np.asarray(happened, dtype=np.float64)
     noise = np.full(len(values), 0.25)
-    mean, sd = _averaged(known, asked, values, noise, (0.05, 0.3), (0.003, 0.05), (1.0,))
+    mean, sd = additive_model(known, asked, values, noise, {name: v / 4 for name, v in EVEN.items()})
     return normal_cdf((mean - 0.5) / np.hypot(sd, 0.25))
 
 
-def _averaged(
+def additive_model(
     known: Sequence[Point],
     asked: Sequence[Point],
     values: Array,
     noise: Array,
-    mains: Sequence[float],
-    pairs: Sequence[float],
-    noises: Sequence[float],
+    variances: Mapping[str, float] = VARIANCES,
 ) -> tuple[Array, Array]:
-    """Mean and standard deviation of the additive model, averaged over its parameters by their evidence."""
+    """Mean and standard deviation of a sum of effects at some points.
+
+    The variances are those under which the data and the variances themselves are likeliest, found factor by
+    factor (type II maximum likelihood with a prior; D. J. C. MacKay, Neural Computation 4, 1992).
+
+    Args:
+        known, values, noise: points, what was seen there, and the standard deviation of seeing it.
+        variances: of effects by the last part of their dimension's name, before anything is seen.
+    """
     alike = Alike([*known, *asked])
-    within, across = _parts(alike(known, known), alike.names), _parts(alike(asked, known), alike.names)
-    alone = _parts(alike(asked[:1], asked[:1]), alike.names) if asked else within
-    found: list[tuple[float, Array, Array]] = []
-    for main, pair, factor in itertools.product(mains, pairs, noises):
-        weights = np.asarray([main, pair, RUN_SPREAD**2])
-        covariance = np.tensordot(weights, within, axes=1) + np.diag((factor * noise) ** 2 + 1e-8)
-        inverse = np.linalg.inv(covariance)
-        level = float(inverse.sum(axis=0) @ values / inverse.sum())
-        rest = inverse @ (values - level)
-        evidence = -0.5 * float((values - level) @ rest) - 0.5 * float(np.linalg.slogdet(covariance)[1])
-        reach = np.tensordot(weights, across, axes=1)
-        # What is not known of the level itself adds to the variance (universal kriging).
-        lack = 1.0 - reach @ inverse.sum(axis=0)
-        variance = (
-            float(np.tensordot(weights, alone, axes=1)[0, 0])
-            - np.einsum("ij,jk,ik->i", reach, inverse, reach)
-            + lack**2 / inverse.sum()
+    parts = _Parts(alike.names)
+    within = parts.of(alike(known, known))
+    names = [*parts.names, NOISE]
+    prior = np.asarray([variances.get(n, _default(n)) for n in parts.names] + [1.0])
+    scale = prior.copy()
+    best, fitted = -math.inf, _Fit(within, scale, values, noise)
+    for _ in range(SWEEPS):
+        before = best
+        for place in range(len(names)):
+            for factor in (1.0, *STEPS):
+                tried = scale.copy()
+                tried[place] *= factor
+                fit = _Fit(within, tried, values, noise)
+                score = fit.evidence - float(np.sum((np.log(tried / prior) / TRUST_IN_VARIANCES) ** 2)) / 2
+                if score > best + 1e-9:
+                    best, fitted, chosen = score, fit, tried
+            scale = chosen
+        if best - before < 0.05:
+            break
+    alone = float(scale[:-1] @ parts.of(alike(asked[:1], asked[:1]))[:, 0, 0])
+    return fitted.predict(parts.of(alike(asked, known)), alone)
+
+
+class _Fit:
+    """The model under given variances.
+
+    Args:
+        within: alikeness of the points seen, by effect: shape ``(effects, n, n)``.
+        scale: variance of each effect, then the factor of the noise's variance.
+    """
+
+    def __init__(self, within: Array, scale: Array, values: Array, noise: Array) -> None:
+        covariance = np.tensordot(scale[:-1], within, axes=1) + np.diag(scale[-1] * noise**2 + 1e-8)
+        self.scale = scale
+        self.inverse = np.linalg.inv(covariance)
+        self.level = float(self.inverse.sum(axis=0) @ values / self.inverse.sum())
+        self.rest = self.inverse @ (values - self.level)
+        self.evidence = -0.5 * float((values - self.level) @ self.rest) - 0.5 * float(
+            np.linalg.slogdet(covariance)[1]
         )
-        found.append((evidence, level + reach @ rest, np.maximum(variance, 1e-10)))
-    top = max(evidence for evidence, _, _ in found)
-    shares = np.asarray([math.exp(evidence - top) for evidence, _, _ in found])
-    shares /= shares.sum()
-    mean = np.tensordot(shares, np.asarray([m for _, m, _ in found]), axes=1)
-    second = np.tensordot(shares, np.asarray([v + m**2 for _, m, v in found]), axes=1)
-    return mean, np.sqrt(np.maximum(second - mean**2, 1e-10))
+
+    def predict(self, across: Array, alone: float) -> tuple[Array, Array]:
+        reach = np.tensordot(self.scale[:-1], across, axes=1)
+        # What is not known of the level itself adds to the variance (universal kriging).
+        lack = 1.0 - reach @ self.inverse.sum(axis=0)
+        variance = alone - np.einsum("ij,jk,ik->i", reach, self.inverse, reach) + lack**2 / self.inverse.sum()
+        return self.level + reach @ self.rest, np.sqrt(np.maximum(variance, 1e-10))
 
 
-def _parts(alike: Array, names: Sequence[str]) -> Array:
-    """Sums over main effects, over pairs' effects, and the run's; shape ``(3, a, b)``."""
-    of_run = np.asarray([name == RUN for name in names])
-    own = alike[~of_run]
-    total = own.sum(axis=0)
-    run = alike[of_run].sum(axis=0) if of_run.any() else np.zeros_like(total)
-    return np.stack([total, (total**2 - (own**2).sum(axis=0)) / 2, run])
+class _Parts:
+    """The effects that a sum has: one for each kind of dimension, one for pairs, one for the run."""
+
+    def __init__(self, dimensions: Sequence[str]) -> None:
+        self._kinds = [RUN if d == RUN else d.rsplit(".", 1)[-1] for d in dimensions]
+        self._common = [i for i, d in enumerate(dimensions) if "." not in d and d != RUN]
+        self.names = [*dict.fromkeys(self._kinds), PAIR]
+
+    def of(self, alike: Array) -> Array:
+        """Shape ``(effects, a, b)`` from alikeness by dimension, shape ``(dimensions, a, b)``."""
+        own = [
+            sum(alike[i] for i, kind in enumerate(self._kinds) if kind == name) for name in self.names[:-1]
+        ]
+        common = alike[self._common]
+        total = common.sum(axis=0) if self._common else np.zeros(alike.shape[1:])
+        return np.stack([*own, (total**2 - (common**2).sum(axis=0)) / 2])
+
+
+def _default(name: str) -> float:
+    return {RUN: RUN_SPREAD**2, PAIR: PAIR_VARIANCE}.get(name, OTHER_VARIANCE)
 
 
 def _only(point: Point, dimensions: set[str]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 Points are compared dimension by dimension: equal choices, unequal ones, or numbers some way apart. A
 dimension that one point has and the other has not (its engine has no such thing) is unequal; one that both
-lack is equal. Two kernels are built on that: `additive`, main effects and effects of pairs, which is ridge
-regression on indicators in its dual form, and `product`, which falls with every dimension that differs.
+lack is equal. The kernel `product` falls with every dimension that differs.
 """
 
 from __future__ import annotations
@@ -61,13 +60,6 @@ class Alike:
     def _numbers(self, name: str, points: Sequence[Point]) -> Array:
         ranks = self._ranks[name]
         return np.asarray([ranks.get(p[name], 0.5) if name in p else math.nan for p in points])
-
-
-def additive(alike: Array, parameters: Array) -> Array:
-    """Σ main effects + Σ effects of pairs; parameters: variances of both, for a dimension and a pair."""
-    total = alike.sum(axis=0)
-    pairs = (total**2 - (alike**2).sum(axis=0)) / 2
-    return np.asarray(parameters[0] * total + parameters[1] * pairs)
 
 
 def product(alike: Array, parameters: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 from negawatt.errors import NegawattError
 from negawatt.tuning.candidate import Candidate
-from negawatt.tuning.predicted import PredictedStrategy, traits
+from negawatt.tuning.predicted import PredictedStrategy, promising, traits
 from negawatt.tuning.predictor import Observation
 from negawatt.tuning.sampler import Outcome, Proposal, Sampler
 from negawatt.tuning.space import Space
@@ -48,7 +48,7 @@ class Proposals:
             options = {
                 "limit": limit,
                 "identity": lambda candidate: candidate.arithmetic,
-                "starts": [space.parameters(candidate) for candidate in starts],
+                "starts": [space.parameters(candidate) for candidate in promising(starts)],
                 "traits": traits,
                 "earlier": earlier,
             }

@@ -159,8 +159,7 @@ class Prover:
         if self.constraints.p95_ttft_ms is None and self.constraints.p95_tpot_ms is None:
             return []
         number = self._counted("latency", candidate)
-        requests = [r for part in self.traffic for r in part.requests(candidate)]
-        answers = self.finals.answers(candidate, requests, self.time_left)
+        answers = self.finals.answers(candidate, self.traffic, self.time_left)
         confidence = latency_confidence(self.judge.confidence, number)
         return latency_proofs(self.constraints, answers, confidence)
 

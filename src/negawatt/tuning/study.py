@@ -271,10 +271,10 @@ class Study:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = first_look(engine, jobs, self.reference_s, per_token)
         except MissingDependency:
             raise
         except EngineError as exc:
@@ -292,15 +292,15 @@ class Study:
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = earlier or first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
                 self._learn(candidate, look.cost, look.read_bytes)
                 if screen and (reason := self._too_dear(look)):
                     return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
                 groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, requests, self.reference_s, look, groups, per_token)
+                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
@@ -336,11 +336,18 @@ class Study:
         return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
     def _too_dear(self, look: Look) -> str:
-        """Why a candidate of such a first look is not worth measuring, or nothing."""
-        best = min((t.figures["screen_cost"] for t in self.trials if t.feasible), default=math.inf)
-        if look.cost <= SCREEN_FACTOR * best:
+        """Why a candidate of such a first look is not worth measuring, or nothing.
+
+        It is compared with what a first look at the best would show, going by what looks showed of whole
+        measurements so far: the look at the best itself may have been a lucky one.
+        """
+        whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
+        if (best := self.best) is None or not whole:
             return ""
-        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / best:.2f} times the best candidate's"
+        foreseen = _cost(best) * median(t.figures["screen_cost"] / _cost(t) for t in whole)
+        if look.cost <= SCREEN_FACTOR * foreseen:
+            return ""
+        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
 
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""

@@ -277,6 +277,7 @@ class _Session:
         answer = verdict(
             self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
             latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
+            unit=baseline.summary.unit,
         )  # fmt: skip
         own = self._document(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
