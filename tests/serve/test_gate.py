@@ -83,6 +83,21 @@ def test_the_gate_is_what_the_server_asks_for(bench: Bench) -> None:
     assert bench.written() == ["r1", "r2"]
 
 
+def test_without_keys_everybody_is_one_caller_whose_receipts_and_budget_are_kept(bench: Bench) -> None:
+    bench.account.put(Budget("server", Period("day"), joules=15.0))
+    gate: Gate = KeyGate(None, bench.account, clock=lambda: bench.now_s)
+    caller = gate.caller("Bearer whatever")
+    assert (caller.key_id, caller.team) == ("", "")
+    held = gate.reserve(caller, estimate())
+    with pytest.raises(Refused):
+        gate.reserve(caller, estimate())
+    held.settle(replace(bench.receipt(1), key_id="", team=""))
+    assert gate.clerk.flush(10.0)  # type: ignore[attr-defined]
+    (kept,) = bench.ledger.receipts()
+    assert (kept.id, kept.key_id) == ("r1", "")
+    gate.reserve(caller, estimate()).release()
+
+
 def test_rates_are_refused_with_when_to_come_again_and_corrected_by_what_was_needed(bench: Bench) -> None:
     caller = bench.gate.caller(bench.header)
     held = bench.gate.reserve(caller, estimate(output_tokens=890))  # 900 of 1000 tokens
