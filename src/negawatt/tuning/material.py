@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from negawatt.compress import technique
 from negawatt.errors import UsageError
 from negawatt.profiling.window import counted_on
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.space import Space
 from negawatt.workload import QualityItem, TrafficItem, Workload
 from negawatt.workload.split import draw_order
@@ -38,8 +40,14 @@ class Material:
     usage: Workload
 
     @classmethod
-    def of(cls, workload: Workload, space: Space, seed: int) -> Material:
+    def of(cls, workload: Workload, space: Space, seed: int, starts: Sequence[Candidate] = ()) -> Material:
         """Divide a workload.
+
+        Args:
+            workload: to divide.
+            space: what may be tried.
+            seed: of the division of the requests.
+            starts: what is tried besides.
 
         Raises:
             UsageError: it holds too little to divide.
@@ -59,7 +67,8 @@ class Material:
             usage = replace(searched, name=name)
             return cls(searched.traffic, held.traffic, searched.traffic[:8], held.traffic, usage)
         drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
-        calibrated = any(each.technique.calibrated for each in space.passes)
+        names = {each.name for each in space.passes} | {name for start in starts for name in start.names}
+        calibrated = any(technique(name).calibrated for name in names)
         more = min(CALIBRATION_ITEMS, len(workload.quality) // 3) if calibrated else 0
         usage = replace(searched, name=name, quality=tuple(drawn[: n + more]))
         if workload.traffic:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from negawatt.errors import EngineError, MissingDependency, WorkerDied
+from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
 from negawatt.meter import energy_of_cpu_time
+from negawatt.profiling.quality import Quality
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
@@ -312,8 +313,12 @@ class Study:
         trial = Trial(len(self.trials), candidate, "complete", cost, figures=figures).checked(
             self.constraints
         )
-        if trial.feasible:
-            trial = self._judged(trial, tick)
+        try:
+            trial = self._judged(trial, tick) if trial.feasible else trial
+        except (EngineError, WorkloadError) as exc:
+            if candidate == self.baseline or isinstance(exc, MissingDependency):
+                raise
+            return self._failed(candidate, exc, time.monotonic() - started)
         lasted_s = time.monotonic() - started
         if earlier is not None:
             lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
@@ -329,9 +334,15 @@ class Study:
         }
         return Trial(len(self.trials), candidate, "pruned", look.cost, reason, figures=figures)
 
-    def _failed(self, candidate: Candidate, error: EngineError, lasted_s: float) -> Trial:
+    def _failed(self, candidate: Candidate, error: NegawattError, lasted_s: float) -> Trial:
         died = isinstance(error, WorkerDied)
-        self._deaths[candidate.settings.engine] += died
+        engine = candidate.settings.engine
+        self._deaths[engine] += died
+        if died and self._deaths[engine] == DEATHS:
+            text = (
+                f"{engine} is not tried any more: its process died {DEATHS} times, the last time so: {error}"
+            )
+            self.run.append("note", {"text": text})
         figures = {"died": died, "duration_s": lasted_s, "cpu_s_spent": 0.0}
         return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
@@ -354,6 +365,8 @@ class Study:
         limit, best = self.constraints.max_quality_drop, self.best
         if trial.candidate == self.baseline and self.items and self.judge.scores.labelled:
             quality = self.judge.scores.quality(trial.candidate, self.items, tick)
+            if text := says_nothing(quality):
+                self.run.append("note", {"text": text})
             return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
             best is not None
@@ -372,6 +385,17 @@ class Study:
         }
         violations = (QUALITY,) if reason else ()
         return replace(trial, reason=reason, violations=violations, figures=figures)
+
+
+def says_nothing(quality: Quality) -> str:
+    """A warning where every item has the baseline's same lowest score, below which nothing can fall."""
+    values = set(quality.scores.values())
+    if len(quality.scores) < 2 or values != {0.0}:
+        return ""
+    return (
+        f"What you run today scores 0 on each of {len(quality.scores)} items ({quality.metric}), so no "
+        "candidate can be seen to be worse: this quality set proves nothing; give one that it can answer"
+    )
 
 
 def _cost(trial: Trial) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from negawatt.engine import Request
+from negawatt.errors import EngineError, WorkloadError
 from negawatt.profiling.quality import prompt_tokens
 from negawatt.profiling.window import Job, jobs_of
 from negawatt.tuning.candidate import Candidate
@@ -38,8 +39,7 @@ class Traffic:
         """Requests of exactly the stated lengths, which no token ends early, or questions.
 
         Raises:
-            EngineError: the candidate's weights cannot be made.
-            WorkloadError: a request does not fit.
+            EngineError: the candidate's weights cannot be made, or a request does not fit in its tokens.
         """
         return self._of(candidate)[0]
 
@@ -59,5 +59,9 @@ class Traffic:
             items = [
                 replace(item, max_new_tokens=max(1, round(ratio * item.max_new_tokens))) for item in asked
             ]
-            self._jobs[candidate.making] = jobs_of(tokenizer, items, self._max_context), ratio
+            try:
+                made = jobs_of(tokenizer, items, self._max_context)
+            except WorkloadError as exc:
+                raise EngineError(f"in the tokens of {candidate}: {exc}") from exc
+            self._jobs[candidate.making] = made, ratio
         return self._jobs[candidate.making]

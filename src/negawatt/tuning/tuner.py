@@ -116,7 +116,7 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
-    material = Material.of(workload, space, seed)
+    material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
         raise UsageError(f"tokens per day must be a number above 0, not {tokens_per_day}")
@@ -190,13 +190,18 @@ class _Session:
         own_s = time.process_time()
         with Meter() as meter:
             self.budget.begin(meter)
+            outlook = Outlook(self.workshop.shapes)
+            search_s = SEARCH_SHARE_OF_TIME * self.budget.whole_s
+            far = outlook.out_of_reach(self.question.space, search_s, self.workshop)
             study = Study(
-                self.run, self.question.space, self.constraints, self.judge, self.baseline,
+                self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
                 self.searched, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory, Outlook(self.workshop.shapes),
+                self.question.strategy, self.memory, outlook,
             )  # fmt: skip
             try:
                 self._foretell()
+                for name, why in far.items():
+                    self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
                 study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 result = self._decide(study)
@@ -216,7 +221,8 @@ class _Session:
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
         }
-        result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in study.not_tried.items()]
+        left_out = {**far, **study.not_tried}
+        result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
             self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
