@@ -72,6 +72,7 @@ class Running:
         self.account = Account(self.database, self.ledger)
         self.red, red_text = self.keys.create("red", team="red")
         self.blue, blue_text = self.keys.create("blue", team="blue")
+        _, self.operator_text = self.keys.create("prometheus", team="operators")
         self.log = (folder / "log").open("w+")
         (folder / "sitecustomize.py").write_text(WATCHED)
         self.process = subprocess.Popen(
@@ -315,6 +316,11 @@ def test_what_is_planted_in_requests_is_in_no_log_no_metric_and_no_ledger(runnin
         for table in ("keys", "spending", "reservations"):
             kept += json.dumps(session.execute(f"SELECT * FROM {table}"))
     headers = {"authorization": f"Bearer {running.texts['red']}"}
+    told = httpx.get(f"{running.address}/metrics", headers=headers)
+    assert told.status_code == 403 and "team:blue" not in told.text, (
+        "other teams' budgets are not for everybody"
+    )
+    headers = {"authorization": f"Bearer {running.operator_text}"}
     metrics = httpx.get(f"{running.address}/metrics", headers=headers).text
     assert 'vllm:generation_tokens_total{model_name="' in metrics
     assert 'negawatt_budget_spent{kind="tokens",owner="team:blue",period="day"}' in metrics
