@@ -112,7 +112,7 @@ def test_all_receipts_with_idle_are_what_the_process_spent(model: Artifact) -> N
     async def spend() -> None:
         async with serving(model, warm_up=True) as (server, served, till):
             leavers = [asyncio.create_task(ask(server, text=f"Leaver {n}", tokens=300)) for n in range(2)]
-            await until(lambda: len(served._running) == 2)
+            await until(lambda: sum(t.output_tokens > 0 for t in served._running.values()) == 2)
             work = [
                 asyncio.create_task(
                     ask(server, text=f"Item {n}: kettles and boats", tokens=4 + 3 * n, n=1 + n % 2)
@@ -120,7 +120,7 @@ def test_all_receipts_with_idle_are_what_the_process_spent(model: Artifact) -> N
                 for n in range(8)
             ]
             work += [asyncio.create_task(ask(server, text="The same beginning " * 6)) for _ in range(2)]
-            await asyncio.sleep(0.3)
+            await until(lambda: len(till.of("completed")) > 2)
             for leaver in leavers:
                 leaver.cancel()
             await asyncio.gather(*work)
