@@ -302,6 +302,26 @@ def test_told_to_end_it_finishes_what_is_under_way(model: Artifact, tmp_path: Pa
     assert {line["outcome"] for line in receipts} == {"warm-up", "completed", "idle"}
 
 
+def test_told_to_end_while_it_loads_it_ends(model: Artifact, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NEGAWATT, "serve", NAME, "--threads", "1", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while not _workers(process.pid):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    workers = _workers(process.pid)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "serving" not in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def _workers(pid: int) -> set[str]:
+    """Processes that it has started from any of its threads."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return {child for file in files for child in file.read_text().split()}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -76,6 +76,7 @@ class _Listener(uvicorn.Server):
     def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
         self._server, self._drain_s, self._operation = server, config.drain_s, operation
         self._draining: asyncio.Task[None] | None = None
+        self.loading: asyncio.Task[None] | None = None
         app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
         super().__init__(
             uvicorn.Config(
@@ -94,6 +95,8 @@ class _Listener(uvicorn.Server):
         """Drain, then end; told twice: end at once."""
         if self._draining is not None or not self.started:
             self.should_exit = self.force_exit = True
+            if self.loading is not None:
+                self.loading.cancel()
         else:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
 
@@ -120,7 +123,11 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, listener.told_to_end)
     try:
-        await server.start()
+        listener.loading = loop.create_task(server.start())
+        with suppress(asyncio.CancelledError):
+            await listener.loading
+        if listener.should_exit:  # told to end before there was anything to drain
+            return
         await operation.start()
         serving = loop.create_task(listener.serve(sockets=[place]))
         while not listener.started and not serving.done():

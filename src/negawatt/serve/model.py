@@ -80,6 +80,7 @@ class ServedModel:
         self._running: dict[str, Task] = {}
         self._numbers = itertools.count()
         self._worker: Worker | None = None
+        self._starting: Worker | None = None  # the same, from before it is loaded
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate_tokens_s = 50.0
@@ -105,8 +106,8 @@ class ServedModel:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._worker is not None:
-            self._worker.kill()
+        if self._starting is not None:
+            self._starting.kill()
         if self._life is not None:
             await self._life
         self._fail_all(EngineError("the server was stopped"))
@@ -137,7 +138,7 @@ class ServedModel:
         tries = 0
         while not self._stopping and tries < RESTARTS:
             self.state = "loading"
-            worker = self._new_worker()
+            worker = self._starting = self._new_worker()
             try:
                 ended = await worker.open()
                 self._worker = worker
