@@ -137,7 +137,7 @@ def peer(name: str, method: str, packages: list[str], folder: Path, work: Path) 
     script = PEERS / f"compress_{name}.py"
     command = [python, script, folder, method]
     command += [work / f"{kind}-{folder.name}.npy" for kind in ("calibration", "judged")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)  # some leave logs
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
         return {"perplexity": float("nan"), "cpu_s": 0.0, "peak_mb": 0.0, "version": "failed"}

@@ -49,7 +49,7 @@ def asks(number: int, seed: int, inputs: Sequence[int], outputs: Sequence[int]) 
     drawn = random.Random(seed)
     return [
         Ask(" ".join(drawn.choices(WORDS, k=inputs[n % len(inputs)])), outputs[n % len(outputs)])
-        for n in range(number)
+        for n in range(seed, seed + number)
     ]
 
 

@@ -62,7 +62,8 @@ def compare(ours: Served, theirs: Served, model: str, streams: int, rounds: int,
     for number in range(-1, rounds):  # the first one warms up
         order = (ours, theirs) if number % 2 else (theirs, ours)
         for server in order:
-            work = [asks(requests, 1000 * number + n, INPUTS, OUTPUTS) for n in range(streams)]
+            each, at_once = (requests, streams) if number >= 0 else (1, 1)
+            work = [asks(each, 1000 * number + n, INPUTS, OUTPUTS) for n in range(at_once)]
             before = server.cpu_s()
             outcomes, wall_s = asyncio.run(load(server.address, model, work))
             own, below = (b - a for a, b in zip(before, server.cpu_s(), strict=True))

@@ -72,6 +72,7 @@ class Running:
         self.account = Account(self.database, self.ledger)
         self.red, red_text = self.keys.create("red", team="red")
         self.blue, blue_text = self.keys.create("blue", team="blue")
+        _, self.operator_text = self.keys.create("prometheus", team="operators")
         self.log = (folder / "log").open("w+")
         (folder / "sitecustomize.py").write_text(WATCHED)
         self.process = subprocess.Popen(
@@ -192,7 +193,10 @@ def test_budgets_hold_a_real_client(running: Running) -> None:
     assert int(caught.value.response.headers["retry-after"]) > 0
     lengths = [answer.usage.completion_tokens for answer in answers if answer.usage]
     assert lengths[0] == 8 and lengths[-1] == 2
-    [use] = running.account.uses(["team:blue"])
+    end = time.monotonic() + 10
+    while (use := running.account.uses(["team:blue"])[0]).held.requests:
+        assert time.monotonic() < end, "a hold was left behind"
+        time.sleep(0.02)
     assert use.spent.tokens == sum(answer.usage.total_tokens for answer in answers if answer.usage)
     assert use.spent.tokens <= 150 and use.held.tokens == 0
     chat(running.red_client, running.model)
@@ -312,6 +316,11 @@ def test_what_is_planted_in_requests_is_in_no_log_no_metric_and_no_ledger(runnin
         for table in ("keys", "spending", "reservations"):
             kept += json.dumps(session.execute(f"SELECT * FROM {table}"))
     headers = {"authorization": f"Bearer {running.texts['red']}"}
+    told = httpx.get(f"{running.address}/metrics", headers=headers)
+    assert told.status_code == 403 and "team:blue" not in told.text, (
+        "other teams' budgets are not for everybody"
+    )
+    headers = {"authorization": f"Bearer {running.operator_text}"}
     metrics = httpx.get(f"{running.address}/metrics", headers=headers).text
     assert 'vllm:generation_tokens_total{model_name="' in metrics
     assert 'negawatt_budget_spent{kind="tokens",owner="team:blue",period="day"}' in metrics

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.serve import Refused
+from negawatt.serve.ask import chat_ask
 from negawatt.serve.connection import Connection
 from negawatt.serve.limits import (
     Limits,
@@ -24,7 +25,6 @@ from negawatt.serve.limits import (
     Receive,
     Scope,
     Send,
-    check_fields,
     json_depth,
     read_json,
 )
@@ -221,25 +221,12 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"n": 17}, "n"),
-        ({"max_tokens": 10**9}, "max_tokens"),
-        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
-        ({"top_logprobs": 21}, "top_logprobs"),
-        ({"stop": ["a"] * 9}, "stop"),
-        ({"stop": "ä" * 129}, "stop"),
-        ({"messages": [{}] * 1025}, "messages"),
-    ],
-)
-def test_fields_beyond_the_limits_are_named(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refused, match=param) as caught:
-        check_fields(fields, Limits())
-    assert (caught.value.status, caught.value.param) == (400, param)
-
-
-def test_fields_within_them_and_of_other_kinds_pass() -> None:
-    check_fields(
-        {"n": 16, "stop": ["a"] * 8, "max_tokens": None, "messages": "x", "logprobs": True}, Limits()
-    )
+@pytest.mark.parametrize(("stop", "fits"), [("ä" * 128, True), ("ä" * 129, False), (["a"] * 17, False)])
+def test_stop_strings_are_bounded(stop: object, fits: bool) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stop": stop}
+    if fits:
+        assert chat_ask(asked).sampling.stop == (stop,)
+        return
+    with pytest.raises(Refused) as caught:
+        chat_ask(asked)
+    assert (caught.value.status, caught.value.param) == (400, "stop")

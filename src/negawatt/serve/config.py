@@ -97,6 +97,7 @@ class ServerConfig:
     litres_per_kwh: water in receipts.
     redact: whether personal data is struck out of requests before a model sees them.
     traces: address of an OpenTelemetry collector that gets a span of every request; None: nobody does.
+    operators: team whose keys may read ``/metrics``, which tells of every team's budgets.
     drain_s: how long requests under way may take to end when the server is told to.
     """
 
@@ -115,6 +116,7 @@ class ServerConfig:
     litres_per_kwh: float | None = None
     redact: bool = False
     traces: str | None = None
+    operators: str = "operators"
     drain_s: float = 60.0
     source: str = field(default="", compare=False)
 

@@ -16,7 +16,6 @@ from starlette.middleware import Middleware
 from negawatt.artifact import Artifact
 from negawatt.errors import NegawattError, UsageError, require
 from negawatt.serve.account import Account
-from negawatt.serve.admission import Gate, OpenGate
 from negawatt.serve.app import application
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
 from negawatt.serve.connection import Connection
@@ -44,16 +43,13 @@ def server_of(config: ServerConfig) -> Server:
     """
     config.check()
     footprint = config.footprint()
-    gate: Gate = OpenGate()
-    if config.needs_keys:
-        database = Database(config.database or default_url())
-        secret = server_secret(None if config.secret_file is None else Path(config.secret_file))
-        keys = Keys(database, secret)
-        if not keys.all():
-            raise UsageError("there is no key yet, so nobody could ask; make one: negawatt keys create NAME")
-        gate = KeyGate(
-            keys, Account(database, ReceiptLedger(database, secret)), intensity=footprint.intensity_now
-        )
+    database = Database(config.database or default_url())
+    secret = server_secret(None if config.secret_file is None else Path(config.secret_file))
+    keys = Keys(database, secret) if config.needs_keys else None
+    if keys is not None and not keys.all():
+        raise UsageError("there is no key yet, so nobody could ask; make one: negawatt keys create NAME")
+    account = Account(database, ReceiptLedger(database, secret))
+    gate = KeyGate(keys, account, intensity=footprint.intensity_now)
     server = Server([], gate, PatternRedactor() if config.redact else None)
     for chosen in config.models:
         artifact, prepared, options = _opened(chosen)
@@ -154,7 +150,7 @@ def run(config: ServerConfig, started: Callable[[str], None]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(server, config, started))
     finally:
-        if isinstance(server.gate, KeyGate):
+        if isinstance(server.gate, KeyGate):  # which `server_of` makes
             server.gate.close()
 
 

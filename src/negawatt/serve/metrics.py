@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from negawatt.energy import Energy
 from negawatt.errors import require
+from negawatt.serve.admission import Caller, Refused
 from negawatt.serve.budget import KINDS, Use
 from negawatt.serve.model import ServedModel
 from negawatt.serve.receipt import Receipt
@@ -42,6 +43,7 @@ class Metrics:
         models: those served; asked at every scrape for what runs and waits.
         uses: every budget with what of it is gone; called in a thread.
         batch_requests: how many requests of batches are not done; called in a thread.
+        may_read: whether a caller may scrape: the page tells of every team's budgets.
 
     Raises:
         MissingDependency: prometheus-client is not installed.
@@ -52,10 +54,11 @@ class Metrics:
         models: Callable[[], Sequence[ServedModel]],
         uses: Callable[[], Sequence[Use]] = lambda: (),
         batch_requests: Callable[[], int] = lambda: 0,
+        may_read: Callable[[Caller], bool] = lambda caller: True,
     ) -> None:
         client = require("prometheus_client", extra="prometheus")
         self._models, self._uses, self._batch_requests = models, uses, batch_requests
-        self._client = client
+        self._may_read, self._client = may_read, client
         self._registry = registry = client.CollectorRegistry()
 
         def histogram(name: str, words: str, buckets: Sequence[float]) -> Any:
@@ -148,10 +151,17 @@ class Metrics:
 
     @property
     def route(self) -> Route:
-        """``/metrics``; like every route it needs a key."""
+        """``/metrics``, for those who may read it."""
         return Route("/metrics", self._scraped, methods=["GET"])
 
     async def _scraped(self, request: Request) -> Response:
+        if not self._may_read(getattr(request.state, "caller", Caller())):
+            raise Refused(
+                "this key's team may not read metrics",
+                status=403,
+                kind="permission_error",
+                code="not_allowed",
+            )
         uses, waiting = await asyncio.to_thread(lambda: (self._uses(), self._batch_requests()))
         gauges = self._client.CollectorRegistry()
         gauges.register(_Found([*self._of_models(), *self._of_budgets(uses), *self._of_batches(waiting)]))

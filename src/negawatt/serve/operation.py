@@ -59,6 +59,7 @@ class Operation:
                 lambda: list(server.models.values()),
                 lambda: keyed.account.uses() if keyed else [],
                 batches.waiting,
+                lambda caller: keyed is None or caller.team == config.operators,
             )
         except MissingDependency as exc:
             _log.info("no /metrics: %s", exc)

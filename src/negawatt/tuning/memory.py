@@ -15,7 +15,7 @@ from negawatt.tuning.predictor import Observation
 from negawatt.tuning.space import Space
 from negawatt.tuning.trial import Trial
 
-MOST = 300
+MOST = 120
 """Trials that are remembered of a model on a machine; the oldest go first."""
 
 

@@ -36,6 +36,8 @@ TRUST_IN_VARIANCES = 1.5
 STEPS = (0.1, 0.33, 3.0, 10.0)
 """Factors by which a variance, or the noise, is tried to be changed."""
 SWEEPS = 2
+FITTED = 60
+"""Trials at most on which the variances are found; the effects themselves are found on all."""
 DROP_NOISE = 0.012
 """Standard deviation of a drop in quality, seen on the few items of a search."""
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
@@ -138,6 +140,10 @@ class Predictor:
                 mean[i], sd[i] = float(judged[identity].drop or 0.0), 1e-6
         return Foretold(mean, sd, max(2, len(judged) - 1))
 
+    def verdicts(self) -> dict[Hashable, bool]:
+        """Whether the quality of an identity was good enough, as the present search judged it."""
+        return {o.identity: o.kept for o in self.seen if o.kept is not None and not o.run}
+
     def keeps(
         self,
         points: Sequence[Point],
@@ -146,7 +152,7 @@ class Predictor:
         limit: float | None,
     ) -> Array:
         """Probability that a point keeps the limit on quality; 1 where there is none and none failed it."""
-        verdicts = {o.identity: o.kept for o in self.seen if o.kept is not None and not o.run}
+        verdicts = self.verdicts()
         chance = np.ones(len(points))
         if limit is not None:
             foretold = self.drops(points, identities, dimensions)
@@ -192,14 +198,16 @@ def additive_model(
     names = [*parts.names, NOISE]
     prior = np.asarray([variances.get(n, _default(n)) for n in parts.names] + [1.0])
     scale = prior.copy()
-    best, fitted = -math.inf, _Fit(within, scale, values, noise)
+    best, fitted = -math.inf, None
+    few = np.linspace(0, len(known) - 1, min(len(known), FITTED)).astype(int)
+    part, seen, noises = within[:, few][:, :, few], values[few], noise[few]
     for _ in range(SWEEPS):
         before = best
         for place in range(len(names)):
             for factor in (1.0, *STEPS):
                 tried = scale.copy()
                 tried[place] *= factor
-                fit = _Fit(within, tried, values, noise)
+                fit = _Fit(part, tried, seen, noises)
                 score = fit.evidence - float(np.sum((np.log(tried / prior) / TRUST_IN_VARIANCES) ** 2)) / 2
                 if score > best + 1e-9:
                     best, fitted, chosen = score, fit, tried
@@ -207,6 +215,8 @@ def additive_model(
         if best - before < 0.05:
             break
     alone = float(scale[:-1] @ parts.of(alike(asked[:1], asked[:1]))[:, 0, 0])
+    if fitted is None or len(few) < len(known):
+        fitted = _Fit(within, scale, values, noise)
     return fitted.predict(parts.of(alike(asked, known)), alone)
 
 
