@@ -19,9 +19,8 @@ from negawatt.tuning.attempt import Look
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import PassRange
 from negawatt.tuning.question import Question, open_run
-from negawatt.tuning.shortfall import why_nothing
+from negawatt.tuning.shortfall import says_nothing, why_nothing
 from negawatt.tuning.space_file import read_space
-from negawatt.tuning.study import says_nothing
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import QUALITY, Trial
 from negawatt.tuning.workshop import Workshop

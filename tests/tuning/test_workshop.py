@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,35 @@ def test_a_pass_that_does_not_fit_fails_its_candidate_with_the_reason(
             workshop.artifact(unfit)
     assert len(made) == 1, "what was refused once is not begun again"
     assert "256" in made[0].error
+
+
+def test_when_the_search_is_killed_so_is_what_it_makes(fresh_home: Path, source: Artifact) -> None:
+    """The worker is deep in its work and looks at nothing when its parent dies."""
+    code = (
+        "import sys; from negawatt.artifact import Artifact; from negawatt.engine import Settings; "
+        "from negawatt.tuning.candidate import Candidate; from negawatt.tuning.workshop import Workshop; "
+        f"Workshop(Artifact.open({str(source.path)!r})).artifact("
+        f"Candidate(Settings(engine='llamacpp'), ({RTN!r},)))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    worker = waited_for(lambda: next(iter(children_of(parent.pid)), 0))
+    parent.kill()
+    parent.wait()
+    assert waited_for(lambda: not Path(f"/proc/{worker}").exists())
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def waited_for(known: Callable[[], int | bool], most_s: float = 60.0) -> int | bool:
+    """What becomes known within some seconds."""
+    end = time.monotonic() + most_s
+    while time.monotonic() < end:
+        if found := known():
+            return found
+        time.sleep(0.05)
+    pytest.fail("it did not come to pass")

@@ -1,7 +1,8 @@
 """``python -m negawatt.tuning.pass_worker``: one call of `compress` in a process of its own.
 
-The job comes as JSON on standard input; lines of JSON go out on standard output: progress, then either
-the result or the error. Its memory and CPU time are the call's own, and when it dies the search lives on.
+The job comes as a line of JSON on standard input; lines of JSON go out on standard output: progress, then
+either the result or the error. Its memory and CPU time are the call's own, and when it dies the search lives
+on. When the search dies, standard input ends, and so does this process, at once and wherever it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from negawatt.compress import Recipe, compress, parse
@@ -21,7 +23,8 @@ TELL_EVERY_S = 0.2
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.buffer.readline())
+    Thread(target=_end_with_parent, daemon=True).start()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not tear our lines
     told = 0.0
@@ -46,6 +49,11 @@ def main() -> None:
         answer = {"error": "memory ran out", "kind": "EngineError"}
     with suppress(BrokenPipeError):  # nobody waits any more
         out.write(json.dumps(answer) + "\n")
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing more is ever sent: it returns when the other end is closed
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Why a search found nothing: which constraint binds, and how close anything came."""
+"""Why a search found nothing: which limit binds, how close anything came, or that nothing can be shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from negawatt.profiling.quality import Quality
 from negawatt.tuning.trial import QUALITY, Trial
 
 
@@ -32,3 +33,14 @@ def why_nothing(trials: Sequence[Trial]) -> str:
     if failed and len(failed) == len(trials) - 1:
         return f"Every candidate failed; the first: {failed[0].candidate}: {failed[0].reason}."
     return "Nothing tried was cheaper than what you have."
+
+
+def says_nothing(quality: Quality) -> str:
+    """A warning where every item has the baseline's same lowest score, below which nothing can fall."""
+    values = set(quality.scores.values())
+    if len(quality.scores) < 2 or values != {0.0}:
+        return ""
+    return (
+        f"What you run today scores 0 on each of {len(quality.scores)} items ({quality.metric}), so no "
+        "candidate can be seen to be worse: this quality set proves nothing; give one that it can answer"
+    )

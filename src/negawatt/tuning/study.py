@@ -12,7 +12,6 @@ from typing import Any
 
 from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
 from negawatt.meter import energy_of_cpu_time
-from negawatt.profiling.quality import Quality
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
@@ -23,6 +22,7 @@ from negawatt.tuning.memory import Memory
 from negawatt.tuning.outlook import Outlook, Seen
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
+from negawatt.tuning.shortfall import says_nothing
 from negawatt.tuning.space import Space
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import QUALITY, Trial, difference_json
@@ -385,17 +385,6 @@ class Study:
         }
         violations = (QUALITY,) if reason else ()
         return replace(trial, reason=reason, violations=violations, figures=figures)
-
-
-def says_nothing(quality: Quality) -> str:
-    """A warning where every item has the baseline's same lowest score, below which nothing can fall."""
-    values = set(quality.scores.values())
-    if len(quality.scores) < 2 or values != {0.0}:
-        return ""
-    return (
-        f"What you run today scores 0 on each of {len(quality.scores)} items ({quality.metric}), so no "
-        "candidate can be seen to be worse: this quality set proves nothing; give one that it can answer"
-    )
 
 
 def _cost(trial: Trial) -> float:

@@ -241,8 +241,8 @@ class _PassWorker:
         answer: dict[str, Any] = {}
         try:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(self._job).encode())
-            process.stdin.close()
+            process.stdin.write(json.dumps(self._job).encode() + b"\n")
+            process.stdin.flush()  # and left open: its end tells the process that nobody waits any more
             answer = self._heard(process.stdout)
         except BrokenPipeError:
             pass  # it died at once; the status says of what
@@ -250,6 +250,9 @@ class _PassWorker:
             process.kill()
             raise
         finally:
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             self.cpu_s = usage.ru_utime + usage.ru_stime
