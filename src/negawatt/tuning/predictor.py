@@ -24,8 +24,8 @@ WHOLE_NOISE, LOOK_NOISE = 0.04, 0.10
 RUN_SPREAD = 0.25
 """Of the effect that all trials of one earlier run share."""
 VARIANCES = {
-    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "weight_format": 0.03, "threads": 0.03,
-    "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
+    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0stem": 0.03, "weight_format": 0.006,
+    "threads": 0.03, "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
 }  # fmt: skip
 """How much the logarithm of a cost varies with a dimension, before anything is seen; by the last part of its
 name, which dimensions of different engines share. What is seen corrects it."""
@@ -43,7 +43,7 @@ DROP_NOISE = 0.012
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
-EVEN = {"engine": 0.2, "weight_format": 0.5, "\0bits": 0.5, PAIR: 0.02}
+EVEN = {"engine": 0.2, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
 """Variances of effects on quality, in units of its own spread."""
 
 
