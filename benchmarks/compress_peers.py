@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/compress_peers.py --work FOLDER [--model as-it-is|rotated] [--only NAME,…]
 
-Same model, same calibration windows (64 of 512 tokens of Austen, another domain), same judged windows (the
-first 16 of 512 tokens of characters 200,000 to 600,000 of the Debian handbook), one thread. Every row runs in
-a process of its own, a peer in an environment of its own; CPU-seconds are those of loading and the method,
-peak memory that of the process before judging.
+Same model, same calibration windows (64, or --windows, of 512 tokens of Austen, another domain), same judged
+windows (the first 16 of 512 tokens of characters 200,000 to 600,000 of the Debian handbook), one thread.
+Every row runs in a process of its own, a peer in an environment of its own; CPU-seconds are those of loading
+and the method, peak memory that of the process before judging.
 
 ``as-it-is`` is SmolLM2-135M-Instruct, whose weights come out of a 4-bit file. ``rotated`` computes the same
 function with weights that are on no grid: its residual stream is turned by a random orthogonal matrix
@@ -53,18 +53,19 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "negawatt-texts")
     parser.add_argument("--model", choices=("as-it-is", "rotated"), default="as-it-is")
+    parser.add_argument("--windows", type=int, default=64, help="to calibrate on")
     parser.add_argument("--only", default=",".join([*OURS, *THEIRS]), help="rows, comma-separated")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     options.work.mkdir(parents=True, exist_ok=True)
     folder = checkpoint(options.work, options.model == "rotated")
-    windows(folder, options.work)
+    windows(folder, options.work, options.windows)
     before = in_a_process("as it is", "-", options.work, str(folder))["perplexity"]
     print(f"{'':<34}{'perplexity':>10}{'ratio':>8}{'CPU-s':>8}{'peak MB':>9}")
     print(f"{'as it is':<34}{before:>10.2f}{1:>8.3f}", flush=True)
     for name in options.only.split(","):
         if name in OURS:
-            found = in_a_process(OURS[name], "austen", options.work, str(folder))
+            found = in_a_process(OURS[name], f"austen/{options.windows}", options.work, str(folder))
         else:
             found = peer(*THEIRS[name], folder, options.work)
         label = f"{name} {found.get('version', '(ours)')}"
@@ -121,21 +122,22 @@ def turned(plain: Path, output: Path) -> Path:
     return output
 
 
-def windows(folder: Path, work: Path) -> None:
+def windows(folder: Path, work: Path, n: int) -> None:
     """What to calibrate and to judge on, for the peers."""
     from negawatt.artifact import Artifact
     from negawatt.compress import Source
 
     source = Source.of(Artifact.open(str(folder)))
-    np.save(work / "judged.npy", judged_windows(source, work).numpy())
-    np.save(work / "calibration.npy", calibration_windows(source, "austen", work).numpy())
+    np.save(work / f"judged-{folder.name}.npy", judged_windows(source, work).numpy())
+    np.save(work / f"calibration-{folder.name}.npy", calibration_windows(source, "austen", work, n).numpy())
 
 
 def peer(name: str, method: str, packages: list[str], folder: Path, work: Path) -> dict[str, Any]:
     python = environment(work / "environments", name, [TORCH, *packages])
     script = PEERS / f"compress_{name}.py"
-    command = [python, script, folder, method, work / "calibration.npy", work / "judged.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [python, script, folder, method]
+    command += [work / f"{kind}-{folder.name}.npy" for kind in ("calibration", "judged")]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)  # some leave logs
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
         return {"perplexity": float("nan"), "cpu_s": 0.0, "peak_mb": 0.0, "version": "failed"}

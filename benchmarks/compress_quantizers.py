@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -84,16 +83,23 @@ def run(technique: str, text: str, work: Path, model: str) -> dict[str, Any]:
     cpu_s, peak_mb = 0.0, 0.0
     if technique != "as it is":
         each = parse(technique)
-        calibrated = calibration_windows(source, text, work) if each.calibrated else None
+        text, _, n = text.partition("/")
+        calibrated = calibration_windows(source, text, work, int(n or 64)) if each.calibrated else None
         with tempfile.TemporaryDirectory() as folder, Run.create("pass", path=Path(folder) / "run") as kept:
             draft = Draft(source, kept)
             each.apply(Work(source, draft, calibrated, text, 0, lambda done, total, what: None))
             cpu_s = draft.cost()["cpu_s"]
-            peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+            peak_mb = most_memory_mb()
             scores = judge(draft.as_source(source), windows).scores
     else:
         scores = judge(source, windows).scores
     return {"perplexity": float(scores.mean().exp()), "cpu_s": cpu_s, "peak_mb": peak_mb}
+
+
+def most_memory_mb() -> float:
+    """Of this process; ``getrusage`` would count what its parent held before it began."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024 / 1e6
 
 
 def judged_windows(source: Any, work: Path) -> Any:
@@ -104,10 +110,11 @@ def judged_windows(source: Any, work: Path) -> Any:
     return torch.tensor(source.tokenizer.encode(book[200_000:600_000])[: 16 * 512]).reshape(16, 512)
 
 
-def calibration_windows(source: Any, text: str, work: Path) -> Any:
+def calibration_windows(source: Any, text: str, work: Path, n: int = 64) -> Any:
+    """Token ids of shape ``(n, 512)``, or of 96 shorter windows that the model wrote."""
     from negawatt.compress.calibration import calibration
 
-    n, length, reference = 64, 512, text
+    length, reference = 512, text
     if text == "self":
         n, length = 96, 340
     elif text == "austen":

@@ -25,19 +25,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return Artifact.open(small_model(tmp_path_factory.mktemp("small") / "llama"))
 
 
-def loaded(artifact: Artifact, folder: Path, engine: str, batch: int, slots: int, capacity: int) -> Backend:
+def loaded(artifact: Artifact, folder: Path, engine: str, speculation: str = "none") -> Backend:
     weights = "fp32" if engine == "transformers" else "native"
-    settings = Settings(engine=engine, batch=batch, weight_format=weights, max_context=128, threads=1)
+    settings = Settings(
+        engine=engine, batch=4, weight_format=weights, max_context=128, threads=1, speculation=speculation
+    )
     backend = backends.backend(engine)(settings)
     if backend.shares:
-        backend.reserve(slots, capacity)
+        backend.reserve(10, 512)
     backend.load(backend.prepare(artifact.path, weights, folder))
     return backend
 
 
 @pytest.fixture(scope="module")
 def llamacpp(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    return loaded(checkpoint, tmp_path_factory.mktemp("cache"), "llamacpp", 4, 10, 512)
+    return loaded(checkpoint, tmp_path_factory.mktemp("cache"), "llamacpp")
 
 
 def batching(backend: Backend, *, step_tokens: int = 16, keep: bool = True, batch: int = 4) -> Batching:
@@ -180,10 +182,30 @@ def test_every_cpu_second_is_in_one_report(llamacpp: Backend) -> None:
     assert sum(r.cpu_s for r in reports) + loop.idle_cpu_s() == pytest.approx(spent, abs=5e-4)
 
 
+def test_proposals_change_how_many_steps_it_takes_and_nothing_else(
+    checkpoint: Artifact, alone: list[list[int]], tmp_path: Path
+) -> None:
+    backend = loaded(checkpoint, tmp_path, "llamacpp", speculation="ngram")
+    loop = batching(backend, step_tokens=64)
+    for number, prompt in enumerate(PROMPTS):
+        loop.submit(Job(number, prompt, 12))
+    written, reports = run(loop)
+    assert written == dict(enumerate(alone))
+    taken = [len([1 for job, _ in r.picked if job == 1]) for r in reports]
+    assert max(taken) > 1  # a prompt that repeats itself is guessed
+    loop.submit(Job(9, PROMPTS[1], 12, temperature=1.0, seed=5))
+    drawn, _ = run(loop)
+    plain = batching(loaded(checkpoint, tmp_path, "llamacpp"), step_tokens=64)
+    plain.submit(Job(9, PROMPTS[1], 12, temperature=1.0, seed=5))
+    assert drawn == run(plain)[0]  # drawn from the same probabilities, with the same chance
+    loop.cells.forget()
+    assert loop.cells.used == 0
+
+
 def test_an_engine_in_lockstep_admits_when_it_is_empty(
     checkpoint: Artifact, alone: list[list[int]], tmp_path: Path
 ) -> None:
-    backend = loaded(checkpoint, tmp_path, "transformers", 4, 4, 512)
+    backend = loaded(checkpoint, tmp_path, "transformers")
     loop = batching(backend, step_tokens=16)
     loop.submit(Job(0, PROMPTS[0], 12))
     first = loop.step()

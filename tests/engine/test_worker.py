@@ -95,7 +95,7 @@ def test_a_killed_parent_leaves_no_worker_computing(model: Artifact) -> None:
 def test_a_model_larger_than_memory_is_refused_before_loading(
     model: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("negawatt.engine.engine._available_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("negawatt.engine.engine.available_memory_bytes", lambda: 1_000_000)
     with pytest.raises(EngineError, match="GB of memory are free"):
         Engine(model, SETTINGS).open()
 

@@ -313,6 +313,20 @@ def test_the_running_server_sleeps_until_a_batch_comes(tmp_path: Path) -> None:
     assert len(bench.asked) == 2
 
 
+def test_a_batch_that_was_cut_off_while_it_was_noted_fails(database: Database, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, None, database)
+    whole = bench.batch(lines(1200, 1))
+    assert [item.number for item in bench.batches.left(whole)] == list(range(1200))
+    bench.batches.change(whole, status="validating")
+    runner = bench.runner()
+    asyncio.run(runner.turn())
+    assert bench.found(whole).status == "validating"
+    bench.now_s += 601
+    asyncio.run(runner.turn())
+    told = bench.found(whole).to_json()
+    assert told["status"] == "failed" and "anew" in told["errors"]["data"][0]["message"]
+
+
 BAD_LINES = [
     (b"not json\n", "JSON object"),
     (b"[1]\n", "JSON object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -16,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.serve import Refused
+from negawatt.serve.ask import chat_ask
+from negawatt.serve.connection import Connection
 from negawatt.serve.limits import (
     Limits,
     LimitsMiddleware,
     Receive,
     Scope,
     Send,
-    check_fields,
     json_depth,
     read_json,
 )
@@ -67,8 +69,17 @@ class Application:
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[int, Application]]:
     application = Application()
+
+    class Impatient(Connection):
+        head_s = 0.5
+
     config = uvicorn.Config(
-        LimitsMiddleware(application, LIMITS), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
+        LimitsMiddleware(application, LIMITS),
+        host="127.0.0.1",
+        port=0,
+        http=Impatient,
+        log_level="critical",
+        lifespan="off",
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
@@ -139,6 +150,41 @@ def test_a_client_that_does_not_read_counts_as_one_that_left(server: tuple[int, 
         assert application.left.wait(10), "the application still writes to nobody"
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST / HT", b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_a_head_that_does_not_come_ends_the_connection(server: tuple[int, Application], sent: bytes) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(sent)
+        while client.recv(1000):
+            pass
+    assert 0.3 < time.monotonic() - begun < 5
+
+
+def test_a_head_drop_by_drop_is_one_that_does_not_come(server: tuple[int, Application]) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n")
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun < 5:
+                client.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_head_without_end_is_cut_off(server: tuple[int, Application]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 66_000)
+        assert client.recv(1000).startswith(b"HTTP/1.1 431")
+
+
+def test_a_connection_is_good_for_many_requests(server: tuple[int, Application]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=10) as client:
+        for _ in range(4):
+            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n123")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.2)
+
+
 json_values = st.recursive(
     st.none() | st.integers() | st.text(alphabet='ab"\\[]{}', max_size=6),
     lambda children: (
@@ -175,25 +221,12 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"n": 17}, "n"),
-        ({"max_tokens": 10**9}, "max_tokens"),
-        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
-        ({"top_logprobs": 21}, "top_logprobs"),
-        ({"stop": ["a"] * 9}, "stop"),
-        ({"stop": "ä" * 129}, "stop"),
-        ({"messages": [{}] * 1025}, "messages"),
-    ],
-)
-def test_fields_beyond_the_limits_are_named(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refused, match=param) as caught:
-        check_fields(fields, Limits())
-    assert (caught.value.status, caught.value.param) == (400, param)
-
-
-def test_fields_within_them_and_of_other_kinds_pass() -> None:
-    check_fields(
-        {"n": 16, "stop": ["a"] * 8, "max_tokens": None, "messages": "x", "logprobs": True}, Limits()
-    )
+@pytest.mark.parametrize(("stop", "fits"), [("ä" * 128, True), ("ä" * 129, False), (["a"] * 17, False)])
+def test_stop_strings_are_bounded(stop: object, fits: bool) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stop": stop}
+    if fits:
+        assert chat_ask(asked).sampling.stop == (stop,)
+        return
+    with pytest.raises(Refused) as caught:
+        chat_ask(asked)
+    assert (caught.value.status, caught.value.param) == (400, "stop")

@@ -127,13 +127,13 @@ def test_presidio_finds_patterns_without_a_model_or_the_network() -> None:
 # -- logs ----------------------------------------------------------------------------------------------
 
 
-def logged(**record: Any) -> dict[str, Any]:
+def logged(logger: str = "negawatt.test", **record: Any) -> dict[str, Any]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    logger = logging.Logger("negawatt.test")
-    logger.addHandler(handler)
-    logger.error(**record)
+    teller = logging.Logger(logger)
+    teller.addHandler(handler)
+    teller.error(**record)
     [line] = stream.getvalue().splitlines()
     return dict(json.loads(line))
 
@@ -175,3 +175,10 @@ def test_an_error_is_told_by_kind_and_place_not_by_its_words() -> None:
     assert line["exception"]["kind"] == "JSONDecodeError"
     assert "test_redact.py" in line["exception"]["at"][0]
     assert logged(msg="failed", exc_info=UsageError("n is 1"))["exception"]["message"] == "n is 1"
+
+
+def test_a_library_is_told_of_without_its_words() -> None:
+    line = logged("python_multipart.multipart", msg="expected boundary, got my diary")
+    assert "diary" not in json.dumps(line)
+    assert line["logger"] == "python_multipart.multipart"
+    assert "test_redact" in line["message"]

@@ -1,4 +1,4 @@
-"""A whole search on the real model, small: verdict, artifact, interruption, limits nothing can keep."""
+"""A whole search on a small model: verdict, accounts, artifact, where it starts, and how it ends early."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,37 @@ from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import RunError, UsageError
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, tune
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.observed import Observed
+from negawatt.tuning.pass_range import PassRange
+from negawatt.tuning.trial import Trial
 from negawatt.workload import Workload
+from negawatt.workload.writer import write_workload
 
-BASELINE = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=768)
-SPACE = Space(("llamacpp",), (1,), (1,), 768, {"llamacpp": ("f16", "q8_0")})
+BASELINE = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=96)
+DEPTH = "depth:ratio=0.5,order=contiguous"
+PLAIN = Space(
+    ("llamacpp",), (1,), (1,), 96, {"llamacpp": ("q8_0",)}, kv_caches={"llamacpp": ("default",)},
+    speculation=("none",),
+)  # fmt: skip
+SPACE = Space(
+    ("llamacpp",), (1,), (1,), 96, {"llamacpp": ("q8_0",)}, kv_caches={"llamacpp": ("default",)},
+    passes=(PassRange.of("depth", {"ratio": 0.5, "order": "contiguous"}),), speculation=("none",),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(home_with_engines: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
+        yield
 
 
 @pytest.fixture(scope="module")
-def workload() -> Workload:
-    """Few and short requests and questions of the bundled workload: minutes become seconds."""
-    offline = Workload.open("offline")
-    short = tuple(sorted(offline.traffic, key=lambda t: len(str(t.prompt)))[:6])
-    questions = tuple(q for q in offline.quality if q.kind in ("choose", "classify"))[:45]
-    values = {name: getattr(offline, name) for name in ("name", "description", "source", "licence")}
-    return Workload(**values, traffic=short, quality=questions, metrics=offline.metrics)
-
-
-@pytest.fixture(scope="module")
-def found(model: Artifact, workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(small: Artifact, lines: Workload, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tune(
-        model, workload, constraints=Constraints(max_quality_drop=0.5), space=SPACE, baseline=BASELINE,
-        time_budget_s=90, path=tmp_path_factory.mktemp("tuned") / "run",
+        small, lines, space=SPACE, baseline=BASELINE, time_budget_s=240, tokens_per_day=1e6,
+        path=tmp_path_factory.mktemp("tuned") / "run",
     )  # fmt: skip
 
 
@@ -47,46 +58,84 @@ def test_finds_what_costs_less_and_says_how_sure_it_is(found: dict[str, Any]) ->
     verdict = found["verdict"]
     assert verdict["accepted"], verdict
     assert found["best"]["settings"]["weight_format"] == "q8_0"
+    assert found["best"]["passes"] == [DEPTH]
     assert verdict["ratio"]["low"] > 1.0
     assert verdict["saving_low"] <= verdict["saving"] <= verdict["saving_high"]
-    assert verdict["quality_drop_high"] <= 0.5
     assert "items that the search never saw" in verdict["text"]
 
 
-def test_accounts_for_itself(found: dict[str, Any]) -> None:
-    search = found["search"]
-    assert search["trials"] >= 2
-    assert search["cpu_s"] > 0
+def test_every_point_is_tried_once(found: dict[str, Any]) -> None:
+    records = Run.open(found["run"]).records("trial")
+    tried = [Trial.from_record(r).candidate for r in records if r["stage"] == "search"]
+    assert tried[0] == Candidate(BASELINE)
+    assert set(tried[1:]) == set(SPACE.grid())
+    assert len(tried) == 3
+
+
+def test_accounts_for_itself_and_charges_what_was_made_once(found: dict[str, Any]) -> None:
+    search, run = found["search"], Run.open(found["run"])
+    makings = list(run.records("making"))
+    assert [m["passes"] for m in makings] == [[DEPTH]]
+    assert search["compression"]["passes"] == 1
+    assert search["compression"]["cpu_s"] == pytest.approx(makings[0]["cpu_s_spent"])
+    trials = [r for r in run.records("trial") if r["stage"] == "search"]
+    assert sum(r["cpu_s_spent"] for r in trials) + search["compression"]["cpu_s"] < search["cpu_s"]
+    assert all(r["energy_spent"]["value_j"] > 0 for r in trials)
+    assert 0 < search["engine_share"] < 1
     saved = found["baseline"]["cpu_s_per_token"] - found["best"]["cpu_s_per_token"]
     assert search["payback_tokens"] == pytest.approx(search["cpu_s"] / saved, rel=0.01)
+    assert search["payback_days"] == pytest.approx(search["payback_tokens"] / 1e6)
+
+
+def test_the_levers_share_the_saving_between_them(found: dict[str, Any]) -> None:
+    rows = found["waterfall"]
+    assert [row["lever"] for row in rows] == [None, "passes", "weights"]
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert all(row["share"] > 0 for row in rows[1:])
+    assert "measured in turn" in rows[0]["how"]
 
 
 def test_leaves_an_artifact_that_runs_and_a_run_that_reports(found: dict[str, Any]) -> None:
     kept = Artifact.open(found["artifact"])
     settings = Settings.from_json(json.loads((Path(found["artifact"]) / "settings.json").read_text()))
     assert settings.weight_format == "native"
-    assert kept.lineage[-1]["pass"] == "tune"
+    assert [step["pass"] for step in kept.lineage] == ["depth", "tune"]
+    assert kept.shape.n_layers == 3
     with Engine(kept, settings) as engine:
         assert len(engine.generate([Request([1, 2, 3], 4)]).completions[0].tokens) == 4
     run = Run.open(found["run"], kind="tune")
     assert run.result == json.loads(json.dumps(found))
     for kind in report.FORMATS:
-        assert "q8_0" in report.render(found["run"], kind).replace("\\", "")  # Markdown escapes it
+        shown = report.render(found["run"], kind).replace("\\", "")  # Markdown escapes
+        assert "depth:ratio=0.5" in shown
+        assert "weights: q8_0" in shown
 
 
-def test_a_finished_run_is_not_begun_again(
-    model: Artifact, workload: Workload, found: dict[str, Any]
-) -> None:
+def test_a_finished_run_is_not_begun_again(small: Artifact, lines: Workload, found: dict[str, Any]) -> None:
     with pytest.raises(RunError, match="is finished"):
-        tune(model, workload, space=SPACE, baseline=BASELINE, path=Path(found["run"]))
+        tune(small, lines, space=SPACE, baseline=BASELINE, path=Path(found["run"]))
+
+
+def test_from_a_run_it_says_whether_the_present_choice_is_still_the_best(
+    small: Artifact, lines: Workload, found: dict[str, Any], tmp_path: Path
+) -> None:
+    seen = Observed.read(Path(found["run"]))
+    again = tune(
+        small, lines, space=PLAIN, baseline=BASELINE, observed=seen, time_budget_s=240, path=tmp_path / "run"
+    )
+    assert "still the best" in again["present"]["text"]
+    tried = [Trial.from_record(r).candidate for r in Run.open(tmp_path / "run").records("trial")]
+    assert tried[1] == seen.present, "what is known to be good is tried first"
+    assert not list(Run.open(tmp_path / "run").records("making")), "what was made before is found again"
+    assert again["search"]["compression"]["cpu_s"] == 0
 
 
 def test_a_limit_nothing_can_keep_is_named_with_how_close_anything_came(
-    model: Artifact, workload: Workload, tmp_path: Path
+    small: Artifact, lines: Workload, tmp_path: Path
 ) -> None:
     result = tune(
-        model, workload, constraints=Constraints(p95_tpot_ms=0.001), space=SPACE, baseline=BASELINE,
-        time_budget_s=30, path=tmp_path / "run",
+        small, lines, constraints=Constraints(p95_tpot_ms=0.0001), space=PLAIN, baseline=BASELINE,
+        time_budget_s=240, path=tmp_path / "run",
     )  # fmt: skip
     assert not result["verdict"]["accepted"]
     assert "p95 TPOT (ms): the closest of" in result["verdict"]["text"]
@@ -94,17 +143,33 @@ def test_a_limit_nothing_can_keep_is_named_with_how_close_anything_came(
     assert "artifact" not in result
 
 
-def test_killed_at_once_and_begun_again_it_keeps_its_trials(model: Artifact, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_joules_are_kept_like_seconds(small: Artifact, lines: Workload, tmp_path: Path) -> None:
+    """The first measurement uses up all of them; one candidate is tried yet, and the finals are short."""
+    result = tune(
+        small, lines, space=PLAIN, baseline=BASELINE, time_budget_s=3600, energy_budget_j=0.01,
+        path=tmp_path / "run",
+    )  # fmt: skip
+    assert result["search"]["trials"] == 2
+    assert result["verdict"]["ratio"]["n"] <= 3
+
+
+def test_interrupted_killed_and_begun_again_it_keeps_its_trials(
+    small: Artifact, lines: Workload, tmp_path: Path
+) -> None:
+    run, asked = tmp_path / "run", write_workload(lines, tmp_path / "lines")
     command = [
-        sys.executable, "-c", "from negawatt.cli import main; main()", "tune", model.name, "--workload",
-        "offline", "--engines", "llamacpp", "--baseline", "llamacpp:q8_0:1", "--time-budget", "25s",
-        "-o", str(run), "--json",
+        sys.executable, "-c", "from negawatt.cli import main; main()", "tune", str(small.path), "--workload",
+        str(asked), "--engines", "llamacpp", "--baseline", "llamacpp:f16:1", "--max-context", "96", "--pass",
+        "none", "--strategy", "random", "--time-budget", "12s", "-o", str(run), "--json",
     ]  # fmt: skip
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_trials(run, 1)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    for number, ending in enumerate((signal.SIGINT, signal.SIGKILL), 1):
+        begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for_trials(run, number)
+        os.kill(begun.pid, ending)
+        _, said = begun.communicate(timeout=60)
+        assert begun.returncode != 0
+        assert "Traceback" not in said
+        assert not workers_of(begun.pid)
     before = list(Run.open(run).records("trial"))
     refused = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
@@ -121,11 +186,37 @@ def wait_for_trials(run: Path, count: int) -> None:
     while time.monotonic() < end:
         if (run / "run.json").exists() and sum(1 for _ in Run.open(run).records("trial")) >= count:
             return
-        time.sleep(0.2)
+        time.sleep(0.05)
     pytest.fail("no trial was finished within two minutes")
 
 
-def test_too_little_to_search_with_is_refused(model: Artifact, workload: Workload) -> None:
-    tiny = Workload("tiny", "", "", "", workload.traffic[:2], (), {}, {})
+def workers_of(pid: int) -> list[str]:
+    """Command lines of processes whose parent is still `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # it ended meanwhile
+        if parent == pid:
+            found.append(stat.parent.name)
+    return found
+
+
+def test_too_little_to_search_with_is_refused(small: Artifact, lines: Workload) -> None:
+    tiny = Workload("tiny", "", "", "", lines.traffic[:2], (), {}, {})
     with pytest.raises(UsageError, match="a search needs 4"):
-        tune(model, tiny, space=SPACE, baseline=BASELINE)
+        tune(small, tiny, space=SPACE, baseline=BASELINE)
+
+
+def test_without_labels_models_and_passes_with_other_tokens_are_refused(
+    small: Artifact, model: Artifact, lines: Workload
+) -> None:
+    unlabelled = Workload("asked", "", "", "", lines.traffic, (), {}, {})
+    with pytest.raises(UsageError, match="cuts text into other tokens"):
+        tune(small, unlabelled, space=PLAIN, baseline=BASELINE, models=[model])
+    cut = Space(("llamacpp",), (1,), (1,), 96, {}, passes=(PassRange.of("vocabulary"),))
+    with pytest.raises(UsageError, match="vocabulary changes the tokens"):
+        tune(small, unlabelled, space=cut, baseline=BASELINE)
+    with pytest.raises(UsageError, match="given twice"):
+        tune(small, lines, space=PLAIN, baseline=BASELINE, models=[small])

@@ -18,7 +18,7 @@ _MODEL = (
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
-    "litres_per_kwh",
+    "litres_per_kwh", "traces",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ _SERVER = (
 @click.option("--price", metavar="CURRENCY:PRICE", help="Cost in receipts: of a kWh, such as EUR:0.30.")
 @click.option("--litres-per-kwh", type=click.FloatRange(0), help="Water in receipts.")
 @click.option("--redact/--no-redact", default=None, help="Strike personal data out of requests.")
+@click.option("--traces", metavar="URL", help="Send a span of every request to this OpenTelemetry collector.")
 @json_option
 def command(models: tuple[str, ...], config: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODELS to OpenAI's clients, with the joules of every request in its answer.

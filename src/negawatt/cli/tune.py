@@ -19,13 +19,14 @@ from negawatt.errors import UsageError
         "negawatt tune ./my-model --workload ./my-workload --throughput --time-budget 20m -o my-run",
         "negawatt tune ./my-model --engines llamacpp --p95-tpot 40 --max-memory 800MB --json",
         "negawatt tune ./my-model --pass vocabulary --pass 'depth:ratio=0.1|0.2' --time-budget 1h",
+        "negawatt tune ./my-model --from my-run --energy-budget 2Wh",
         "negawatt tune ./large ./small --space space.toml --energy-budget 5Wh --tokens-per-day 2000000",
     )
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--workload", default="chat-piqa", show_default=True, help="What it is asked.")
 @click.option(
-    "--batch", type=int, default=None, help="Pin the batch; 1, for interactive use, is the default."
+    "--batch", type=int, default=None, help="Pin the batch; 1, or what the receipts of --from show."
 )
 @click.option("--throughput", is_flag=True, help="Leave the batch free.")
 @click.option(
@@ -43,10 +44,9 @@ from negawatt.errors import UsageError
 )
 @click.option(
     "--baseline",
-    default="transformers:fp32",
-    show_default=True,
+    default=None,
     metavar="ENGINE[:WEIGHTS[:THREADS]]",
-    help="What you run today.",
+    help="What you run today; transformers:fp32, or the baseline of --from, if absent.",
 )
 @click.option("--max-quality-drop", type=float, default=None, help="Proved at 95 %, in the metric's unit.")
 @click.option("--p95-ttft", type=float, default=None, help="Most milliseconds to the first token.")
@@ -63,6 +63,12 @@ from negawatt.errors import UsageError
     show_default=True,
     metavar="NAME",
     help="What is tried next: default, random, grid, tpe, gp, nsga2, nsga3, reinforcement or halving.",
+)
+@click.option(
+    "--from",
+    "origin",
+    type=click.Path(path_type=Path),
+    help="Run, or receipts of a server (.csv), to start from.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
@@ -92,6 +98,8 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
         emit(result)
         return
     click.echo(result["verdict"]["text"])
+    if result.get("present"):
+        click.echo(result["present"]["text"])
     search = result["search"]
     paid = search["payback_tokens"]
     words = f", paid back after {paid:,} tokens" if paid else ""
@@ -102,6 +110,8 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
         f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes "
         f"and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
+    for each in search["left_out"]:
+        click.echo(f"Left out: {each['passes']}: {each['reason']}.")
     if "artifact" in result:
         click.echo(f"Ready to use: {result['artifact']}")
     click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
@@ -110,13 +120,17 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `negawatt.tune` from the options."""
     from negawatt.tuning import Constraints, Space
+    from negawatt.tuning.observed import Observed, batch_for
     from negawatt.tuning.pass_range import PassRange
     from negawatt.tuning.space import BATCHES
     from negawatt.tuning.space_file import read_space
 
     if options["throughput"] and options["batch"] is not None:
         raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
-    pinned = 1 if options["batch"] is None else options["batch"]
+    observed = Observed.read(options["origin"]) if options["origin"] else None
+    pinned = options["batch"]
+    if pinned is None:
+        pinned = batch_for(observed.in_flight if observed else None, BATCHES)
     if pinned < 1:
         raise UsageError(f"the batch must be at least 1, not {pinned}")
     batches = BATCHES if options["throughput"] else (pinned,)
@@ -138,7 +152,8 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
             max_memory_bytes=size_bytes(memory) if memory else None,
         ),
         "space": space,
-        "baseline": parse_settings(options["baseline"], space.max_context),
+        "baseline": _baseline(options["baseline"], observed, space.max_context),
+        "observed": observed,
         "time_budget_s": seconds(options["time_budget"]),
         "energy_budget_j": joules(options["energy_budget"]) if options["energy_budget"] else None,
         "tokens_per_day": options["tokens_per_day"],
@@ -147,3 +162,10 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "strategy": options["strategy"],
         "path": options["output"],
     }
+
+
+def _baseline(text: str | None, observed: Any, max_context: int) -> Any:
+    """What was asked for, else what savings were told against before, else stock transformers."""
+    if text is None and observed is not None and observed.baseline is not None:
+        return observed.baseline.replace(max_context=max_context)
+    return parse_settings(text or "transformers:fp32", max_context)

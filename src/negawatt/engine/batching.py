@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from negawatt.engine.backend import Backend, Chunk
+from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.cells import Cells
+from negawatt.engine.ngrams import NGrams
 from negawatt.engine.picker import Picked, Picker
 
 STEP_TOKENS = 256
@@ -89,6 +90,8 @@ class _Live:
     picker: Picker
     read: int  # tokens of the prompt that the cache holds
     length: int  # tokens that the cache holds in all
+    history: list[int]  # prompt and answer, where they are looked up
+    ngrams: NGrams | None
     last: int = -1
     written: int = 0
 
@@ -152,8 +155,7 @@ class Batching:
                 live.length += len(chunk.tokens)
                 if live.reading:
                     live.read += len(chunk.tokens)
-                if chunk.rows:
-                    self._take(live, live.picker.pick(rows[-1]), picked, finished)
+                self._pick(live, chunk, rows, picked, finished)
         for job, _ in finished:
             self.cells.finish(self._live.pop(job).slot)
         now = time.perf_counter()
@@ -179,7 +181,9 @@ class Batching:
                 self._waiting.appendleft(job)
                 break
             picker = Picker(job.temperature, job.top_p, job.seed, job.log_probs)
-            self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached)
+            ngrams = NGrams() if self.backend.settings.speculation == "ngram" else None
+            history = list(job.tokens) if ngrams else []
+            self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached, history, ngrams)
             started.append((job.id, place.cached))
         self._waiting.extendleft(reversed(later))
         return started
@@ -188,17 +192,22 @@ class Batching:
         """The chunks of the next step, what each is, and whose."""
         writing = [live for live in self._live.values() if not live.reading]
         reading = [live for live in self._live.values() if live.reading]
-        chunks = [Chunk(live.slot, [live.last]) for live in writing]
         fed = list(writing)
-        room = self.step_tokens - len(writing)
+        chunks = []
+        for live in writing:
+            tokens = [live.last]
+            if live.ngrams is not None:
+                tokens += live.ngrams.draft(live.history, live.job.max_new_tokens - live.written - 1)
+            chunks.append(Chunk(live.slot, tokens, rows=len(tokens)))
+        room = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
         for live in reading:
             left = len(live.job.tokens) - live.read
             take = min(left, room) if self.backend.ragged else left
             if take <= 0 and chunks:
                 break
             take = max(take, 1)
-            tokens = live.job.tokens[live.read : live.read + take]
-            chunks.append(Chunk(live.slot, tokens, rows=int(take == left)))
+            piece = live.job.tokens[live.read : live.read + take]
+            chunks.append(Chunk(live.slot, piece, rows=int(take == left)))
             fed.append(live)
             room -= take
         parts = [
@@ -207,14 +216,40 @@ class Batching:
         ]
         return chunks, parts, fed
 
+    def _pick(
+        self,
+        live: _Live,
+        chunk: Chunk,
+        rows: Logits,
+        picked: list[tuple[int, Picked]],
+        finished: list[tuple[int, str]],
+    ) -> None:
+        """Pick after each row while that is what was proposed; the rest of a proposal is taken back."""
+        proposed = chunk.tokens[1:] if len(chunk.tokens) == chunk.rows else ()
+        ended = False
+        for place, row in enumerate(rows):
+            found = live.picker.pick(row)
+            ended = self._take(live, found, picked, finished)
+            if ended or place >= len(proposed) or found.token != proposed[place]:
+                wrong = len(proposed) - place
+                if wrong > 0 and live.job.id not in {job for job, _ in finished}:
+                    live.length -= wrong
+                    self.cells.take_back(live.slot, live.length)
+                return
+
     def _take(
         self, live: _Live, found: Picked, picked: list[tuple[int, Picked]], finished: list[tuple[int, str]]
-    ) -> None:
+    ) -> bool:
+        """Add a token to an answer; true when that ends it."""
         if found.token in live.job.stop_ids:
             finished.append((live.job.id, "stop"))
-            return
+            return True
         picked.append((live.job.id, found))
         live.last = found.token
         live.written += 1
+        if live.ngrams is not None:
+            live.history.append(found.token)
         if live.written >= live.job.max_new_tokens:
             finished.append((live.job.id, "length"))
+            return True
+        return False

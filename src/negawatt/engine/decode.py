@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.engine.backend import Backend, Chunk, Logits
-
-NGRAM_LONGEST, NGRAM_SHORTEST, DRAFT_LENGTH = 4, 2, 6
-"""Prompt lookup: an n-gram of 4, 3 or 2 tokens seen before proposes the 6 tokens after it."""
+from negawatt.engine.ngrams import NGrams
 
 SCORE_TOKENS_PER_STEP = 512
 """Scoring gathers sequences up to this many tokens into one step."""
@@ -98,8 +96,7 @@ class _Sequence:
         self.history = list(request.tokens)
         self.random = np.random.default_rng(request.seed) if request.temperature > 0 else None
         self.pending: list[int] = []  # picked in the last step, not yet handed out
-        self.ngrams: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
+        self.ngrams = NGrams()
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token from one row of logits."""
@@ -126,19 +123,9 @@ class _Sequence:
         return len(self.completion.tokens) >= self.request.max_new_tokens
 
     def draft(self) -> list[int]:
-        """Tokens that followed the last n-gram where it was seen before, longest n-gram first."""
-        history = self.history
-        for end in range(self._indexed + 1, len(history)):  # index what is new, but not the very end
-            for n in range(NGRAM_SHORTEST, NGRAM_LONGEST + 1):
-                if end >= n:
-                    self.ngrams[tuple(history[end - n : end])] = end
-        self._indexed = max(self._indexed, len(history) - 1)
+        """Tokens that followed the last n-gram where it was seen before."""
         room = self.request.max_new_tokens - len(self.completion.tokens) - 1
-        for n in range(NGRAM_LONGEST, NGRAM_SHORTEST - 1, -1):
-            found = self.ngrams.get(tuple(history[-n:]))
-            if found is not None:
-                return history[found : found + min(DRAFT_LENGTH, room)]
-        return []
+        return self.ngrams.draft(self.history, room)
 
 
 class Decoder:

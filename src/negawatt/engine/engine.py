@@ -23,6 +23,7 @@ from negawatt import errors
 from negawatt.artifact import Artifact
 from negawatt.engine import backends, wire
 from negawatt.engine.decode import Completion, Request, Step, TokenCallback
+from negawatt.engine.host import available_memory_bytes, worker_environment
 from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, NegawattError, WorkerDied
@@ -154,7 +155,7 @@ class Engine:
         return Path(answer["path"])
 
     def _refuse_too_large(self) -> None:
-        available = _available_memory_bytes()
+        available = available_memory_bytes()
         needed = self.artifact.weight_bytes
         if available is not None and needed > available:
             raise EngineError(
@@ -181,7 +182,7 @@ class Engine:
                 stderr=self._log,
                 pass_fds=(to_worker_read, from_worker_write),
                 start_new_session=True,  # Ctrl-C is for the parent, which closes the worker in order
-                env=_worker_environment(),
+                env=worker_environment(),
             )
         finally:
             os.close(to_worker_read)
@@ -236,10 +237,6 @@ class Engine:
             raise EngineError("the engine is not open, or was opened without a session")
         wire.send(self._writer, {"do": "session", "options": asdict(self._session)})
         return self._reader, self._writer
-
-    def why_died(self) -> NegawattError:
-        """Why the worker of a session ended, as an error to raise; the engine is closed."""
-        return self._died()
 
     def kill(self) -> None:
         """End the worker at once, whatever it is doing; its streams then end."""
@@ -352,14 +349,14 @@ class Engine:
                 self._wait_readable(deadline_s, str(message["do"]))
                 frame = wire.receive(self._reader)
                 if frame is None:
-                    raise self._died()
+                    raise self.why_died()
                 answer, arrays = frame
                 if "token" not in answer:
                     break
                 if on_token is not None:
                     on_token(*answer["token"])
         except (BrokenPipeError, EOFError, ValueError) as exc:
-            raise self._died() from exc
+            raise self.why_died() from exc
         if "error" in answer:
             kind = getattr(errors, answer["kind"], EngineError)
             raise kind(answer["error"])
@@ -380,8 +377,8 @@ class Engine:
                     f"the {self.settings.engine} worker gave no answer to {what} in {deadline_s:g} s"
                 )
 
-    def _died(self) -> NegawattError:
-        """Why the worker ended, as an error to raise."""
+    def why_died(self) -> NegawattError:
+        """Why the worker ended, as an error to raise; the engine is closed."""
         assert self._process is not None
         try:
             code = self._process.wait(timeout=5)
@@ -401,26 +398,3 @@ class Engine:
         else:
             reason = f"ended with code {code}"
         return WorkerDied(f"the {self.settings.engine} worker {reason}" + (f": {said}" if said else ""))
-
-
-def _worker_environment() -> dict[str, str]:
-    """The parent's environment, with every hub and telemetry switched off."""
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {**os.environ, **quiet}
-
-
-def _available_memory_bytes() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None

@@ -16,7 +16,16 @@ from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.cost_model import CostModel
 from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Items, Scores
-from negawatt.profiling.window import Job, Summary, groups_for, interleave, jobs_of, measure, warm_up
+from negawatt.profiling.window import (
+    Job,
+    Summary,
+    counted_on,
+    groups_for,
+    interleave,
+    jobs_of,
+    measure,
+    warm_up,
+)
 from negawatt.workload import Ratio, Workload, ratio_interval
 
 Progress = Callable[[float, float | None, str], None]
@@ -159,7 +168,7 @@ def profile(
     settings = settings or REFERENCE_SETTINGS
     if rounds < 2 or requests_per_round < 1:
         raise UsageError("a profile needs at least 2 rounds of at least 1 request")
-    jobs = jobs_of(artifact.tokenizer, workload, settings.max_context)
+    jobs = jobs_of(artifact.tokenizer, counted_on(workload), settings.max_context)
     measured = _measured(artifact, settings, baseline, jobs, rounds, requests_per_round, progress)
     if quality_items != 0:
         quality = judge_artifact(artifact, settings, workload, quality_items, progress)

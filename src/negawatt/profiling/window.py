@@ -31,6 +31,8 @@ STEAL_SHARE = 0.02
 """A host that withholds more than this share of the time is reported."""
 FILLED_ONCE = 32
 """Requests that are enough for one window."""
+QUESTIONS = 16
+"""Questions that are enough for one window."""
 DRIFT = 1.15
 """A reference load whose cost varies by more than this factor is reported."""
 
@@ -98,25 +100,34 @@ def requests_of(tokenizer: Tokenizer, traffic: Iterable[TrafficItem], max_contex
     return requests
 
 
-def jobs_of(tokenizer: Tokenizer, workload: Workload, max_context: int) -> list[Job]:
+def counted_on(workload: Workload) -> Sequence[TrafficItem | QualityItem]:
     """What a workload's joules are counted on: its traffic or, without one, its questions.
 
+    Questions that want a text written become requests for it.
+
     Raises:
-        WorkloadError: there is neither, an item does not fit, or some questions want a text and others not.
+        WorkloadError: there is neither, or some questions want a text and others not.
     """
     if workload.traffic:
-        return list(requests_of(tokenizer, workload.traffic, max_context))
+        return workload.traffic
     texts = [item for item in workload.quality if isinstance(item, GenerateItem)]
     if texts and len(texts) < len(workload.quality):
         raise WorkloadError(
             f"workload {workload.name} has no traffic, and its questions are of several kinds: give it one"
         )
-    if texts:
-        asked = [TrafficItem(t.id, t.prompt, t.max_new_tokens) for t in texts]
-        return list(requests_of(tokenizer, asked, max_context))
     if not workload.quality:
         raise WorkloadError(f"workload {workload.name} has no traffic to count joules on")
-    return list(workload.quality)
+    return [TrafficItem(t.id, t.prompt, t.max_new_tokens) for t in texts] or workload.quality
+
+
+def jobs_of(tokenizer: Tokenizer, items: Sequence[TrafficItem | QualityItem], max_context: int) -> list[Job]:
+    """Items of `counted_on` as jobs for models of one tokenizer.
+
+    Raises:
+        WorkloadError: a request does not fit into `max_context` (named).
+    """
+    requests = requests_of(tokenizer, [i for i in items if isinstance(i, TrafficItem)], max_context)
+    return [*requests, *(item for item in items if not isinstance(item, TrafficItem))]
 
 
 def _size(job: Job) -> tuple[int, int]:
@@ -139,9 +150,12 @@ def groups_for(jobs: Sequence[T], batch: int, rounds: int, per_round: int) -> li
 
     A group has `per_round` jobs or, for batches, enough to fill the batch twice: slots are filled
     again, or prompts of similar length put together, as under load. From a batch of 32 on it is filled
-    once: that many answers are a long measurement already.
+    once: that many answers are a long measurement already. Of questions, each answered within
+    milliseconds, there are at least `QUESTIONS`.
     """
     size = per_round if batch == 1 else max(per_round, batch, min(2 * batch, FILLED_ONCE))
+    if not isinstance(jobs[0], Request):
+        size = max(size, QUESTIONS)
     chosen = spread(jobs, rounds * size)
     return [chosen[number::rounds] for number in range(rounds)]
 
@@ -151,13 +165,24 @@ def measure(engine: Engine, jobs: Sequence[Job]) -> Window:
     meter = ProcessMeter(engine.pid)
     before = reference_load()
     meter.start()
-    done = _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
+    done = _done(engine, jobs)
     measurement = meter.stop()
     after = reference_load()
     return Window(
         **done, reference_s=(before + after) / 2, measurement=measurement,
         unit="token" if isinstance(jobs[0], Request) else "answer",
     )  # fmt: skip
+
+
+def completions_of(engine: Engine, jobs: Sequence[Job]) -> tuple[Completion, ...]:
+    """The answers to a group of jobs, all of one kind, with their times and nothing else."""
+    completions: tuple[Completion, ...] = _done(engine, jobs)["completions"]
+    return completions
+
+
+def _done(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a window tells of a group of jobs, but for what the meter and the reference load say."""
+    return _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
 
 
 def _generated(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from negawatt.carbon import GRAMS
 from negawatt.errors import UsageError
@@ -16,6 +18,8 @@ from negawatt.serve.database import Database, DatabaseError, Row, Session
 from negawatt.serve.ledger import LOCK, ReceiptLedger
 from negawatt.serve.receipt import Receipt
 
+FRESH_S = 0.5
+"""A budget that was changed is followed by every server after at most so long."""
 LEASE_S = 15.0
 """What a server holds is forgotten when it has not been heard of for this long."""
 
@@ -36,6 +40,15 @@ _SUM = (
     "COALESCE(SUM(joules), 0), COALESCE(SUM(grams), 0), COALESCE(SUM(tokens), 0), COALESCE(SUM(requests), 0)"
 )
 
+_HOLDS = "holds"
+"""Whoever holds takes this lock and not the ledger's: a charge turns what was held into what is spent in one
+go, so that whoever looks sees the one or the other, and need not wait for the ledger."""
+_ADD = (
+    "INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, grain_s, start_s) DO UPDATE SET "
+    "joules = spending.joules + excluded.joules, grams = spending.grams + excluded.grams, "
+    "tokens = spending.tokens + excluded.tokens, requests = spending.requests + excluded.requests"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -53,7 +66,7 @@ class Hold:
 class Account:
     """Budgets, what was spent of them and what running requests hold.
 
-    All that concerns one request happens in a transaction of its own, and those follow each other, so that
+    Looking whether there is enough and holding it is one transaction, and those follow each other, so that
     requests that race for the last of a budget cannot both have it: spent and held together never exceed
     a limit, and what is overspent is only what a request cost beyond its own hold.
 
@@ -61,14 +74,19 @@ class Account:
         database: shared by all servers.
         ledger: where receipts are appended, in the transaction that charges them.
         clock: seconds since the epoch; servers that share a database need clocks that agree to a second.
+
+    Attributes:
+        database: as it was given.
+        server: what this server's holds are known by.
     """
 
     def __init__(
         self, database: Database, ledger: ReceiptLedger, clock: Callable[[], float] = time.time
     ) -> None:
-        self._database, self._ledger, self._clock = database, ledger, clock
+        self.database, self._ledger, self._clock = database, ledger, clock
         self.server = secrets.token_hex(8)
         self._heard_s = -1.0
+        self._read_s, self._kept = -math.inf, list[Budget]()
         self._beat: threading.Thread | None = None
         self._closing = threading.Event()
         database.create(_TABLES)
@@ -76,18 +94,19 @@ class Account:
     # -- budgets ----------------------------------------------------------------------------------
 
     def put(self, budget: Budget) -> None:
-        """Set a budget, in place of the one its owner had for this period. Servers follow at once."""
+        """Set a budget, in place of the one its owner had for the period; servers follow in `FRESH_S`."""
         values = (
             budget.owner,
             budget.period.text,
             *budget.limits,
             json.dumps([str(s) for s in budget.steps]),
         )
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             session.execute(
                 "DELETE FROM budgets WHERE owner = ? AND period = ?", (budget.owner, budget.period.text)
             )
             session.execute("INSERT INTO budgets VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._read_s = -math.inf
 
     def drop(self, owner: str, period: Period) -> None:
         """Take a budget away.
@@ -95,17 +114,19 @@ class Account:
         Raises:
             UsageError: there is none.
         """
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             gone = session.execute(
                 "DELETE FROM budgets WHERE owner = ? AND period = ? RETURNING 1", (owner, period.text)
             )
+        self._read_s = -math.inf
         if not gone:
             raise UsageError(f"{owner} has no budget for the period {period.text}")
 
     def uses(self, owners: Sequence[str] | None = None) -> list[Use]:
         """Every budget, or those of some owners, with what of it is gone."""
-        with self._database.read() as session:
-            return self._uses(session, owners)
+        with self.database.read() as session:
+            budgets = self._budgets(session, owners)
+            return self._used(session, budgets) if budgets else []
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -124,13 +145,12 @@ class Account:
         Returns:
             What they say, and the hold; None when they refuse.
         """
-        owners = _owners(key_id, team)
-        with self._database.read() as session:
-            if not self._budgets(session, owners):
-                return Decision(model, output_tokens, Spending()), Hold("", Spending())
-        with self._database.write(LOCK) as session:
+        budgets = self._known(_owners(key_id, team))
+        if not budgets:
+            return Decision(model, output_tokens, Spending()), Hold("", Spending())
+        with self.database.write(_HOLDS, durable=False) as session:
             self._forget_the_dead(session)
-            decision = decide(self._uses(session, owners), model, output_tokens, price, deferred=deferred)
+            decision = decide(self._used(session, budgets), model, output_tokens, price, deferred=deferred)
             if decision.refusal is not None:
                 return decision, None
             hold = Hold(secrets.token_hex(12), decision.ask)
@@ -146,39 +166,29 @@ class Account:
 
         Energy that is missing is charged as it was held, or as the part that is known if that is more.
         """
-        joules = receipt.energy.value_j
-        if joules is None:
-            joules = max(receipt.energy.low_j or 0.0, hold.spending.joules if hold else 0.0)
-        carbon = receipt.carbon
-        if carbon is not None and carbon.value is not None and carbon.unit == GRAMS:
-            grams = carbon.value
-        else:
-            grams = hold.spending.grams if hold else 0.0
-        # What no client asked for is no request, and costs the server alone.
-        asked = receipt.outcome not in ("warm-up", "idle")
-        tokens = receipt.input_tokens + receipt.output_tokens if asked else 0
-        spent = Spending(joules, grams, tokens, 1.0 if asked else 0.0)
-        with self._database.write(LOCK) as session:
-            self._give_back(session, hold)
-            if not self._ledger.append_in(session, receipt):
-                return
-            for owner in _owners(receipt.key_id, receipt.team):
-                for grain_s in (HOUR_S, DAY_S):
-                    start_s = int(self._clock() // grain_s) * grain_s
-                    session.execute(
-                        "INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?, ?) "
-                        "ON CONFLICT (owner, grain_s, start_s) DO UPDATE SET "
-                        "joules = spending.joules + excluded.joules, "
-                        "grams = spending.grams + excluded.grams, "
-                        "tokens = spending.tokens + excluded.tokens, "
-                        "requests = spending.requests + excluded.requests",
-                        (owner, grain_s, start_s, *spent.values),
-                    )
+        self.settle_all([(hold, receipt)])
+
+    def settle_all(self, settled: Sequence[tuple[Hold | None, Receipt]]) -> None:
+        """The same for several at once: all of them or none."""
+        sums: dict[tuple[str, int, int], Spending] = {}
+        now_s = self._clock()
+        with self.database.write(LOCK) as session:
+            for hold, receipt in settled:
+                self._give_back(session, hold)
+                if not self._ledger.append_in(session, receipt):
+                    continue
+                spent = _spent(hold, receipt)
+                for owner in _owners(receipt.key_id, receipt.team):
+                    for grain_s in (HOUR_S, DAY_S):
+                        place = owner, grain_s, int(now_s // grain_s) * grain_s
+                        sums[place] = sums.get(place, Spending()) + spent
+            if sums:
+                session.execute_all(_ADD, [(*place, *spent.values) for place, spent in sums.items()])
 
     def release(self, hold: Hold) -> None:
         """Give a hold back: nothing was spent."""
         if hold.id:
-            with self._database.write(LOCK) as session:
+            with self.database.write(_HOLDS, durable=False) as session:
                 self._give_back(session, hold)
 
     def close(self) -> None:
@@ -186,7 +196,7 @@ class Account:
         self._closing.set()
         if self._beat is not None:
             self._beat.join()
-        with self._database.write(LOCK) as session:
+        with self.database.write(LOCK) as session:
             session.execute("DELETE FROM reservations WHERE server = ?", (self.server,))
             session.execute("DELETE FROM servers WHERE id = ?", (self.server,))
 
@@ -203,22 +213,35 @@ class Account:
             )
         return [_budget(row) for row in rows]
 
-    def _uses(self, session: Session, owners: Sequence[str] | None) -> list[Use]:
+    def _known(self, owners: list[str]) -> list[Budget]:
+        """The budgets of some owners, as they were at most `FRESH_S` ago."""
+        now = time.monotonic()
+        if now - self._read_s > FRESH_S:
+            with self.database.read() as session:
+                self._kept = self._budgets(session, None)
+            self._read_s = now
+        return [budget for budget in self._kept if budget.owner in owners]
+
+    def _used(self, session: Session, budgets: Sequence[Budget]) -> list[Use]:
+        """What of some budgets is gone, in one statement."""
         now_s = self._clock()
-        found = []
-        for budget in self._budgets(session, owners):
+        parts: list[str] = []
+        values: list[Any] = []
+        for number, budget in enumerate(budgets):
             period = budget.period
-            [spent] = session.execute(
-                f"SELECT {_SUM} FROM spending WHERE owner = ? AND grain_s = ? AND start_s >= ?",  # noqa: S608
-                (budget.owner, period.grain_s, period.start_s(now_s)),
+            parts.append(
+                f"SELECT {2 * number}, {_SUM} FROM spending "  # noqa: S608
+                "WHERE owner = ? AND grain_s = ? AND start_s >= ?"
             )
-            [held] = session.execute(
-                f"SELECT {_SUM} FROM reservations WHERE ? IN (key_owner, team_owner, 'server') "  # noqa: S608
-                "AND server IN (SELECT id FROM servers WHERE heard_s > ?)",
-                (budget.owner, now_s - LEASE_S),
+            values += [budget.owner, period.grain_s, period.start_s(now_s)]
+            parts.append(
+                f"SELECT {2 * number + 1}, {_SUM} FROM reservations "  # noqa: S608
+                "WHERE (key_owner = ? OR team_owner = ? OR ? = 'server') "
+                "AND server IN (SELECT id FROM servers WHERE heard_s > ?)"
             )
-            found.append(Use(budget, Spending(*spent), Spending(*held)))
-        return found
+            values += [budget.owner, budget.owner, budget.owner, now_s - LEASE_S]
+        rows = {row[0]: Spending(*row[1:]) for row in session.execute(" UNION ALL ".join(parts), values)}
+        return [Use(b, rows[2 * number], rows[2 * number + 1]) for number, b in enumerate(budgets)]
 
     def _forget_the_dead(self, session: Session) -> None:
         """Delete what servers hold that have not been heard of, and say that this one is there."""
@@ -245,11 +268,27 @@ class Account:
     def _beats(self) -> None:
         while not self._closing.wait(LEASE_S / 3):
             try:
-                with self._database.write(LOCK) as session:
+                with self.database.write(_HOLDS, durable=False) as session:
                     self._heard_s = -1.0
                     self._forget_the_dead(session)
             except DatabaseError:
                 continue  # it is tried again; whoever asks for a hold meanwhile is told
+
+
+def _spent(hold: Hold | None, receipt: Receipt) -> Spending:
+    """What a receipt charges."""
+    joules = receipt.energy.value_j
+    if joules is None:
+        joules = max(receipt.energy.low_j or 0.0, hold.spending.joules if hold else 0.0)
+    carbon = receipt.carbon
+    if carbon is not None and carbon.value is not None and carbon.unit == GRAMS:
+        grams = carbon.value
+    else:
+        grams = hold.spending.grams if hold else 0.0
+    # What no client asked for is no request, and costs the server alone.
+    asked = receipt.outcome not in ("warm-up", "idle")
+    tokens = receipt.input_tokens + receipt.output_tokens if asked else 0
+    return Spending(joules, grams, float(tokens), 1.0 if asked else 0.0)
 
 
 def _owners(key_id: str, team: str) -> list[str]:

@@ -74,6 +74,23 @@ class Ask:
         return max(1, most - max(map(len, prompts)))
 
 
+def check_length(prompts: Sequence[Sequence[int]], max_tokens: int, most: int) -> None:
+    """
+    Raises:
+        Refused: a prompt is empty, or with its answer longer than the `most` tokens of a sequence.
+    """
+    for prompt in prompts:
+        if not prompt:
+            raise wrong("prompt", "the prompt holds no tokens")
+        if len(prompt) + max_tokens > most:
+            raise wrong(
+                "messages",
+                f"this model's maximum context length is {most} tokens, but {len(prompt)} tokens of prompt "
+                f"and {max_tokens} of answer were asked for; shorten one of them",
+                "context_length_exceeded",
+            )
+
+
 def chat_ask(body: Any) -> Ask:
     """Read a body of ``/v1/chat/completions``.
 

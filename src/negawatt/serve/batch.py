@@ -29,8 +29,8 @@ class Batch:
     Attributes:
         owner: the team or key that may see it; `key_id` is the key that pays.
         deadline_s: when every request has to have been answered.
-        status: OpenAI's: ``in_progress``, ``completed``, ``failed``, ``expired``, ``cancelling``,
-            ``cancelled``.
+        status: OpenAI's: ``validating``, ``in_progress``, ``completed``, ``failed``, ``expired``,
+            ``cancelling``, ``cancelled``.
         output_bytes, error_bytes: how much of the parts being written counts.
     """
 

@@ -12,7 +12,16 @@ from negawatt.energy import Energy, Provenance
 from negawatt.serve.batch import Batch, Item, Slice, window_s
 from negawatt.serve.database import Database, Row, Session
 
+_AT_ONCE = 500
+_NOTING_S = 600.0
+"""A batch that is not noted whole after so long never will be: the server was ended meanwhile."""
 _NAMES = tuple(field.name for field in fields(Batch))
+_CUT_OFF = {
+    "code": "cut_off",
+    "message": "the server was ended while it noted the batch; make it anew",
+    "line": None,
+    "param": None,
+}
 _TABLES = [
     "CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, owner TEXT NOT NULL, key_id TEXT NOT NULL, "
     "endpoint TEXT NOT NULL, input_file TEXT NOT NULL, completion_window TEXT NOT NULL, "
@@ -54,7 +63,10 @@ class Batches:
         items: list[Item],
         errors: list[dict[str, Any]],
     ) -> Batch:
-        """Note a batch: ready to run, or failed where its file is wrong."""
+        """Note a batch: ready to run, or failed where its file is wrong.
+
+        Its requests are noted some at a time, so that nobody who writes meanwhile waits for all of them.
+        """
         now_s = self._clock()
         batch = Batch(
             id=f"batch_{secrets.token_hex(12)}",
@@ -65,7 +77,7 @@ class Batches:
             completion_window=window,
             created_s=now_s,
             deadline_s=now_s + window_s(window),
-            status="failed" if errors else "in_progress",
+            status="failed" if errors else "validating",
             metadata=json.dumps(metadata),
             errors=json.dumps(errors),
             total=len(items),
@@ -77,12 +89,16 @@ class Batches:
                 f"INSERT INTO batches ({', '.join(_NAMES)}) VALUES ({marks})",  # noqa: S608
                 [getattr(batch, name) for name in _NAMES],
             )
-            for item in [] if errors else items:
-                session.execute(
-                    "INSERT INTO batch_items VALUES (?, ?, ?, ?, ?, ?, 0)",
-                    (batch.id, item.number, item.custom_id, item.place, item.length, item.units),
-                )
-        return batch
+        if errors:
+            return batch
+        for first in range(0, len(items), _AT_ONCE):
+            rows = [
+                (batch.id, i.number, i.custom_id, i.place, i.length, i.units, 0)
+                for i in items[first : first + _AT_ONCE]
+            ]
+            with self._database.write("batches") as session:
+                session.execute_all("INSERT INTO batch_items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        return self.change(batch, status="in_progress")
 
     def find(self, identity: str, owner: str | None = None) -> Batch | None:
         """A batch; None when there is none, or it is somebody else's."""
@@ -100,6 +116,15 @@ class Batches:
             (runner,),
         )
 
+    def waiting(self) -> int:
+        """How many requests of all batches that have not ended are not done."""
+        with self._database.read() as session:
+            [(count,)] = session.execute(
+                "SELECT COALESCE(SUM(total - completed - failed), 0) FROM batches "
+                "WHERE status IN ('in_progress', 'cancelling')"
+            )
+        return int(count)
+
     def claim(self, runner: str, for_s: float) -> None:
         """Take the batches that no living runner has, and keep those that this one has."""
         now_s = self._clock()
@@ -108,6 +133,11 @@ class Batches:
                 "UPDATE batches SET runner = ?, runner_until_s = ? WHERE (runner = ? OR runner_until_s < ?) "
                 "AND status IN ('in_progress', 'cancelling')",
                 (runner, now_s + for_s, runner, now_s),
+            )
+            session.execute(
+                "UPDATE batches SET status = 'failed', ended_s = ?, errors = ? "
+                "WHERE status = 'validating' AND created_s < ?",
+                (now_s, json.dumps([_CUT_OFF]), now_s - _NOTING_S),
             )
 
     def leave(self, runner: str) -> None:

@@ -18,7 +18,7 @@ from negawatt.carbon.amount import Factor
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.serve.footprint import Footprint, litres_a_kwh
-from negawatt.serve.model import ModelOptions
+from negawatt.serve.options import ModelOptions
 
 PREFIX = "NEGAWATT_SERVE_"
 _PRICE = re.compile(r"([A-Za-z]{3}):(-?\d+(?:\.\d+)?)")
@@ -89,12 +89,15 @@ class ServerConfig:
     host, port: where to listen.
     keys: whether callers need keys (``negawatt keys create``); None: they do beyond loopback.
     database, secret_file: where keys, budgets and receipts are kept; None: in Negawatt's home.
+    files: folder of what is uploaded for batches and written by them; None: in Negawatt's home.
     certificate, private_key: files for TLS.
     behind_proxy: a proxy in front ends TLS, so plain HTTP may leave loopback.
     intensity: a country, or ``csv:FILE``; grams in receipts.
     price: such as ``EUR:0.30`` a kWh; cost in receipts.
     litres_per_kwh: water in receipts.
     redact: whether personal data is struck out of requests before a model sees them.
+    traces: address of an OpenTelemetry collector that gets a span of every request; None: nobody does.
+    operators: team whose keys may read ``/metrics``, which tells of every team's budgets.
     drain_s: how long requests under way may take to end when the server is told to.
     """
 
@@ -104,6 +107,7 @@ class ServerConfig:
     keys: bool | None = None
     database: str | None = None
     secret_file: str | None = None
+    files: str | None = None
     certificate: str | None = None
     private_key: str | None = None
     behind_proxy: bool = False
@@ -111,6 +115,8 @@ class ServerConfig:
     price: str | None = None
     litres_per_kwh: float | None = None
     redact: bool = False
+    traces: str | None = None
+    operators: str = "operators"
     drain_s: float = 60.0
     source: str = field(default="", compare=False)
 

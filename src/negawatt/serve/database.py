@@ -36,6 +36,10 @@ class Session(Protocol):
         """Run a statement with ``?`` for every value; its rows, or none."""
         ...
 
+    def execute_all(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement that gives no rows once for each of many sets of values."""
+        ...
+
 
 class Database:
     """Tables shared by every process that opens the same URL.
@@ -81,9 +85,14 @@ class Database:
             yield session
 
     @contextmanager
-    def write(self, lock: str) -> Iterator[Session]:
-        """A transaction that writes: all of it happens or, when the block raises, nothing."""
-        with self._transaction(lock) as session:
+    def write(self, lock: str, *, durable: bool = True) -> Iterator[Session]:
+        """A transaction that writes: all of it happens or, when the block raises, nothing.
+
+        Args:
+            lock: writers that name the same one follow each other.
+            durable: false for what may be gone when PostgreSQL's machine loses power; it is quicker.
+        """
+        with self._transaction(lock, durable) as session:
             yield session
 
     def close(self) -> None:
@@ -96,7 +105,7 @@ class Database:
                 return
 
     @contextmanager
-    def _transaction(self, lock: str | None) -> Iterator[Session]:
+    def _transaction(self, lock: str | None, durable: bool = True) -> Iterator[Session]:
         dialect = self._dialect
         if not self._slots.acquire(timeout=WAIT_S):
             raise DatabaseError(
@@ -104,7 +113,7 @@ class Database:
             )
         try:
             with dialect.exclusive(lock), dialect.translated():
-                connection = self._begin(lock)
+                connection = self._begin(lock, durable)
                 try:
                     yield _Session(connection, dialect)
                     connection.execute("COMMIT")
@@ -127,20 +136,20 @@ class Database:
         else:
             self._free.put(connection)
 
-    def _begin(self, lock: str | None) -> Any:
+    def _begin(self, lock: str | None, durable: bool) -> Any:
         try:
             kept = self._free.get_nowait()
         except queue.Empty:
             kept = None
         if kept is not None:
             try:
-                self._dialect.begin(kept, lock)
+                self._dialect.begin(kept, lock, durable)
                 return kept
             except self._dialect.lost:  # the server was restarted since
                 kept.close()
         fresh = self._dialect.connect()
         try:
-            self._dialect.begin(fresh, lock)
+            self._dialect.begin(fresh, lock, durable)
         except BaseException:
             fresh.close()
             raise
@@ -155,6 +164,13 @@ class _Session:
         cursor = self._connection.execute(self._dialect.spelled(statement), tuple(values))
         try:
             return cursor.fetchall() if cursor.description else []
+        finally:
+            cursor.close()
+
+    def execute_all(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        cursor = self._connection.cursor()
+        try:
+            cursor.executemany(self._dialect.spelled(statement), rows)
         finally:
             cursor.close()
 
@@ -182,7 +198,7 @@ class _Sqlite:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    def begin(self, connection: Any, lock: str | None) -> None:
+    def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         connection.execute("BEGIN" if lock is None else "BEGIN IMMEDIATE")
 
     @contextmanager
@@ -216,13 +232,13 @@ class _Postgres:
     def connect(self) -> Any:
         return self._module.connect(self._url, autocommit=True, connect_timeout=10)
 
-    def begin(self, connection: Any, lock: str | None) -> None:
+    def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         if lock is None:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        else:
-            connection.execute("BEGIN")
-            number = zlib.crc32(lock.encode())
-            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (0x4E57, number - 2**31))
+            return
+        number = zlib.crc32(lock.encode()) - 2**31
+        quick = "" if durable else "SET LOCAL synchronous_commit TO OFF; "
+        connection.execute(f"BEGIN; {quick}SELECT pg_advisory_xact_lock({0x4E57}, {number})")  # one journey
 
     @contextmanager
     def exclusive(self, lock: str | None) -> Iterator[None]:

@@ -100,7 +100,9 @@ class Deferred:
         self._life = asyncio.get_running_loop().create_task(self.run())
 
     async def stop(self) -> None:
-        """Give up what is under way, and leave all batches to whoever comes next."""
+        """Give up what is under way, and leave all batches to whoever comes next; once is enough."""
+        if self._stopping:
+            return
         self._stopping = True
         self.wake()
         if self._life is not None:

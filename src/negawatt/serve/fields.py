@@ -75,14 +75,16 @@ class Fields:
             raise wrong(name, f"{name} must be true or false, not {_kind(value)}")
         return value
 
-    def strings(self, name: str, most: int) -> tuple[str, ...]:
-        """A string or several; none where absent."""
+    def strings(self, name: str, most: int, most_bytes: int = 256) -> tuple[str, ...]:
+        """A string or several, each of at most so many bytes; none where absent."""
         value = self.take(name, [])
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
             raise wrong(name, f"{name} must be a string or a list of strings, none of them empty")
         if len(values) > most:
             raise wrong(name, f"{name} may hold {most} strings, not {len(values)}")
+        if any(len(v.encode("utf-8", "replace")) > most_bytes for v in values):
+            raise wrong(name, f"each string of {name} may be {most_bytes} bytes long")
         return tuple(values)
 
     def refuse(self, name: str, neutral: Iterable[Any], why: str) -> None:

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from negawatt.carbon import LITRES, Amount, Factor, IntensitySource, Tariff, cost, location_based, over
+from negawatt.carbon import GRAMS, LITRES, Amount, Factor, IntensitySource, Tariff, cost, location_based, over
 from negawatt.energy import Energy
+from negawatt.errors import NegawattError
 
 WINDOW = timedelta(minutes=15)
 """The intensity of a request is that of the quarter of an hour it ended in."""
@@ -28,7 +29,8 @@ class Footprint:
     _factor: Factor | None = None
 
     def carbon(self, energy: Energy, end_s: float) -> Amount | None:
-        """Grams of an energy used around a time, given in seconds since the epoch."""
+        """Grams of an energy used around a time, given in seconds since the epoch; missing where the source
+        has no intensity for it."""
         if self.intensity is None:
             return None
         if isinstance(self.intensity, Factor):
@@ -36,7 +38,10 @@ class Footprint:
         moment = datetime.fromtimestamp(end_s, UTC)
         start = moment.replace(minute=moment.minute // 15 * 15, second=0, microsecond=0)
         if start != self._quarter or self._factor is None:
-            self._factor = over(self.intensity.steps(start, start + WINDOW), start, start + WINDOW)
+            try:
+                self._factor = over(self.intensity.steps(start, start + WINDOW), start, start + WINDOW)
+            except NegawattError as exc:
+                return Amount.missing(GRAMS, str(exc))
             self._quarter = start
         return location_based(energy, self._factor)
 
@@ -44,8 +49,8 @@ class Footprint:
         """Grams a kWh at this moment; None where no intensity was configured."""
         if self.intensity is None or isinstance(self.intensity, Factor):
             return self.intensity
-        self.carbon(Energy.zero(), time.time())
-        return self._factor
+        now = self.carbon(Energy.zero(), time.time())
+        return None if now is None or now.is_missing else self._factor
 
     def water(self, energy: Energy) -> Amount | None:
         """Litres of an energy."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from negawatt.carbon import KWH_J, Factor
@@ -14,6 +12,7 @@ from negawatt.energy import Energy
 from negawatt.serve.account import Account, Hold
 from negawatt.serve.admission import Caller, Estimate, Refused
 from negawatt.serve.budget import Decision, Spending
+from negawatt.serve.clerk import Clerk
 from negawatt.serve.database import DatabaseError
 from negawatt.serve.keys import Key, KeyRefused, Keys
 from negawatt.serve.rates import Rates
@@ -21,6 +20,9 @@ from negawatt.serve.receipt import Receipt
 
 BUSY_RETRY_S = 1.0
 """When to come again for a budget that running requests hold."""
+
+WRITTEN_S = 0.5
+"""So long a request waits, near a budget's end, for receipts to be written."""
 
 Cost = Callable[[str, int, int], Energy]
 """Joules of a request at most: by model, tokens read and tokens written; missing where nothing is known."""
@@ -34,17 +36,21 @@ class KeyGate:
     Implements `negawatt.serve.admission.Gate`.
 
     Args:
-        keys: who may call.
+        keys: who may call; None on loopback, where everybody is one caller without a name.
         account: budgets and ledger.
         cost: what a request would cost with another model or fewer tokens than it asked for; without it the
             estimate's own energy is taken in proportion to the tokens.
         intensity: grams a kWh at this moment, or None where the grid is not known.
         clock: seconds since the epoch.
+
+    Attributes:
+        account: the budgets.
+        clerk: writes receipts down; `settle` and `charge` return before it has.
     """
 
     def __init__(
         self,
-        keys: Keys,
+        keys: Keys | None,
         account: Account,
         *,
         rates: Rates | None = None,
@@ -52,17 +58,18 @@ class KeyGate:
         intensity: Callable[[], Factor | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys, self._account, self._rates = keys, account, rates or Rates()
+        self._keys, self.account, self._rates = keys, account, rates or Rates()
         self._cost, self._intensity, self._clock = cost, intensity, clock
         self._seen: dict[str, Key] = {}
-        self._late: deque[tuple[Hold | None, Receipt]] = deque()
-        self._late_lock = threading.Lock()
+        self.clerk = Clerk(account)
 
     def caller(self, authorization: str | None) -> Caller:
         """
         Raises:
             Refused: 401 for no key that holds; 503 where that cannot be looked up.
         """
+        if self._keys is None:
+            return Caller()
         try:
             key = self._keys.check(authorization)
         except KeyRefused as exc:
@@ -78,6 +85,8 @@ class KeyGate:
         Raises:
             Refused: 401, the key holds no longer.
         """
+        if self._keys is None:
+            return Caller()
         try:
             key = self._keys.held(key_id)
         except KeyRefused as exc:
@@ -100,14 +109,7 @@ class KeyGate:
             return self._price(estimate, model, output_tokens, factor)
 
         try:
-            decision, hold = self._account.hold(
-                caller.key_id,
-                caller.team,
-                estimate.model,
-                estimate.output_tokens,
-                price,
-                deferred=caller.deferred,
-            )
+            decision, hold = self._hold(caller, estimate, price)
         except DatabaseError as exc:
             self._rates.correct(caller.key_id, taken, request=True)
             raise _unavailable(exc) from exc
@@ -117,30 +119,28 @@ class KeyGate:
         return KeyReservation(self, caller.key_id, taken, decision, hold)
 
     def charge(self, receipt: Receipt) -> None:
-        self._settle(None, receipt)
+        self.clerk.settle(None, receipt)
 
     def close(self) -> None:
-        """Write down what could not be written so far, and give back what is held.
+        """Write down what is left, and give back what is held.
 
         Raises:
             DatabaseError: that is not possible.
         """
-        with self._late_lock:
-            while self._late:
-                self._account.settle(*self._late[0])
-                self._late.popleft()
-        self._account.close()
+        if not self.clerk.close():
+            _log.error("%d receipts could not be written", self.clerk.waiting)
+        self.account.close()
 
-    def _settle(self, hold: Hold | None, receipt: Receipt) -> None:
-        """Charge now, or, while the database is away, as soon as it is back, in order."""
-        with self._late_lock:
-            self._late.append((hold, receipt))
-            try:
-                while self._late:
-                    self._account.settle(*self._late[0])
-                    self._late.popleft()
-            except DatabaseError as exc:
-                _log.error("%d receipts wait to be written: %s", len(self._late), exc)
+    def _hold(
+        self, caller: Caller, estimate: Estimate, price: Callable[[str, int], Spending]
+    ) -> tuple[Decision, Hold | None]:
+        asked = caller.key_id, caller.team, estimate.model, estimate.output_tokens, price
+        unwritten = self.clerk.waiting  # looked at before: it may be written by the time of the answer
+        decision, hold = self.account.hold(*asked, deferred=caller.deferred)
+        # What has ended and is only not written yet must not be what stands in the way.
+        if hold is None and decision.busy and unwritten and self.clerk.flush(WRITTEN_S):
+            return self.account.hold(*asked, deferred=caller.deferred)
+        return decision, hold
 
     def _price(self, estimate: Estimate, model: str, output_tokens: int, factor: Factor | None) -> Spending:
         tokens = estimate.input_tokens + output_tokens
@@ -202,14 +202,14 @@ class KeyReservation:
             self._ended = True
             needed = receipt.input_tokens + receipt.output_tokens
             self._gate._rates.correct(self._key_id, self._taken - needed)
-            self._gate._settle(self._hold, receipt)
+            self._gate.clerk.settle(self._hold, receipt)
 
     def release(self) -> None:
         if not self._ended:
             self._ended = True
             self._gate._rates.correct(self._key_id, self._taken)
             try:
-                self._gate._account.release(self._hold)
+                self._gate.account.release(self._hold)
             except DatabaseError as exc:
                 _log.error("a hold could not be given back, and lasts until this server ends: %s", exc)
 

@@ -16,16 +16,18 @@ from starlette.middleware import Middleware
 from negawatt.artifact import Artifact
 from negawatt.errors import NegawattError, UsageError, require
 from negawatt.serve.account import Account
-from negawatt.serve.admission import Gate, OpenGate
 from negawatt.serve.app import application
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
+from negawatt.serve.connection import Connection
 from negawatt.serve.database import Database, default_url
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
 from negawatt.serve.log import log_to
-from negawatt.serve.model import ModelOptions, ServedModel
+from negawatt.serve.model import ServedModel
+from negawatt.serve.operation import Operation
+from negawatt.serve.options import ModelOptions
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
 
@@ -41,16 +43,13 @@ def server_of(config: ServerConfig) -> Server:
     """
     config.check()
     footprint = config.footprint()
-    gate: Gate = OpenGate()
-    if config.needs_keys:
-        database = Database(config.database or default_url())
-        secret = server_secret(None if config.secret_file is None else Path(config.secret_file))
-        keys = Keys(database, secret)
-        if not keys.all():
-            raise UsageError("there is no key yet, so nobody could ask; make one: negawatt keys create NAME")
-        gate = KeyGate(
-            keys, Account(database, ReceiptLedger(database, secret)), intensity=footprint.intensity_now
-        )
+    database = Database(config.database or default_url())
+    secret = server_secret(None if config.secret_file is None else Path(config.secret_file))
+    keys = Keys(database, secret) if config.needs_keys else None
+    if keys is not None and not keys.all():
+        raise UsageError("there is no key yet, so nobody could ask; make one: negawatt keys create NAME")
+    account = Account(database, ReceiptLedger(database, secret))
+    gate = KeyGate(keys, account, intensity=footprint.intensity_now)
     server = Server([], gate, PatternRedactor() if config.redact else None)
     for chosen in config.models:
         artifact, prepared, options = _opened(chosen)
@@ -74,13 +73,14 @@ def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
 class _Listener(uvicorn.Server):
     """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on."""
 
-    def __init__(self, server: Server, config: ServerConfig) -> None:
-        self._server, self._drain_s = server, config.drain_s
+    def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
+        self._server, self._drain_s, self._operation = server, config.drain_s, operation
         self._draining: asyncio.Task[None] | None = None
-        app = application(server, middleware=[Middleware(LimitsMiddleware)])
+        app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
         super().__init__(
             uvicorn.Config(
-                app, host=config.host, port=config.port, lifespan="off", log_config=None, access_log=False,
+                app, host=config.host, port=config.port, http=Connection, lifespan="off", log_config=None,
+                access_log=False,
                 ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
                 server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
             )
@@ -99,6 +99,7 @@ class _Listener(uvicorn.Server):
 
     async def _drain(self) -> None:
         _log.info("draining: new requests are refused")
+        await self._operation.stop()
         await self._server.drain(self._drain_s)
         self.should_exit = True
 
@@ -113,12 +114,14 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
     place = _bound(config)
-    listener = _Listener(server, config)
+    operation = Operation(server, config)
+    listener = _Listener(server, config, operation)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, listener.told_to_end)
     try:
         await server.start()
+        await operation.start()
         serving = loop.create_task(listener.serve(sockets=[place]))
         while not listener.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -129,6 +132,7 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         await serving
     finally:
         place.close()
+        await operation.stop()
         await server.stop()
 
 
@@ -146,7 +150,7 @@ def run(config: ServerConfig, started: Callable[[str], None]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(server, config, started))
     finally:
-        if isinstance(server.gate, KeyGate):
+        if isinstance(server.gate, KeyGate):  # which `server_of` makes
             server.gate.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +20,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask of the server.
+    """How a request may come. What its fields may hold, `negawatt.serve.ask` says.
 
     Attributes:
         body_bytes: of a request, but of an upload to ``/v1/files``.
         upload_bytes: of such an upload.
         header_count, header_bytes: number of headers, and all of them together.
         json_depth: objects and lists within each other.
-        messages: of a chat.
-        n: answers to one prompt.
-        output_tokens: that one answer may be asked to have.
-        stops, stop_bytes: stop strings, and each of them in UTF-8.
-        top_logprobs: alternatives to a token.
         body_s: seconds in which the whole body has to have come.
         write_s: seconds in which a client has to take a piece of its answer.
     """
@@ -41,12 +36,6 @@ class Limits:
     header_count: int = 64
     header_bytes: int = 16 << 10
     json_depth: int = 32
-    messages: int = 1024
-    n: int = 16
-    output_tokens: int = 32_768
-    stops: int = 8
-    stop_bytes: int = 256
-    top_logprobs: int = 20
     body_s: float = 20.0
     write_s: float = 30.0
 
@@ -215,43 +204,3 @@ def read_json(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refused("expected a body that is one JSON object", status=400, code="invalid_json")
     return found
-
-
-def check_fields(request: Mapping[str, Any], limits: Limits) -> None:
-    """Hold the fields of a completion or chat request to the limits; kinds are checked elsewhere.
-
-    Raises:
-        Refused: 400, naming the field.
-    """
-    for field, value, most, what in _bounds(request, limits):
-        if value > most:
-            raise Refused(
-                f"{field}: expected at most {most}{what}, not {value}",
-                status=400,
-                param=field,
-                code="limit_exceeded",
-            )
-
-
-def _bounds(request: Mapping[str, Any], limits: Limits) -> Iterator[tuple[str, float, float, str]]:
-    """Field, what it has, what it may have, of what."""
-    for field, most in (
-        ("n", limits.n),
-        ("best_of", limits.n),
-        ("max_tokens", limits.output_tokens),
-        ("max_completion_tokens", limits.output_tokens),
-        ("top_logprobs", limits.top_logprobs),
-        ("logprobs", limits.top_logprobs),
-    ):
-        value = request.get(field)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield field, value, most, ""
-    stop = request.get("stop")
-    stops = stop if isinstance(stop, list) else [stop] if isinstance(stop, str) else []
-    yield "stop", len(stops), limits.stops, " strings"
-    for text in stops:
-        if isinstance(text, str):
-            yield "stop", len(text.encode("utf-8", "replace")), limits.stop_bytes, " bytes a string"
-    messages = request.get("messages")
-    if isinstance(messages, list):
-        yield "messages", len(messages), limits.messages, " entries"

@@ -21,6 +21,8 @@ FIELDS = frozenset(
 )
 """What a record may carry beside its message (``extra=``); anything else is dropped, whatever it holds."""
 
+_OURS = ("negawatt", "uvicorn")
+"""Loggers whose words are told; those of other libraries may quote what a client sent."""
 _TEXT_BYTES = 500
 _SECRETS = re.compile(
     r"nw-[0-9a-f]{12}-[\w-]+"  # our keys
@@ -49,7 +51,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": without_secrets(record.getMessage())[:_TEXT_BYTES],
+            "message": without_secrets(_words(record))[:_TEXT_BYTES],
         }
         for name in sorted(FIELDS & record.__dict__.keys()):
             value = record.__dict__[name]
@@ -57,6 +59,12 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = _told(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=lambda value: type(value).__name__)
+
+
+def _words(record: logging.LogRecord) -> str:
+    if record.name.partition(".")[0] in _OURS:
+        return record.getMessage()
+    return f"a library's message, at {record.module}:{record.lineno}"
 
 
 def _told(exc: BaseException) -> dict[str, Any]:
@@ -73,18 +81,19 @@ def _told(exc: BaseException) -> dict[str, Any]:
 
 
 def log_to(stream: TextIO = sys.stderr, level: str = "INFO") -> logging.Handler:
-    """Write what Negawatt and its web server say to a stream, as JSON, and nothing else of it anywhere.
+    """Write what this process says to a stream, as JSON, and nothing of it anywhere else.
 
-    The web server's lines about each request are left out: they hold the query string; the application
-    writes its own.
+    Libraries' warnings are told without their words. The web server's lines about each request are left out:
+    they hold the query string, and the application writes its own.
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    for name in ("negawatt", "uvicorn"):
+    root = logging.getLogger()
+    root.handlers, root.level = [handler], logging.WARNING
+    for name in _OURS:
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers, logger.propagate = [], True
         logger.setLevel(level)
-        logger.propagate = False
     for name in ("uvicorn.error", "uvicorn.asgi"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True

@@ -7,27 +7,25 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
-from negawatt.engine import Settings, backends
-from negawatt.engine.batching import STEP_TOKENS, Job, Report
-from negawatt.engine.picker import Picked
-from negawatt.engine.session import SessionOptions
+from negawatt.engine import backends
+from negawatt.engine.batching import Job, Report
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
 from negawatt.serve.admission import Refused
 from negawatt.serve.cashier import Cashier
 from negawatt.serve.footprint import Footprint
+from negawatt.serve.options import ModelOptions
 from negawatt.serve.queue import FairQueue
 from negawatt.serve.receipt import Outcome, Receipt
 from negawatt.serve.task import Choice, Sampling, Task
 from negawatt.serve.weights import Weights
 from negawatt.serve.worker import Worker
-from negawatt.serve.writing import Pieces, TokenInfo, Writing
+from negawatt.serve.writing import Pieces, Writing
 
 AHEAD = 1
 """Jobs that the worker holds beyond those it works on, so that a slot is filled again without a gap."""
@@ -35,42 +33,6 @@ IDLE_RECEIPT_S = 60.0
 """What is spent beside all requests is written down at most this often."""
 RESTARTS = 3
 """Times that a worker is started anew without having answered anything in between."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """Attributes:
-    settings: engine, weights, threads; ``batch`` is the most sequences at once.
-    kv_tokens: tokens that the cache holds over all sequences; ``batch × max_context`` if None.
-    step_tokens: most tokens of an engine step.
-    prefix_cache: whether prompts that begin like earlier ones are not computed again.
-    queue_limit: requests that may wait; more are refused.
-    deadline_s: seconds after which a request is given up.
-    stall_s: seconds without a step, with work to do, after which the worker is taken for hung.
-    sleep_s: seconds without work after which the worker is ended and its memory freed; None: never.
-    warm_up: whether to read and write a little when the model is loaded.
-    """
-
-    settings: Settings
-    kv_tokens: int | None = None
-    step_tokens: int = STEP_TOKENS
-    prefix_cache: bool = True
-    queue_limit: int = 256
-    deadline_s: float = 600.0
-    stall_s: float = 60.0
-    sleep_s: float | None = None
-    warm_up: bool = True
-
-    @property
-    def session(self) -> SessionOptions:
-        settings = self.settings
-        return SessionOptions(
-            batch=settings.batch,
-            capacity=self.kv_tokens or settings.batch * settings.max_context,
-            slots=settings.batch + max(4, settings.batch),
-            step_tokens=self.step_tokens,
-            prefix_cache=self.prefix_cache,
-        )
 
 
 class ServedModel:
@@ -234,21 +196,6 @@ class ServedModel:
         """Of prompt and answer together, at most."""
         return min(self.options.settings.max_context, self.options.session.capacity)
 
-    def check_length(self, prompts: list[list[int]], max_tokens: int) -> None:
-        """
-        Raises:
-            Refused: a prompt is empty, or with its answer longer than a sequence may be.
-        """
-        for prompt in prompts:
-            if not prompt:
-                raise Refused("the prompt holds no tokens", status=400, param="prompt")
-            if len(prompt) + max_tokens > self.most_tokens:
-                raise Refused(
-                    f"this model's maximum context length is {self.most_tokens} tokens, but {len(prompt)} "
-                    f"tokens of prompt and {max_tokens} of answer were asked for; shorten one of them",
-                    status=400, code="context_length_exceeded", param="messages",
-                )  # fmt: skip
-
     def choices(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[Choice]:
         """The answers to write to `prompts`, `n` each."""
         return [
@@ -345,45 +292,19 @@ class ServedModel:
             self._rate_tokens_s += 0.02 * (fed / report.wall_s - self._rate_tokens_s)
         for job, cached in report.started:
             if (found := self._tasks.get(job)) is not None:
-                self._note_start(*found, cached, now - report.wall_s)
+                found[0].start(found[1], cached, now - report.wall_s)
         for job, picked in report.picked:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
                 task.first_token_s = task.first_token_s or now
-                choice.tokens += 1
-                if choice.finish_reason is None:
-                    self._write(task, choice, picked)
+                if task.write(choice, picked, self._pieces) and self._worker is not None:
+                    self._worker.cancel(job)
         for job, reason in report.finished:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
-                self._finish_text(task, choice, reason)
+                task.finish(choice, reason)
                 self._job_ended(job)
         self._feed()
-
-    def _note_start(self, task: Task, choice: Choice, cached: int, now: float) -> None:
-        task.started_s = task.started_s or now
-        if not any(c.prompt is choice.prompt for c in task.choices[: choice.index]):
-            task.cached_tokens += cached
-
-    def _write(self, task: Task, choice: Choice, picked: Picked) -> None:
-        text = choice.writing.push(picked.token)
-        infos: list[TokenInfo] = []
-        if picked.log_prob is not None:
-            infos = [self._pieces.info(picked)]
-            choice.log_probs += infos
-        if choice.writing.stopped:
-            choice.finish_reason = "stop"
-            if self._worker is not None:
-                self._worker.cancel(choice.job)
-        if text or infos or choice.finish_reason:
-            task.push(choice, text, infos)
-
-    def _finish_text(self, task: Task, choice: Choice, reason: str) -> None:
-        if choice.finish_reason is not None:
-            return
-        rest = choice.writing.finish()
-        choice.finish_reason = "stop" if choice.writing.stopped else reason
-        task.push(choice, rest, ())
 
     def _on_cancelled(self, job: int) -> None:
         if job in self._tasks:

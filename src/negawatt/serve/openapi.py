@@ -161,9 +161,21 @@ def _get(summary: str, **parts: Any) -> dict[str, Any]:
     return {"get": {"summary": summary, "responses": {"200": said, **_FAILED}, **parts}}
 
 
+def _post(summary: str, body: str | None, **parts: Any) -> dict[str, Any]:
+    said = _get(summary)["get"]["responses"]
+    asked = {} if body is None else {"requestBody": {"content": {body: {"schema": {"type": "object"}}}}}
+    return {"post": {"summary": summary, "responses": said, **asked, **parts}}
+
+
+def _delete(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    said = _get(summary)["get"]["responses"]
+    return {"delete": {"summary": summary, "responses": said, "parameters": list(parameters)}}
+
+
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of the routes in `negawatt.serve.app`."""
     name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    identity = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
     public: dict[str, Any] = {"security": []}
     return {
         "openapi": "3.1.0",
@@ -177,6 +189,13 @@ def document() -> dict[str, Any]:
             },
             "/v1/models": _get("The models."),
             "/v1/models/{name}": _get("One model.", parameters=[name]),
+            "/v1/files": {**_get("The files."), **_post("Upload a file of requests.", "multipart/form-data")},
+            "/v1/files/{id}": {**_get("One file.", parameters=[identity]), **_delete("Delete it.", identity)},
+            "/v1/files/{id}/content": _get("What is in it.", parameters=[identity]),
+            "/v1/batches": {**_get("The batches."), **_post("Run a file of requests.", "application/json")},
+            "/v1/batches/{id}": _get("One batch, and what waiting was worth.", parameters=[identity]),
+            "/v1/batches/{id}/cancel": _post("End it early.", None, parameters=[identity]),
+            "/metrics": _get("For Prometheus."),
             "/openapi.json": _get("This document."),
             "/health": _get("Whether the process answers.", **public),
             "/ready": _get("Whether it should get requests.", **public),

@@ -13,7 +13,7 @@ from typing import Any
 from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Estimate, Gate, Refused
 from negawatt.serve.answer import whole
-from negawatt.serve.ask import Ask, chat_ask, completion_ask
+from negawatt.serve.ask import Ask, chat_ask, check_length, completion_ask
 from negawatt.serve.model import ServedModel
 from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import Redactor, redact
@@ -134,7 +134,7 @@ class Server:
         prompts = ask.tokens(model.artifact.tokenizer)
         limit = ask.limit(prompts, model.most_tokens)
         count = ask.n * len(prompts)
-        model.check_length(prompts, limit)
+        check_length(prompts, limit, model.most_tokens)
         reservation = self.gate.reserve(
             caller,
             Estimate(ask.model, sum(map(len, prompts)), limit * count, model.estimate(prompts, ask.n, limit)),
@@ -145,7 +145,7 @@ class Server:
                 model.check_room()
                 prompts = ask.tokens(model.artifact.tokenizer)
             limit = max(1, min(limit, reservation.output_tokens // count))
-            model.check_length(prompts, limit)
+            check_length(prompts, limit, model.most_tokens)
             sampling = replace(ask.sampling, max_tokens=limit)
             id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
             choices = model.choices(prompts, ask.n, sampling)

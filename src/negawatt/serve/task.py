@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from negawatt.engine.picker import Picked
 from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Reservation
 from negawatt.serve.books import Account
 from negawatt.serve.receipt import Outcome, Receipt
-from negawatt.serve.writing import TokenInfo, Writing
+from negawatt.serve.writing import Pieces, TokenInfo, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,33 @@ class Task:
     def most_tokens(self) -> int:
         """Of prompt and answers together, at most: the work it asks for."""
         return sum(len(c.prompt) + self.sampling.max_tokens for c in self.choices)
+
+    def start(self, choice: Choice, cached: int, now_s: float) -> None:
+        """A choice was admitted, `cached` tokens of its prompt being there already."""
+        self.started_s = self.started_s or now_s
+        if not any(other.prompt is choice.prompt for other in self.choices[: choice.index]):
+            self.cached_tokens += cached
+
+    def write(self, choice: Choice, picked: Picked, pieces: Pieces) -> bool:
+        """Add a token to a choice; true when that completed a stop string, and nothing more is wanted."""
+        choice.tokens += 1
+        if choice.finish_reason is not None:
+            return False
+        text = choice.writing.push(picked.token)
+        infos = [] if picked.log_prob is None else [pieces.info(picked)]
+        choice.log_probs += infos
+        if choice.writing.stopped:
+            choice.finish_reason = "stop"
+        if text or infos or choice.finish_reason:
+            self.push(choice, text, infos)
+        return choice.writing.stopped
+
+    def finish(self, choice: Choice, reason: str) -> None:
+        """The engine has ended a choice: ``stop`` or ``length``."""
+        if choice.finish_reason is None:
+            rest = choice.writing.finish()
+            choice.finish_reason = "stop" if choice.writing.stopped else reason
+            self.push(choice, rest, ())
 
     def push(self, choice: Choice, text: str, log_probs: Sequence[TokenInfo]) -> None:
         """Hand a streaming client what is new."""

@@ -11,10 +11,12 @@ from typing import Any
 from negawatt.compress.dissection import weights_read
 from negawatt.engine import Engine, Request
 from negawatt.errors import ArtifactError
-from negawatt.profiling.window import Summary, groups_for, measure, spread
+from negawatt.profiling.window import Job, Summary, groups_for, measure, spread
 
 SCREEN_TOKENS = 16
 """Tokens of each answer in the first, cheap look at a candidate."""
+LOOK_QUESTIONS = 4
+"""Questions in it, where joules are counted on those."""
 SEARCH_GROUPS = 2
 """Groups of requests that a candidate which passes the first look is measured on."""
 ENOUGH_S = 20.0
@@ -42,19 +44,18 @@ class Look:
     read_bytes: tuple[float, float] = (0.0, 0.0)
 
 
-def first_look(
-    engine: Engine, requests: Sequence[Request], reference_s: float, per_token: float = 1.0
-) -> Look:
+def first_look(engine: Engine, jobs: Sequence[Job], reference_s: float, per_token: float = 1.0) -> Look:
     """One short answer for each slot.
 
     Args:
         engine: open and warmed up.
-        requests: traffic to draw from.
+        jobs: to draw from.
         reference_s: cost of the reference load at the start of the run.
         per_token: tokens of this model for a token of the baseline's; see `Traffic`.
     """
-    group = spread(requests, engine.settings.batch)
-    window = measure(engine, [replace(r, max_new_tokens=SCREEN_TOKENS) for r in group])
+    n = 1 if isinstance(jobs[0], Request) else LOOK_QUESTIONS
+    group = spread(jobs, max(n, engine.settings.batch))
+    window = measure(engine, [answered_in(job, SCREEN_TOKENS) for job in group])
     return Look(
         cost=window.cpu_s_per_token * per_token * reference_s / window.reference_s,
         s_per_token=window.wall_s / sum(window.outputs),
@@ -73,7 +74,7 @@ def _read_bytes(engine: Engine) -> tuple[float, float]:
 
 def measured(
     engine: Engine,
-    requests: Sequence[Request],
+    jobs: Sequence[Job],
     reference_s: float,
     look: Look,
     groups: int | None = None,
@@ -82,7 +83,7 @@ def measured(
     """The cost per token of whole answers, as `Look.cost` is given, and the figures for the record.
 
     Args:
-        engine, requests, reference_s: as for `first_look`.
+        engine, jobs, reference_s: as for `first_look`.
         look: what was seen first; a slow candidate in a large batch gets shorter answers.
         groups: of requests; by default fewer in a large batch, whose groups are large.
         per_token: as for `first_look`.
@@ -90,7 +91,7 @@ def measured(
     windows, started = [], time.monotonic()
     batch = engine.settings.batch
     groups = groups or (SEARCH_GROUPS if batch < 8 else 1)
-    for group in groups_for(requests, batch, groups, 1):
+    for group in groups_for(jobs, batch, groups, 1):
         windows.append(measure(engine, _shortened(group, look.s_per_token)))
         if time.monotonic() - started > ENOUGH_S:
             break  # a slow candidate, or a busy machine: more windows would eat the search's time
@@ -109,14 +110,24 @@ def measured(
     return summary.cpu_s_per_token * per_token * reference_s / reference, figures
 
 
-def _shortened(group: Sequence[Request], s_per_token: float) -> list[Request]:
+def answered_in(job: Job, tokens: int) -> Job:
+    """The job with an answer of at most so many tokens, where a text is written at all."""
+    if not isinstance(job, Request):
+        return job
+    return replace(job, max_new_tokens=min(tokens, job.max_new_tokens))
+
+
+def _shortened(group: Sequence[Job], s_per_token: float) -> list[Job]:
     """The group, its answers cut so far that it takes `ENOUGH_S`, though not to a mere first look."""
-    foreseen_s = s_per_token * sum(r.max_new_tokens for r in group)
+    foreseen_s = s_per_token * sum(job.max_new_tokens for job in group if isinstance(job, Request))
     if len(group) == 1 or foreseen_s <= ENOUGH_S:
         return list(group)
     share, least = ENOUGH_S / foreseen_s, 2 * SCREEN_TOKENS
-    lengths = (min(r.max_new_tokens, max(least, round(share * r.max_new_tokens))) for r in group)
-    return [replace(r, max_new_tokens=n) for r, n in zip(group, lengths, strict=True)]
+    return [
+        answered_in(job, max(least, round(share * job.max_new_tokens)))
+        for job in group
+        if isinstance(job, Request)
+    ]
 
 
 def spent(engine: Engine) -> float:

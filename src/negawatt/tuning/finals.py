@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,14 @@ from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.profiler import baseline_ratio
-from negawatt.profiling.window import Window, groups_for, interleave, warm_up
+from negawatt.profiling.window import Window, completions_of, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.ablation import Step, levers
+from negawatt.tuning.attempt import answered_in
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
+from negawatt.workload import Ratio
 
 RANKING_ROUNDS = 3
 FINAL_ROUNDS = 6
@@ -66,25 +68,22 @@ class Finals:
     def answers(
         self, candidate: Candidate, traffic: Sequence[Traffic], time_left: Callable[[], float]
     ) -> list[Completion]:
-        """Answers to all requests, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
+        """Answers to all jobs, each once and at most `LATENCY_TOKENS` long, as many as there is time for.
 
         Raises:
             EngineError: it can no longer be loaded.
         """
         found: list[Completion] = []
-        requests = [r for each in traffic for r in each.requests(candidate)]
+        jobs = [job for each in traffic for job in each.jobs(candidate)]
         batch = candidate.settings.batch
         with self.workshop.engine(candidate) as engine:
-            warm_up(engine, requests[0])
-            for start in range(0, len(requests), batch):
+            warm_up(engine, jobs[0])
+            for start in range(0, len(jobs), batch):
                 if found and time_left() <= 0:
                     break
-                self.tick(f"latency of {candidate}: {start} of {len(requests)} requests")
-                group = [
-                    replace(r, max_new_tokens=min(r.max_new_tokens, LATENCY_TOKENS))
-                    for r in requests[start : start + batch]
-                ]
-                found += engine.generate(group).completions
+                self.tick(f"latency of {candidate}: {start} of {len(jobs)} requests")
+                group = [answered_in(job, LATENCY_TOKENS) for job in jobs[start : start + batch]]
+                found += completions_of(engine, group)
         return found
 
     def compare(
@@ -97,15 +96,35 @@ class Finals:
         """
         chosen = [baseline] if winner is None else [baseline, winner]
         rounds, fewest = (FINAL_ROUNDS, FEWEST_FINAL_ROUNDS) if winner else (BASELINE_ROUNDS, BASELINE_ROUNDS)
-        windows = self._interleaved(chosen, rounds, fewest, time_left)
-        if lost := [c for c in chosen if c not in windows]:
-            raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
+        windows = self._all_of(chosen, rounds, fewest, time_left)
         before = self._profile(baseline, windows[baseline])
         if winner is None:
             return before, None
-        costs = {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in chosen}
-        ratio = baseline_ratio(costs[baseline], costs[winner])
+        ratio = self._ratio(windows, baseline, winner)
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
+
+    def ratio(self, present: Candidate, winner: Candidate, time_left: Callable[[], float]) -> Ratio:
+        """How many times fewer CPU seconds a token takes with the winner, from windows taken in turn.
+
+        Raises:
+            EngineError: one of them can no longer be loaded.
+        """
+        windows = self._all_of([present, winner], FINAL_ROUNDS, FEWEST_FINAL_ROUNDS, time_left)
+        return self._ratio(windows, present, winner)
+
+    def _all_of(
+        self, chosen: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
+    ) -> dict[Candidate, list[Window]]:
+        windows = self._interleaved(chosen, rounds, fewest, time_left)
+        if lost := [c for c in chosen if c not in windows]:
+            raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
+        return windows
+
+    def _ratio(
+        self, windows: Mapping[Candidate, Sequence[Window]], dear: Candidate, cheap: Candidate
+    ) -> Ratio:
+        costs = [[w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in (dear, cheap)]
+        return baseline_ratio(*costs)
 
     def along(self, steps: Sequence[Step], time_left: Callable[[], float]) -> list[dict[str, Any]] | None:
         """What each lever saves on the way from baseline to winner, all steps measured in turn.
@@ -131,12 +150,12 @@ class Finals:
                 self.tick(f"loading {each}")
                 try:
                     engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.traffic.requests(each)[0])
+                    warm_up(engine, self.traffic.jobs(each)[0])
                     opened[each] = engine
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
-            groups = [groups_for(self.traffic.requests(c), c.settings.batch, rounds, 1) for c in opened]
+            groups = [groups_for(self.traffic.jobs(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
             taken = interleave(

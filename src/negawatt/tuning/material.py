@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from negawatt.compress import technique
 from negawatt.errors import UsageError
+from negawatt.profiling.window import counted_on
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.space import Space
 from negawatt.workload import QualityItem, TrafficItem, Workload
 from negawatt.workload.split import draw_order
@@ -24,28 +27,36 @@ class Material:
     """The parts of a workload.
 
     Attributes:
-        searched, held: requests to search with, and those for the finalists.
+        searched, held: what joules are counted on in the search, and for the finalists; questions, the same
+            as the quality items, where the workload has no traffic.
         search_items, held_items: the same of quality items; requests where there are no labels.
         usage: what passes may see: nothing of what is held back.
     """
 
-    searched: tuple[TrafficItem, ...]
-    held: tuple[TrafficItem, ...]
+    searched: Items
+    held: Items
     search_items: Items
     held_items: Items
     usage: Workload
 
     @classmethod
-    def of(cls, workload: Workload, space: Space, seed: int) -> Material:
+    def of(cls, workload: Workload, space: Space, seed: int, starts: Sequence[Candidate] = ()) -> Material:
         """Divide a workload.
+
+        Args:
+            workload: to divide.
+            space: what may be tried.
+            seed: of the division of the requests.
+            starts: what is tried besides.
 
         Raises:
             UsageError: it holds too little to divide.
+            WorkloadError: it holds nothing to count joules on.
         """
-        if len(workload.traffic) < FEWEST_REQUESTS:
+        counted = counted_on(workload)
+        if len(counted) < FEWEST_REQUESTS:
             raise UsageError(
-                f"workload {workload.name} has {len(workload.traffic)} requests; a search needs "
-                f"{FEWEST_REQUESTS}"
+                f"workload {workload.name} has {len(counted)} requests; a search needs {FEWEST_REQUESTS}"
             )
         n = min(SEARCH_ITEMS, len(workload.quality) // 3)
         if workload.quality and n < 1:
@@ -56,7 +67,12 @@ class Material:
             usage = replace(searched, name=name)
             return cls(searched.traffic, held.traffic, searched.traffic[:8], held.traffic, usage)
         drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
-        calibrated = any(each.technique.calibrated for each in space.passes)
+        names = {each.name for each in space.passes} | {name for start in starts for name in start.names}
+        calibrated = any(technique(name).calibrated for name in names)
         more = min(CALIBRATION_ITEMS, len(workload.quality) // 3) if calibrated else 0
         usage = replace(searched, name=name, quality=tuple(drawn[: n + more]))
-        return cls(searched.traffic, held.traffic, drawn[:n], drawn[n + more :], usage)
+        if workload.traffic:
+            return cls(searched.traffic, held.traffic, drawn[:n], drawn[n + more :], usage)
+        jobs = {item.id: item for item in counted}
+        first, rest = ([jobs[i.id] for i in part] for part in (drawn[:n], drawn[n + more :]))
+        return cls(first, rest, drawn[:n], drawn[n + more :], usage)

@@ -11,9 +11,12 @@ from statistics import median
 from negawatt.artifact.shape import ModelShape
 from negawatt.compress import parse
 from negawatt.compress.effect import Effect, Situation
+from negawatt.engine import Settings
 from negawatt.errors import NegawattError
 from negawatt.home import home
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.space import Space
+from negawatt.tuning.workshop import Workshop
 
 NOTHING = 0.99
 """Passes that are foretold to leave more than this of the best cost, at best, are not tried."""
@@ -88,6 +91,23 @@ class Outlook:
             why = f"making it takes about {making_s:.0f} s, and {max(0.0, left_s):.0f} s are left to search"
             return Prospect(None, why)
         return None
+
+    def out_of_reach(self, space: Space, search_s: float, workshop: Workshop) -> dict[str, str]:
+        """Passes of a space that are not worth looking at in a search of so many seconds, and why.
+
+        One of which something was made already is not among them, nor one that is required.
+        """
+        found: dict[str, str] = {}
+        for each in space.passes:
+            settings = Settings(engine=space.engines[0])
+            made = [Candidate(settings, (v,), m) for v in each.variants() for m in space.models]
+            takes_s = min(map(self.making_s, made))
+            slow = takes_s > MAKING_SHARE * search_s and not each.required
+            if slow and not any(map(workshop.is_made, made)):
+                found[each.name] = (
+                    f"making it takes about {takes_s:.0f} s, and {search_s:.0f} s are given to the search"
+                )
+        return found
 
     def prospect(self, candidate: Candidate) -> Prospect | None:
         """The best that can be hoped of a candidate with passes; None where nothing is known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,14 @@ class PassRange:
             for key, choices in self.ranges
         }
         return str(self.technique(**values))
+
+    def variants(self) -> list[str]:
+        """The pass with every combination of its values."""
+        names = [key for key, _ in self.ranges]
+        return [
+            str(self.technique(**dict(zip(names, values, strict=True))))
+            for values in itertools.product(*(choices for _, choices in self.ranges))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "required": self.required, **{k: list(v) for k, v in self.ranges}}

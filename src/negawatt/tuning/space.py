@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -57,9 +57,18 @@ class Space:
     def __post_init__(self) -> None:
         names = [each.name for each in self.passes]
         if len(set(names)) < len(names):
-            raise UsageError(
-                f"{max(names, key=names.count)} is given twice; give it once, with all its values"
-            )
+            twice = max(names, key=names.count)
+            raise UsageError(f"{twice} is given twice; give it once, with all its values")
+        required = [each for each in self.passes if each.required]
+        if len(packing := [each.name for each in required if each.technique.packs]) > 1:
+            raise UsageError(f"{' and '.join(packing)} are both required, and weights are packed only once")
+        for each in required:
+            able = _able(each)
+            if unable := [name for name in self.engines if name not in able]:
+                raise UsageError(
+                    f"{each.name} is required, and {unable[0]} does not run what it makes; "
+                    f"{' and '.join(able)} do: name the engines, or do not require it"
+                )
 
     @classmethod
     def default(
@@ -119,9 +128,7 @@ class Space:
         packed = False
         for each in self.passes:
             kind = each.technique
-            unfit = (kind.packs and (packed or engine not in PACKED_ENGINES)) or (
-                kind.factors and engine not in FACTORED_ENGINES
-            )
+            unfit = engine not in _able(each) or (kind.packs and packed)
             if unfit or not (each.required or choose(f"pass {each.name}", ("no", "yes")) == "yes"):
                 continue
             picked.append(each.pick(choose))
@@ -233,6 +240,10 @@ class Space:
 
         return self.pick(choose)
 
+    def without(self, names: Collection[str]) -> Space:
+        """The same space without some of the passes."""
+        return replace(self, passes=tuple(p for p in self.passes if p.name not in names))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "engines": list(self.engines),
@@ -246,6 +257,13 @@ class Space:
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
         }
+
+
+def _able(each: PassRange) -> Sequence[str]:
+    """The engines that run what a pass makes as it is made."""
+    if each.technique.packs:
+        return PACKED_ENGINES
+    return FACTORED_ENGINES if each.technique.factors else tuple(BACKENDS)
 
 
 def usable(only: Sequence[str] | None = None) -> tuple[str, ...]:

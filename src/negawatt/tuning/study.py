@@ -10,8 +10,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from negawatt.errors import EngineError, MissingDependency, WorkerDied
+from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
 from negawatt.meter import energy_of_cpu_time
+from negawatt.profiling.quality import Quality
 from negawatt.profiling.reference_load import reference_load
 from negawatt.profiling.window import warm_up
 from negawatt.run import Run
@@ -57,6 +58,7 @@ class Study:
         seed: of the strategy.
         strategy: name of what decides which candidate is next.
         memory: what earlier searches saw on this machine, for the default strategy.
+        outlook: what foretells the saving of passes; without one they are all tried.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Study:
         seed: int,
         strategy: str = "default",
         memory: Memory | None = None,
+        outlook: Outlook | None = None,
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
@@ -79,7 +82,8 @@ class Study:
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
-        self.outlook = Outlook(judge.workshop.shapes if judge else {})
+        self.first: tuple[Candidate, ...] = ()  # known to be good from elsewhere: tried before all others
+        self.outlook = outlook or Outlook({})
         self.not_tried: dict[str, str] = {}  # passes -> why they were left out
         self._time_left: Callable[[], float] = lambda: math.inf
         self._fresh_from = 0  # trials before this one do not count against the search's patience
@@ -107,6 +111,10 @@ class Study:
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
+        for candidate in self.first:
+            if candidate not in self._tried and time_left() > 0:
+                tick(f"known from before: {candidate}")
+                self._keep(self.try_candidate(candidate, tick, screen=False), None)
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
         while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
             proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
@@ -264,10 +272,10 @@ class Study:
         """A first look at one candidate, or the trial that failed."""
         started = time.monotonic()
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = first_look(engine, jobs, self.reference_s, per_token)
         except MissingDependency:
             raise
         except EngineError as exc:
@@ -285,15 +293,15 @@ class Study:
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
-            requests, per_token = self.traffic.requests(candidate), self.traffic.per_token(candidate)
+            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, requests[0])
-                look = earlier or first_look(engine, requests, self.reference_s, per_token)
+                warm_up(engine, jobs[0])
+                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
                 self._learn(candidate, look.cost, look.read_bytes)
                 if screen and (reason := self._too_dear(look)):
                     return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
                 groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, requests, self.reference_s, look, groups, per_token)
+                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
@@ -305,8 +313,12 @@ class Study:
         trial = Trial(len(self.trials), candidate, "complete", cost, figures=figures).checked(
             self.constraints
         )
-        if trial.feasible:
-            trial = self._judged(trial, tick)
+        try:
+            trial = self._judged(trial, tick) if trial.feasible else trial
+        except (EngineError, WorkloadError) as exc:
+            if candidate == self.baseline or isinstance(exc, MissingDependency):
+                raise
+            return self._failed(candidate, exc, time.monotonic() - started)
         lasted_s = time.monotonic() - started
         if earlier is not None:
             lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
@@ -322,9 +334,15 @@ class Study:
         }
         return Trial(len(self.trials), candidate, "pruned", look.cost, reason, figures=figures)
 
-    def _failed(self, candidate: Candidate, error: EngineError, lasted_s: float) -> Trial:
+    def _failed(self, candidate: Candidate, error: NegawattError, lasted_s: float) -> Trial:
         died = isinstance(error, WorkerDied)
-        self._deaths[candidate.settings.engine] += died
+        engine = candidate.settings.engine
+        self._deaths[engine] += died
+        if died and self._deaths[engine] == DEATHS:
+            text = (
+                f"{engine} is not tried any more: its process died {DEATHS} times, the last time so: {error}"
+            )
+            self.run.append("note", {"text": text})
         figures = {"died": died, "duration_s": lasted_s, "cpu_s_spent": 0.0}
         return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
 
@@ -347,6 +365,8 @@ class Study:
         limit, best = self.constraints.max_quality_drop, self.best
         if trial.candidate == self.baseline and self.items and self.judge.scores.labelled:
             quality = self.judge.scores.quality(trial.candidate, self.items, tick)
+            if text := says_nothing(quality):
+                self.run.append("note", {"text": text})
             return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
             best is not None
@@ -365,6 +385,17 @@ class Study:
         }
         violations = (QUALITY,) if reason else ()
         return replace(trial, reason=reason, violations=violations, figures=figures)
+
+
+def says_nothing(quality: Quality) -> str:
+    """A warning where every item has the baseline's same lowest score, below which nothing can fall."""
+    values = set(quality.scores.values())
+    if len(quality.scores) < 2 or values != {0.0}:
+        return ""
+    return (
+        f"What you run today scores 0 on each of {len(quality.scores)} items ({quality.metric}), so no "
+        "candidate can be seen to be worse: this quality set proves nothing; give one that it can answer"
+    )
 
 
 def _cost(trial: Trial) -> float:

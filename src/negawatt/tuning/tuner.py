@@ -12,10 +12,10 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
-from negawatt.errors import NegawattError, UsageError
+from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
-from negawatt.profiling.profiler import Progress
+from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
 from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
@@ -26,6 +26,8 @@ from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
+from negawatt.tuning.observed import Observed, present_text
+from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question, open_run
@@ -62,6 +64,7 @@ def tune(
     time_budget_s: float = 360.0,
     energy_budget_j: float | None = None,
     tokens_per_day: float | None = None,
+    observed: Observed | None = None,
     fewest_items: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
@@ -82,6 +85,8 @@ def tune(
         time_budget_s: for all of it; a resumed search gets what is left.
         energy_budget_j: joules for all of it likewise; None for as many as the time takes.
         tokens_per_day: that are generated in use, to tell the payback in days.
+        observed: what was seen in use: its requests' lengths shape the traffic, the best candidates known
+            there are tried first, and the verdict says whether the present choice is still the best.
         fewest_items: quality items that a proof needs at least.
         confidence: of the bound on the quality drop.
         seed: of the search.
@@ -102,9 +107,16 @@ def tune(
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
+    note = ""
+    if observed is not None:
+        if observed.model_sha256 not in ("", artifact.sha256):
+            raise UsageError(f"{observed.origin} is of another model than {artifact.name}")
+        observed = observed.within(space.max_context)
+        workload, note = observed.shaped(workload, artifact.tokenizer)
+        tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
-    material = Material.of(workload, space, seed)
+    material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
         raise UsageError(f"tokens per day must be a number above 0, not {tokens_per_day}")
@@ -115,8 +127,10 @@ def tune(
     )
     with open_run(path, question, artifact, workload, command) as run:
         session = _Session(
-            run, artifact, others, workload, material, question, budget, fewest_items, confidence, progress
-        )
+            run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
+            progress,
+        )  # fmt: skip
+        session.note(note)
         return session.go(tokens_per_day)
 
 
@@ -132,13 +146,14 @@ class _Session:
         material: Material,
         question: Question,
         budget: Budget,
+        observed: Observed | None,
         fewest_items: int,
         confidence: float,
         progress: Progress,
     ) -> None:
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
-        self.fewest_items, self.progress = fewest_items, progress
+        self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
         self.search_items, self.held_items = material.search_items, material.held_items
         self.workshop = Workshop(
             artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
@@ -148,16 +163,14 @@ class _Session:
         self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
         budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
         budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
-        held, most = (
-            Traffic(self.workshop, material.held, question.space.max_context),
-            question.space.max_context,
-        )
-        self.search_traffic = Traffic(self.workshop, material.searched, most)
-        self.judge = Judge(self.workshop, workload, question.baseline, confidence)
-        self.finals = Finals(run, self.workshop, held, self.tick)
+        most = question.space.max_context
+        self.searched = Traffic(self.workshop, material.searched, most)
+        self.held = Traffic(self.workshop, material.held, most)
         self.memory = Memory(question.artifact, fingerprint()["id"])
+        self.judge = Judge(self.workshop, workload, question.baseline, confidence)
+        self.finals = Finals(run, self.workshop, self.held, self.tick)
         self.prover = Prover(
-            run, self.judge, self.finals, self.constraints, self.held_items, [held, self.search_traffic],
+            run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
         )  # fmt: skip
 
@@ -177,13 +190,19 @@ class _Session:
         own_s = time.process_time()
         with Meter() as meter:
             self.budget.begin(meter)
+            outlook = Outlook(self.workshop.shapes)
+            search_s = SEARCH_SHARE_OF_TIME * self.budget.whole_s
+            far = outlook.out_of_reach(self.question.space, search_s, self.workshop)
             study = Study(
-                self.run, self.question.space, self.constraints, self.judge, self.baseline,
-                self.search_traffic, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory,
+                self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
+                self.searched, self.search_items, len(self.held_items), self.question.seed,
+                self.question.strategy, self.memory, outlook,
             )  # fmt: skip
             try:
                 self._foretell()
+                for name, why in far.items():
+                    self.note(f"Left out: {name}: {why}")
+                study.first = self.observed.starts if self.observed else ()
                 study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 result = self._decide(study)
             finally:
@@ -202,7 +221,8 @@ class _Session:
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
         }
-        result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in study.not_tried.items()]
+        left_out = {**far, **study.not_tried}
+        result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
             self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
@@ -226,9 +246,13 @@ class _Session:
             n = len(self.material.held) + len(self.material.searched)
             texts.append(prospect_of_latency(n, self.judge.confidence))
         for text in texts:
-            if not any(r["text"] == text for r in self.run.records("note")):
-                self.run.append("note", {"text": text})
-            self.tick(text)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Keep a sentence in the run, once however often the search is taken up again."""
+        if text and not any(r["text"] == text for r in self.run.records("note")):
+            self.run.append("note", {"text": text})
+        self.tick(text)
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
@@ -253,6 +277,7 @@ class _Session:
         answer = verdict(
             self.baseline, winner, best.ratio if best else None, quality, self.constraints, reasons,
             latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
+            unit=baseline.summary.unit,
         )  # fmt: skip
         own = self._document(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
@@ -275,7 +300,21 @@ class _Session:
         if answer.accepted and winner is not None:
             result["waterfall"] = self._levers(study, winner, compared_s) or result["phases"]
             result["artifact"] = str(self.finals.keep_artifact(winner, answer.text))
+        if self.observed is not None:
+            result["observed"] = self.observed.to_json()
+            result["present"] = self._present(winner if answer.accepted else None)
         return result
+
+    def _present(self, winner: Candidate | None) -> dict[str, Any] | None:
+        """Whether what runs today is still the best; None where the run did not say what runs."""
+        present = self.observed.present if self.observed else None
+        if present is None:
+            return None
+        ratio = None
+        if winner is not None and winner != present:
+            with suppress(EngineError):  # it does not run any more, which is an answer too
+                ratio = ratio_json(self.finals.ratio(present, winner, self.left_s))
+        return {**present.to_json(), "ratio": ratio, "text": present_text(present, winner, ratio)}
 
     def _levers(self, study: Study, winner: Candidate, compared_s: float) -> list[dict[str, Any]] | None:
         """What each lever saves: measured in turn where there is time, else from what the search measured.
@@ -304,7 +343,7 @@ class _Session:
     def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
         """A profile as JSON, with what is known of its quality on the held-out items."""
         document = {**profile.to_json(), **candidate.to_json()}
-        if (per_token := self.search_traffic.per_token(candidate)) != 1.0:
+        if (per_token := self.searched.per_token(candidate)) != 1.0:
             document["tokens_per_baseline_token"] = per_token
         if quality is not None:
             document["quality_drop"] = difference_json(quality)

@@ -96,12 +96,14 @@ def verdict(
     *,
     latencies: Iterable[str] = (),
     confidence: float = 0.95,
+    unit: str = "token",
 ) -> Verdict:
     """The verdict in words; ``best`` None means that no candidate passed, for the `reasons` given.
 
     Args:
         latencies: what is proved of the winner's latencies, in words.
         confidence: that the proofs keep in all; each look at each candidate had to be surer.
+        unit: what joules were counted on, as in `negawatt.profiling.Summary`.
     """
     if best is None or ratio is None:
         why = " ".join(reasons) or "Nothing tried was cheaper and kept the constraints."
@@ -113,7 +115,8 @@ def verdict(
         return Verdict(False, ratio, quality, text)
     saving, low, high = (1 - 1 / r for r in (ratio.value, ratio.low, ratio.high))
     text = (
-        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per generated token than "
+        f"Run {best}. It spends {ratio.value:.1f} times fewer joules per "
+        f"{'generated token' if unit == 'token' else unit} than "
         f"{baseline}: {saving:.0%} less ({low:.1%} to {high:.1%}, {ratio.n} interleaved pairs)."
     )
     words = [text, _quality_words(quality, constraints, confidence), *(f"{each}." for each in latencies)]

@@ -1,0 +1,30 @@
+"""What a worker gets of the machine it runs on: its environment, and the memory that is free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def worker_environment() -> dict[str, str]:
+    """The parent's environment, with every hub and telemetry switched off."""
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**os.environ, **quiet}
+
+
+def available_memory_bytes() -> int | None:
+    """Bytes that can be used without swapping, or None where the kernel does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,122 @@
+"""`Clerk`: charges receipts and writes them down, from a thread of its own: no request waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from negawatt.serve.account import Account, Hold
+from negawatt.serve.database import DatabaseError
+from negawatt.serve.receipt import Receipt
+
+RETRY_S = 1.0
+"""After a database that did not answer it is asked again."""
+ATTEMPTS = 5
+"""A receipt that the database refuses this often, while it takes others, is given up and told to the log."""
+_AT_ONCE = 16
+"""More would make those wait who want to hold something meanwhile, where there is one writer at a time."""
+
+_log = logging.getLogger("negawatt.serve.clerk")
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    hold: Hold | None
+    receipt: Receipt
+    refused: int = 0
+
+
+class Clerk:
+    """Settles in the order it was told, several receipts a transaction when there are several.
+
+    While the database is away receipts wait, and none is lost but by the end of this process.
+
+    Args:
+        account: what is charged.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._waiting: deque[_Entry] = deque()
+        self._changed = threading.Condition()
+        self._busy = self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def settle(self, hold: Hold | None, receipt: Receipt) -> None:
+        """Have a receipt charged and written; returns at once."""
+        with self._changed:
+            self._waiting.append(_Entry(hold, receipt))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="negawatt-clerk", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Receipts that are not written yet."""
+        with self._changed:
+            return len(self._waiting)
+
+    def flush(self, most_s: float) -> bool:
+        """Wait until all that was told so far is written; False when that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, most_s)
+
+    def close(self, most_s: float = 10.0) -> bool:
+        """Write what is left and end; False when something could not be written in time."""
+        written = self.flush(most_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(most_s)
+        return written
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return
+                self._busy = True
+                entries = [self._waiting[i] for i in range(min(_AT_ONCE, len(self._waiting)))]
+            written = self._write(entries)
+            with self._changed:
+                kept = [e for e in entries if e not in written]
+                for _ in entries:
+                    self._waiting.popleft()
+                self._waiting.extendleft(reversed(kept))
+                self._busy = False
+                self._changed.notify_all()
+                if kept:
+                    self._changed.wait_for(lambda: self._closing, RETRY_S)
+
+    def _write(self, entries: list[_Entry]) -> list[_Entry]:
+        """Those that are done with: all at once if that goes, else each on its own."""
+        try:
+            self._account.settle_all([(e.hold, e.receipt) for e in entries])
+        except DatabaseError as exc:
+            if len(entries) == 1:
+                _log.error("a receipt waits to be written: %s", exc)
+                return []
+        else:
+            return entries
+        done: list[_Entry] = []
+        refused: list[tuple[_Entry, str]] = []
+        for entry in entries:
+            try:
+                self._account.settle(entry.hold, entry.receipt)
+            except DatabaseError as exc:
+                refused.append((entry, str(exc)))
+            else:
+                done.append(entry)
+        if refused:
+            _log.error("%d receipts wait to be written: %s", len(refused), refused[0][1])
+        for entry, why in refused if done else ():
+            entry.refused += 1
+            if entry.refused >= ATTEMPTS:
+                _log.error("a receipt is given up: %s", why, extra={"request_id": entry.receipt.id})
+                done.append(entry)
+        return done
