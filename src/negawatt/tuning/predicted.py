@@ -31,6 +31,8 @@ STARTUP = 2
 """Trials before the model is asked; they are drawn at random where nothing is known from elsewhere."""
 WORTH = 0.003
 """Expected improvement, as a share of the cost, below which nothing more is proposed."""
+OWN = 2
+"""Points that are measured before the search may end, however much earlier searches saw."""
 SPEND_NOISE = 0.4
 """Standard deviation of the logarithm of what a trial spends: it may be a look, or make weights."""
 TRUST = 0.9
@@ -108,7 +110,7 @@ class PredictedStrategy(Strategy):
         foretold = self.predictor.costs(self._seen_as(open_))
         gain = expected_improvement(foretold.mean, foretold.sd, self._best()) * self._chances(open_)
         chosen = int(np.argmax(gain / self._spends(open_)))
-        if gain.max() < WORTH and self._measured():
+        if gain.max() < WORTH and self._measured() and len(self._valued()) > OWN:
             raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
         low, high = foretold.interval(TRUST, WHOLE_NOISE)
         if self.objectives == 1:
