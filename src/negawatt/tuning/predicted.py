@@ -11,7 +11,6 @@ import numpy as np
 
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.predictor import (
-    WHOLE_NOISE,
     Observation,
     Predictor,
     additive_model,
@@ -112,7 +111,7 @@ class PredictedStrategy(Strategy):
         chosen = int(np.argmax(gain / self._spends(open_)))
         if gain.max() < WORTH and self._measured() and len(self._valued()) > OWN:
             raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
-        low, high = foretold.interval(TRUST, WHOLE_NOISE)
+        low, high = foretold.interval(TRUST)
         if self.objectives == 1:
             self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
         return Draft(open_[chosen])
@@ -127,7 +126,7 @@ class PredictedStrategy(Strategy):
             return np.ones(len(open_))
         known = self._seen_as([point for point, _ in spent])
         logs = np.log([value for _, value in spent])
-        mean, _ = additive_model(known, self._seen_as(open_), logs, np.full(len(logs), SPEND_NOISE))
+        mean, _, _ = additive_model(known, self._seen_as(open_), logs, np.full(len(logs), SPEND_NOISE))
         return np.exp(mean)
 
     def trust(self) -> dict[str, Any]:
