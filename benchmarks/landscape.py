@@ -52,12 +52,17 @@ class Landscape:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether the recording is complete."""
+        """Whether every point was measured, and every arithmetic judged or none."""
         settings = [candidate.settings for candidate in self.space.grid()]
-        return all(s in self.points and s.arithmetic in self.qualities for s in settings)
+        judged = not self.qualities or all(s.arithmetic in self.qualities for s in settings)
+        return judged and all(s in self.points for s in settings)
 
     def failed(self, settings: Settings) -> bool:
-        return "failed" in self.points[settings] or "failed" in self.qualities[settings.arithmetic]
+        return "failed" in self.points[settings] or "failed" in self.quality(settings)
+
+    def quality(self, settings: Settings) -> dict[str, Any]:
+        """Of a table that holds costs only, no point loses anything, and judging is free."""
+        return self.qualities[settings.arithmetic] if self.qualities else {"drop": 0.0, "spent_cpu_s": 0.0}
 
     def cost(self, settings: Settings) -> float:
         """CPU seconds per token: the mean of the windows."""
@@ -65,7 +70,7 @@ class Landscape:
         return float(sum(costs) / len(costs))
 
     def drop(self, settings: Settings) -> float:
-        return float(self.qualities[settings.arithmetic]["drop"])
+        return float(self.quality(settings)["drop"])
 
     def keeps(self, settings: Settings) -> bool:
         """Whether its quality is good enough."""
@@ -112,7 +117,7 @@ class Account:
         if settings.arithmetic in self._judged:
             return
         self._judged.add(settings.arithmetic)
-        self.spent_cpu_s += self.landscape.qualities[settings.arithmetic].get("spent_cpu_s", 1.0)
+        self.spent_cpu_s += self.landscape.quality(settings).get("spent_cpu_s", 1.0)
 
 
 def recorded() -> list[Landscape]:

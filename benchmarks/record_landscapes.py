@@ -204,7 +204,7 @@ class Recorder:
 
     def cost(self, engine: Engine, group: Sequence[Request]) -> float:
         window = measure(engine, group)
-        return window.cpu_s_per_token * self.table["reference_s"] / window.reference_s
+        return window.cpu_s_per_token * float(self.table["reference_s"]) / window.reference_s
 
     def qualities(self) -> None:
         """Every arithmetic's drop against the reference on the same items, and what asking cost.

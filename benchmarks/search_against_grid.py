@@ -18,12 +18,12 @@ from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
-from negawatt.profiling.window import requests_of
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, Study
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
 from negawatt.workload import Workload
 
@@ -47,7 +47,7 @@ def main() -> None:
     space = Space(tuple(options.engines.split(",")), (1,), cores, 1024, FORMATS)
     baseline = Candidate(Settings(engine="llamacpp", max_context=1024))
     workshop = Workshop(artifact)
-    requests = requests_of(artifact.tokenizer, workload.traffic, 1024)
+    traffic = Traffic(workshop, workload.traffic, 1024)
     folder = Path(tempfile.mkdtemp(prefix="negawatt-grid-"))
 
     def say(text: str) -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     def study(name: str) -> Study:
         run = Run.create("tune", path=folder / name)
         judge = Judge(workshop, workload, baseline, 0.95)
-        return Study(run, space, Constraints(), judge, baseline, requests, [], 0, options.seed)
+        return Study(run, space, Constraints(), judge, baseline, traffic, [], 0, options.seed)
 
     search = study("search")
     search.search(lambda: 1.0, say)
@@ -80,7 +80,7 @@ def main() -> None:
         print("the search found the grid's best point")
         return
     with Run.create("tune", path=folder / "finals") as run:
-        finals = Finals(run, workshop, requests, say)
+        finals = Finals(run, workshop, traffic, say)
         _, profile = finals.compare(best[search], best[grid], lambda: 1.0)
     assert profile is not None and profile.ratio is not None
     print(f"the search's choice costs {profile.ratio.text} times the grid's, in turn")

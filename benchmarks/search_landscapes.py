@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 
 from landscape import Account, Landscape, gap, recorded
@@ -57,7 +58,9 @@ class Replay:
                 proposal, candidate = self.sampler.ask(self.landscape.space.pick)
             except Exhausted:
                 break
+            before_cpu_s = self.account.spent_cpu_s
             outcome = self._tried(candidate.settings, proposal.whole)
+            outcome = replace(outcome, spent=self.account.spent_cpu_s - before_cpu_s)
             self.sampler.tell(proposal, outcome)
             self.trail.append((self.account.spent_cpu_s, self.best))
         return self.trail

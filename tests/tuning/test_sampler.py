@@ -6,6 +6,7 @@ import pytest
 
 from negawatt.errors import UsageError
 from negawatt.testing import SamplerContract
+from negawatt.tuning import tune
 from negawatt.tuning.sampler import Strategy
 from negawatt.tuning.strategy import STRATEGIES, strategy
 
@@ -76,4 +77,6 @@ class TestHalving(SamplerContract):
 def test_an_unknown_strategy_is_a_wrong_call_that_names_the_known() -> None:
     with pytest.raises(UsageError, match="tpe"):
         strategy("alchemy")
+    with pytest.raises(UsageError, match="alchemy"):
+        tune("no-such-model", strategy="alchemy")
     assert all(strategy(name).name == name for name in STRATEGIES)

@@ -149,7 +149,7 @@ def test_any_strategy_can_be_had_by_name(tmp_path: Path, strategy: str) -> None:
 def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> None:
     """What held-out items speak against is not the best any more, nor is anything of its arithmetic tried."""
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Landscape(run, 0)
+        study = Landscape(run, 0, "tpe")
         study.search(lambda: 1.0, lambda text: None)
         assert study.best is not None
         loser = study.best.candidate
@@ -164,7 +164,7 @@ def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> N
         best = study.best.candidate
     with Run.open(tmp_path / "run") as run:
         run.lock()
-        resumed = Landscape(run, 0)
+        resumed = Landscape(run, 0, "tpe")
         resumed._take_over()
         assert resumed.best is not None
         assert resumed.best.candidate == best

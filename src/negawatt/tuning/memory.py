@@ -32,19 +32,19 @@ class Memory:
     def __init__(self, artifact_sha256: str, machine: str) -> None:
         self.file: Path = home() / "cache" / artifact_sha256[:16] / f"tried-{machine}.json"
 
-    def keep(self, trials: Sequence[Trial], run: str, workload: str, reference_s: float) -> None:
+    def keep(self, trials: Sequence[Trial], run: str, compared_with: str, reference_s: float) -> None:
         """Remember the trials of a search that has ended.
 
         Args:
             run: what tells it from other searches.
-            workload: hash of it; drops of quality hold for it alone.
+            compared_with: items and baseline; drops of quality hold for these alone.
             reference_s: cost of the reference load that the trials' costs are relative to.
         """
         kept = [
             {
                 **t.candidate.to_json(),
                 "run": run,
-                "workload": workload,
+                "compared_with": compared_with,
                 "cost": t.cost / reference_s,
                 "looked": t.state == "pruned",
                 "drop": (t.figures.get("quality_drop") or {}).get("drop"),
@@ -56,7 +56,7 @@ class Memory:
         with written_beside(self.file) as place:
             place.write_text(json.dumps(content), "utf-8")
 
-    def observations(self, space: Space, workload: str, reference_s: float) -> list[Observation]:
+    def observations(self, space: Space, compared_with: str, reference_s: float) -> list[Observation]:
         """What is remembered of points of a space, in terms of today's reference load."""
         found = []
         for record in self._stored():
@@ -64,7 +64,7 @@ class Memory:
                 candidate = Candidate.from_json(record)
                 point = space.parameters(candidate)
                 cost, run = float(record["cost"]), str(record["run"])
-                same = record["workload"] == workload and record["drop"] is not None
+                same = record["compared_with"] == compared_with and record["drop"] is not None
                 drop = float(record["drop"]) if same else None
             except (NegawattError, KeyError, TypeError, ValueError):
                 continue  # it lies outside the space, or was written by another version

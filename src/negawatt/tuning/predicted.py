@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from negawatt.tuning.candidate import Candidate
-from negawatt.tuning.predictor import WHOLE_NOISE, Observation, Predictor, chances, deciding
+from negawatt.tuning.predictor import (
+    Observation,
+    Predictor,
+    additive_model,
+    chances,
+    deciding,
+)
 from negawatt.tuning.process import Array, expected_improvement
 from negawatt.tuning.sampler import Draft, Outcome, Pick, Point, Proposal, Strategy, scalarised
 from negawatt.tuning.tree import Exhausted, Tree, points
@@ -24,6 +30,10 @@ STARTUP = 2
 """Trials before the model is asked; they are drawn at random where nothing is known from elsewhere."""
 WORTH = 0.003
 """Expected improvement, as a share of the cost, below which nothing more is proposed."""
+OWN = 2
+"""Points that are measured before the search may end, however much earlier searches saw."""
+SPEND_NOISE = 0.4
+"""Standard deviation of the logarithm of what a trial spends: it may be a look, or make weights."""
 TRUST = 0.9
 """Confidence of the intervals that the model's calibration is told with."""
 
@@ -98,13 +108,26 @@ class PredictedStrategy(Strategy):
         self.predictor = Predictor([*self._earlier, *self._observations()])
         foretold = self.predictor.costs(self._seen_as(open_))
         gain = expected_improvement(foretold.mean, foretold.sd, self._best()) * self._chances(open_)
-        chosen = int(np.argmax(gain))
-        if gain[chosen] < WORTH and self._measured():
+        chosen = int(np.argmax(gain / self._spends(open_)))
+        if gain.max() < WORTH and self._measured() and len(self._valued()) > OWN:
             raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
-        low, high = foretold.interval(TRUST, WHOLE_NOISE)
+        low, high = foretold.interval(TRUST)
         if self.objectives == 1:
             self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
         return Draft(open_[chosen])
+
+    def _spends(self, open_: Sequence[Point]) -> Array:
+        """What trying each point is likely to cost, up to a factor: gain is sought for what it takes.
+
+        Expected improvement per second (J. Snoek et al., NeurIPS 2012).
+        """
+        spent = [(p.point, o.spent) for p, o in self._told.values() if o.spent]
+        if len(spent) < 2:
+            return np.ones(len(open_))
+        known = self._seen_as([point for point, _ in spent])
+        logs = np.log([value for _, value in spent])
+        mean, _, _ = additive_model(known, self._seen_as(open_), logs, np.full(len(logs), SPEND_NOISE))
+        return np.exp(mean)
 
     def trust(self) -> dict[str, Any]:
         """How many measured points lay inside the interval told before, at which confidence."""
@@ -225,8 +248,13 @@ def bits_of(weight_format: str) -> int | None:
 
 
 def traits(candidate: Candidate) -> dict[str, Any]:
-    """What the names of different engines' formats have in common."""
-    return {"\0bits": bits_of(candidate.settings.weight_format)}
+    """What names of formats have in common: bits in all engines, and within one the stem before a dash.
+
+    ``int4-g64-sym`` and ``int4-g32-asym`` are variants of one form, as are ``q4_0`` and ``q4_0-head8``.
+    """
+    settings = candidate.settings
+    stem = settings.weight_format.split("-")[0]
+    return {"\0bits": bits_of(settings.weight_format), "\0stem": f"{settings.engine} {stem}"}
 
 
 def promising(starts: Sequence[Candidate]) -> list[Candidate]:

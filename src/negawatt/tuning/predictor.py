@@ -24,8 +24,8 @@ WHOLE_NOISE, LOOK_NOISE = 0.04, 0.10
 RUN_SPREAD = 0.25
 """Of the effect that all trials of one earlier run share."""
 VARIANCES = {
-    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "weight_format": 0.03, "threads": 0.03,
-    "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
+    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0stem": 0.03, "weight_format": 0.006,
+    "threads": 0.03, "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
 }  # fmt: skip
 """How much the logarithm of a cost varies with a dimension, before anything is seen; by the last part of its
 name, which dimensions of different engines share. What is seen corrects it."""
@@ -43,7 +43,7 @@ DROP_NOISE = 0.012
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
-EVEN = {"engine": 0.2, "weight_format": 0.5, "\0bits": 0.5, PAIR: 0.02}
+EVEN = {"engine": 0.2, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
 """Variances of effects on quality, in units of its own spread."""
 
 
@@ -77,15 +77,17 @@ class Foretold:
     Attributes:
         mean, sd: of the logarithm of the true cost.
         degrees: of freedom of the Student distribution that intervals use.
+        noise: standard deviation of a whole measurement around it, as it was found to be.
     """
 
     mean: Array
     sd: Array
     degrees: int
+    noise: float = WHOLE_NOISE
 
-    def interval(self, confidence: float, noise: float = 0.0) -> tuple[Array, Array]:
-        """Ends of the interval of the logarithm; with `noise`, of a measurement of it."""
-        width = student_quantile((1 + confidence) / 2, self.degrees) * np.sqrt(self.sd**2 + noise**2)
+    def interval(self, confidence: float) -> tuple[Array, Array]:
+        """Ends of the interval in which the logarithm of a measured cost is expected."""
+        width = student_quantile((1 + confidence) / 2, self.degrees) * np.sqrt(self.sd**2 + self.noise**2)
         return self.mean - width, self.mean + width
 
 
@@ -113,8 +115,8 @@ class Predictor:
         asked = [{**p, RUN: ""} for p in points]
         noise = np.asarray([LOOK_NOISE if o.looked else WHOLE_NOISE for o in self.seen])
         values = np.asarray([o.log_cost for o in self.seen])
-        mean, sd = additive_model(known, asked, values, noise)
-        return Foretold(mean, sd, max(2, len(self.seen) - 1))
+        mean, sd, factor = additive_model(known, asked, values, noise)
+        return Foretold(mean, sd, max(2, len(self.seen) - 1), factor * WHOLE_NOISE)
 
     def drops(
         self, points: Sequence[Point], identities: Sequence[Hashable], dimensions: set[str]
@@ -133,7 +135,7 @@ class Predictor:
         values = np.asarray([float(o.drop or 0.0) for o in judged.values()])
         scale = max(DROP_NOISE, float(np.std(values)))
         noise = np.full(len(known), DROP_NOISE / scale)
-        mean, sd = additive_model(known, asked, values / scale, noise, {"kv_cache": 0.05, **EVEN})
+        mean, sd, _ = additive_model(known, asked, values / scale, noise, {"kv_cache": 0.05, **EVEN})
         mean, sd = mean * scale, sd * scale
         for i, identity in enumerate(identities):
             if identity in judged:
@@ -172,7 +174,7 @@ def chances(known: Sequence[Point], happened: Sequence[bool], asked: Sequence[Po
         return np.zeros(len(asked))
     values = np.asarray(happened, dtype=np.float64)
     noise = np.full(len(values), 0.25)
-    mean, sd = additive_model(known, asked, values, noise, {name: v / 4 for name, v in EVEN.items()})
+    mean, sd, _ = additive_model(known, asked, values, noise, {name: v / 4 for name, v in EVEN.items()})
     return normal_cdf((mean - 0.5) / np.hypot(sd, 0.25))
 
 
@@ -182,8 +184,8 @@ def additive_model(
     values: Array,
     noise: Array,
     variances: Mapping[str, float] = VARIANCES,
-) -> tuple[Array, Array]:
-    """Mean and standard deviation of a sum of effects at some points.
+) -> tuple[Array, Array, float]:
+    """Mean and standard deviation of a sum of effects at some points, and the factor that the noise has.
 
     The variances are those under which the data and the variances themselves are likeliest, found factor by
     factor (type II maximum likelihood with a prior; D. J. C. MacKay, Neural Computation 4, 1992).
@@ -217,7 +219,7 @@ def additive_model(
     alone = float(scale[:-1] @ parts.of(alike(asked[:1], asked[:1]))[:, 0, 0])
     if fitted is None or len(few) < len(known):
         fitted = _Fit(within, scale, values, noise)
-    return fitted.predict(parts.of(alike(asked, known)), alone)
+    return *fitted.predict(parts.of(alike(asked, known)), alone), math.sqrt(float(scale[-1]))
 
 
 class _Fit:

@@ -109,4 +109,5 @@ def _outcome(trial: Trial) -> Outcome:
         looked=trial.state == "pruned",
         drop=float(judged["drop"]) if judged else None,
         kept=False if struck else (True if judged else None),
+        spent=trial.figures.get("cpu_s_spent") or None,
     )

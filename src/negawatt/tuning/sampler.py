@@ -63,6 +63,7 @@ class Outcome:
         looked: the values come from a first look only, and are less exact.
         drop: of quality, against what everything is compared with; None where it was not judged.
         kept: whether the quality was good enough; None where it was not judged.
+        spent: what trying it cost, in whatever unit all outcomes share; None where that is not known.
     """
 
     values: tuple[float, ...] | None
@@ -70,6 +71,7 @@ class Outcome:
     looked: bool = False
     drop: float | None = None
     kept: bool | None = None
+    spent: float | None = None
 
     @property
     def penalised(self) -> tuple[float, ...] | None:

@@ -99,8 +99,13 @@ class Study:
             starts=space.starts(without=baseline.settings.engine),
             earlier=[]
             if memory is None
-            else memory.observations(space, judge.workload.hash, self.reference_s),
+            else memory.observations(space, self.compared_with, self.reference_s),
         )
+
+    @property
+    def compared_with(self) -> str:
+        """What drops of quality are relative to: items and baseline."""
+        return f"{self.judge.workload.hash} {self.baseline}"
 
     # -- the loop --------------------------------------------------------------------------------
 

@@ -225,7 +225,7 @@ class _Session:
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
-            self.memory.keep(study.trials, str(self.run.path), self.question.workload, study.reference_s)
+            self.memory.keep(study.trials, str(self.run.path), study.compared_with, study.reference_s)
         return result
 
     def _foretell(self) -> None:
