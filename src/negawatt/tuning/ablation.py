@@ -13,6 +13,9 @@ from negawatt.engine.backends import backend
 from negawatt.errors import UnsupportedSetting
 from negawatt.tuning.candidate import Candidate
 
+SAME = 1e-6
+"""Costs that differ by less than this share are the same: there is no saving to divide."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -63,7 +66,7 @@ def levers(steps: Sequence[Step], costs: Mapping[Candidate, float], how: str) ->
         None where baseline or winner has no cost, or they cost the same.
     """
     ends = costs.get(steps[0].candidate), costs.get(steps[-1].candidate)
-    if len(steps) < 2 or ends[0] is None or ends[1] is None or ends[0] == ends[1]:
+    if len(steps) < 2 or ends[0] is None or ends[1] is None or math.isclose(ends[0], ends[1], rel_tol=SAME):
         return None
     whole = math.log(ends[0] / ends[1])
     rows: list[dict[str, Any]] = []
