@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,11 +35,16 @@ MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "
 """Folders of tests of arithmetic and files, which can run beside those that watch machine and engines."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups for two workers (``pytest -n 2 --dist loadgroup``): one measures, one makes."""
-    for item in items:
-        making = MAKING.intersection(item.path.parts)
-        item.add_marker(pytest.mark.xdist_group("making" if making else "measuring"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Two groups for two workers (``pytest -n 2``): one measures, one makes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "making" if MAKING.intersection(nodeid.split("/")) else "measuring"
+
+    return Groups(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
