@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     ):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         os.nice(10)
+        if "torch" in sys.modules:  # it counted the cores when it was imported
+            sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

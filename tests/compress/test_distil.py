@@ -18,6 +18,7 @@ from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import ArtifactError, EngineError, NegawattError, UsageError, WorkloadError
 from negawatt.profiling import profile
 from negawatt.profiling.quality import judged
+from negawatt.profiling.window import QUESTIONS
 from negawatt.testing.small_models import TEXT, small_model
 from negawatt.testing.small_workload import small_workload
 from negawatt.workload import Workload
@@ -61,7 +62,7 @@ def student(teacher: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_classifier_is_profiled_by_the_answer(teacher: Path, texts: Path) -> None:
     settings = Settings(batch=4, threads=1, max_context=64)
     found = profile(str(teacher), str(texts), settings, rounds=2, requests_per_round=4)
-    assert found.summary.unit == "answer" and found.summary.generated == 16
+    assert found.summary.unit == "answer" and found.summary.generated == 2 * QUESTIONS
     assert found.quality is not None and found.quality.interval.value > 0.8
 
 

@@ -10,7 +10,7 @@ from negawatt.energy import Energy
 from negawatt.engine import Request, Settings
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.profiling import Profile, profile, reference_load
-from negawatt.profiling.window import groups_for, percentiles, requests_of, spread
+from negawatt.profiling.window import QUESTIONS, groups_for, percentiles, requests_of, spread
 from negawatt.workload import GenerateItem, TrafficItem, Workload
 
 SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=768)
@@ -60,8 +60,9 @@ def test_questions_without_traffic_are_what_joules_are_counted_on(model: Artifac
     found = profile(model, few, SETTINGS.replace(batch=4), rounds=2, requests_per_round=4, quality_items=0)
     document = found.to_json()
     assert document["unit"] == "answer"
-    assert document["tokens"]["generated"] == document["requests"] == 16
-    assert found.summary.energy_per_token.value_j == pytest.approx((found.summary.energy.value_j or 0) / 16)
+    assert document["tokens"]["generated"] == document["requests"] == 2 * QUESTIONS
+    joules = found.summary.energy.value_j or 0.0
+    assert found.summary.energy_per_token.value_j == pytest.approx(joules / (2 * QUESTIONS))
     assert found.summary.prompted == sum(step.tokens for step in found.summary.steps)
     assert len(found.summary.ttft_ms) == 2 and found.summary.tpot_ms == {}
     assert found.cost_model is not None and found.cost_model.decode_call_s == 0.0
