@@ -1,5 +1,6 @@
 """Counters that wrap, are reset, freeze, vanish or talk nonsense, turned into totals that only grow."""
 
+import time
 from itertools import pairwise
 
 from hypothesis import given
@@ -62,6 +63,30 @@ def test_failed_reads_between_good_ones_cost_nothing(works: list[bool]) -> None:
     first, *_, last = totals(readings)
     assert last.value_j - first.value_j == 10.0 * (len(works) + 1)
     assert last.failure == ""
+
+
+class HeldUp(Sensor):
+    """A counter of 50 W that is looked at when a read begins; the read may take its time."""
+
+    name = "held-up"
+
+    def __init__(self, pauses_s: list[float]) -> None:
+        self.pauses_s = iter(pauses_s)
+
+    def read(self) -> Reading:
+        begun_s = time.monotonic()
+        time.sleep(next(self.pauses_s))
+        at_s = (begun_s + time.monotonic()) / 2
+        return Reading(at_s, {"cpu/0": Counter(50 * begun_s, range_j=1e9, refresh_s=0.001, limit_w=60.0)})
+
+
+def test_a_read_that_was_held_up_does_not_pass_for_a_reset() -> None:
+    accumulator = Accumulator(HeldUp([0.0, 0.3, 0.0, 0.0]))
+    first, _, third, last = (accumulator.update()["cpu/0"] for _ in range(4))
+    assert third.failure == last.failure == ""
+    assert last.gaps == 0
+    assert abs(last.value_j - first.value_j - 50 * (last.at_s - first.at_s)) < 2
+    assert last.power_w < 200  # nobody believes what a moment seems to tell
 
 
 def test_a_torn_read_is_not_a_wrap() -> None:

@@ -356,8 +356,7 @@ def test_ten_thousand_nested_windows(station: Station) -> None:
     assert outer.cpu_s >= meters[5000].measurement.cpu_s >= inner.cpu_s
     joules = outer.machine["cpu/0"].value_j
     assert joules is not None
-    # A slow machine takes seconds to open them all; one stretch of that may pass for a reset of the counter.
-    assert joules >= 0.8 * 50 * outer.duration_s, outer.machine["cpu/0"]
+    assert joules >= 49 * outer.duration_s - 1, outer.machine["cpu/0"]
     assert all(m.measurement.energy.is_missing or m.measurement.energy.value_j >= 0 for m in meters)
 
 

@@ -54,7 +54,7 @@ class Accumulator:
     def __init__(self, sensor: Sensor) -> None:
         self.sensor = sensor
         self._totals: dict[str, Total] = {}
-        self._suspects: dict[str, tuple[float, Counter]] = {}
+        self._suspects: dict[str, tuple[float, Counter, float]] = {}
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def update(self) -> Mapping[str, Total]:
@@ -88,16 +88,17 @@ class Accumulator:
         if total is None:
             return Total(at_s, 0.0, 0.0, 0.0, at_s, 0, counter, blur_s=blur_s)
         suspect = self._suspects.pop(name, None)
-        step_j = advance_j(total.counter, counter, at_s - total.at_s)
+        # A read that was held up may have seen the counter that much earlier, or later, than it says.
+        step_j = advance_j(total.counter, counter, at_s - total.at_s + total.blur_s + blur_s)
         if step_j is not None:
             return _advanced(total, at_s, counter, step_j, blur_s)
         if suspect is not None:
             # Two readings in a row disagree with the total: if they agree with each other, the
             # counter was reset between them and the total.
-            since_j = advance_j(suspect[1], counter, at_s - suspect[0])
+            since_j = advance_j(suspect[1], counter, at_s - suspect[0] + suspect[2] + blur_s)
             if since_j is not None:
                 return replace(_after_reset(total, suspect, at_s, counter, since_j), blur_s=blur_s)
-        self._suspects[name] = (at_s, counter)
+        self._suspects[name] = (at_s, counter, blur_s)
         return replace(
             total, failure=f"{name} went from {total.counter.energy_j:.6g} to {counter.energy_j:.6g} J"
         )
@@ -117,6 +118,7 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float, blur_s
     # A stretch long enough to wrap twice unseen: the most that may have been missed is in `high`.
     wraps = 0.0
     elapsed_s = at_s - total.at_s
+    least_s = max(counter.refresh_s, total.blur_s + blur_s)  # in less nobody knows how fast it went
     doubt_j = max(0.0, counter.doubt_j - total.counter.doubt_j)
     if counter.range_j is not None:
         spare_j = counter.limit_w * elapsed_s - step_j
@@ -135,7 +137,7 @@ def _advanced(total: Total, at_s: float, counter: Counter, step_j: float, blur_s
         at_s if step_j > 0 else total.moved_at_s,
         total.gaps + bool(gap),
         counter,
-        step_j / elapsed_s if step_j > 0 and elapsed_s > counter.refresh_s else total.power_w,
+        step_j / elapsed_s if step_j > 0 and elapsed_s > least_s else total.power_w,
         gap or total.gap,
         blur_s=blur_s,
     )
@@ -155,7 +157,7 @@ def _stood_s(total: Total, counter: Counter, begun_s: float = -math.inf) -> floa
 
 
 def _after_reset(
-    total: Total, suspect: tuple[float, Counter], at_s: float, counter: Counter, since_j: float
+    total: Total, suspect: tuple[float, Counter, float], at_s: float, counter: Counter, since_j: float
 ) -> Total:
     """Carry on after a reset. The stretch in which it happened is filled with the power around it."""
     gap_s = suspect[0] - total.at_s
