@@ -75,6 +75,7 @@ def run(technique: str, text: str, work: Path, model: str) -> dict[str, Any]:
     from negawatt.artifact import Artifact
     from negawatt.compress import Draft, Source, Work, parse
     from negawatt.compress.judgement import judge
+    from negawatt.engine.host import peak_rss_bytes
     from negawatt.run import Run
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -89,17 +90,11 @@ def run(technique: str, text: str, work: Path, model: str) -> dict[str, Any]:
             draft = Draft(source, kept)
             each.apply(Work(source, draft, calibrated, text, 0, lambda done, total, what: None))
             cpu_s = draft.cost()["cpu_s"]
-            peak_mb = most_memory_mb()
+            peak_mb = peak_rss_bytes() / 1e6
             scores = judge(draft.as_source(source), windows).scores
     else:
         scores = judge(source, windows).scores
     return {"perplexity": float(scores.mean().exp()), "cpu_s": cpu_s, "peak_mb": peak_mb}
-
-
-def most_memory_mb() -> float:
-    """Of this process; ``getrusage`` would count what its parent held before it began."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024 / 1e6
 
 
 def judged_windows(source: Any, work: Path) -> Any:

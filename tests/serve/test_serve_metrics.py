@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 import shutil
 import subprocess
-import threading
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from otlp_collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -142,27 +140,14 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
     """An OTLP collector on loopback: its address and the spans it has got."""
     spans: list[Any] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            asked = ExportTraceServiceRequest()
-            asked.ParseFromString(body)
-            spans.extend(s for r in asked.resource_spans for scope in r.scope_spans for s in scope.spans)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def took(path: str, body: bytes) -> None:
+        assert path == "/v1/traces"
+        asked = ExportTraceServiceRequest()
+        asked.ParseFromString(body)
+        spans.extend(s for r in asked.resource_spans for scope in r.scope_spans for s in scope.spans)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", spans
-    server.shutdown()
-    server.server_close()
+    with collecting(took) as address:
+        yield address, spans
 
 
 def test_a_span_a_request_with_the_conventions_names(collector: tuple[str, list[Any]]) -> None:

@@ -1,8 +1,11 @@
-"""What a worker gets of the machine it runs on: its environment, and the memory that is free."""
+"""What a worker gets of the machine it runs on, and takes: its environment, free memory, its peak."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,3 +31,11 @@ def available_memory_bytes() -> int | None:
     except OSError:
         return None
     return None
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process held since it began; ``getrusage`` would count its parent's too."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

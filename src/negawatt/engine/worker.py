@@ -7,7 +7,6 @@ memory are those of the engine, and when the engine dies only the worker does.
 from __future__ import annotations
 
 import os
-import resource
 import select
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import IO, Any
 from negawatt.engine import backends
 from negawatt.engine.backend import Backend
 from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.host import peak_rss_bytes
 from negawatt.engine.session import Session, SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.engine.wire import Message, receive, send
@@ -50,7 +50,7 @@ class Worker:
                 "wall_s": time.perf_counter() - wall,
                 "cpu_s": time.process_time() - cpu,
                 "total_cpu_s": time.process_time(),
-                "peak_rss_bytes": _peak_rss_bytes(),
+                "peak_rss_bytes": peak_rss_bytes(),
             }
             send(self._writer, answer, arrays)
 
@@ -121,14 +121,6 @@ class Worker:
     def do_classify(self, texts: list[list[int]]) -> tuple[Message, list[Any]]:
         array = self._asked_to("classify", classify=True).classify(texts)
         return {"steps": self._steps()}, [array]
-
-
-def _peak_rss_bytes() -> int:
-    """Most memory this process held since it began; ``getrusage`` would count its parent's too."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _prefer_to_be_killed() -> None:

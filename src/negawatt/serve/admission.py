@@ -131,7 +131,7 @@ class _Free:
 
 
 class OpenGate:
-    """Lets everybody in and keeps no account: for a server without keys on loopback."""
+    """Lets everybody in and keeps no account: what a gate with an account is compared with."""
 
     def caller(self, authorization: str | None) -> Caller:
         return Caller()

@@ -76,8 +76,7 @@ class KeyGate:
             raise Refused(str(exc), status=401, code="invalid_api_key") from exc
         except DatabaseError as exc:
             raise _unavailable(exc) from exc
-        self._seen[key.id] = key
-        return Caller(key.id, key.team, key.priority)
+        return self._let_in(key)
 
     def known(self, key_id: str) -> Caller:
         """The caller of a key by its id, for work that the key left behind.
@@ -91,6 +90,9 @@ class KeyGate:
             key = self._keys.held(key_id)
         except KeyRefused as exc:
             raise Refused(str(exc), status=401, code="invalid_api_key") from exc
+        return self._let_in(key)
+
+    def _let_in(self, key: Key) -> Caller:
         self._seen[key.id] = key
         return Caller(key.id, key.team, key.priority)
 
