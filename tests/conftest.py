@@ -65,9 +65,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def model() -> Artifact:
+def llamacpp_runtime() -> Path:
+    """The one engine that has to be pulled, pulled once into the shared home."""
+    return catalog.pull("llamacpp")
+
+
+@pytest.fixture(scope="session")
+def model(llamacpp_runtime: Path) -> Artifact:
     """SmolLM2-135M-Instruct, pulled once into the shared home, with the engine that has to be pulled too."""
-    catalog.pull("llamacpp")
     return Artifact.open("smollm2-135m-instruct")
 
 

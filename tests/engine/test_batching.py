@@ -38,7 +38,9 @@ def loaded(artifact: Artifact, folder: Path, engine: str, speculation: str = "no
 
 
 @pytest.fixture(scope="module")
-def llamacpp(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Backend:
+def llamacpp(
+    checkpoint: Artifact, llamacpp_runtime: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Backend:
     return loaded(checkpoint, tmp_path_factory.mktemp("cache"), "llamacpp")
 
 
