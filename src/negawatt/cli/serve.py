@@ -18,7 +18,7 @@ _MODEL = (
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
-    "litres_per_kwh", "traces",
+    "litres_per_kwh", "traces", "handover",
 )  # fmt: skip
 
 
@@ -46,6 +46,9 @@ _SERVER = (
 @click.option("--kv-tokens", type=click.IntRange(2), help="Tokens the KV cache holds over all sequences.")
 @click.option("--step-tokens", type=click.IntRange(1), help="Most tokens of an engine step.")
 @click.option("--queue-limit", type=click.IntRange(0), help="Requests that may wait; more are refused.")
+@click.option(
+    "--max-wait", metavar="TIME", help="Refuse what would wait longer for a slot; 0: any wait.  [default: 1m]"
+)
 @click.option("--deadline", metavar="TIME", help="After which a request is given up.  [default: 10m]")
 @click.option("--sleep", metavar="TIME", help="Free the model's memory after so long without work.")
 @click.option("--warm-up/--no-warm-up", default=None, help="Read and write a little before the first client.")
@@ -61,6 +64,9 @@ _SERVER = (
 @click.option("--litres-per-kwh", type=click.FloatRange(0), help="Water in receipts.")
 @click.option("--redact/--no-redact", default=None, help="Strike personal data out of requests.")
 @click.option("--traces", metavar="URL", help="Send a span of every request to this OpenTelemetry collector.")
+@click.option(
+    "--handover", metavar="PATH", help="Take over from the server that waits there; wait there after."
+)
 @json_option
 def command(models: tuple[str, ...], config: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODELS to OpenAI's clients, with the joules of every request in its answer.
@@ -82,6 +88,8 @@ def command(models: tuple[str, ...], config: Path | None, as_json: bool, **optio
     for option, name in (("deadline", "deadline_s"), ("sleep", "sleep_s")):
         if options[option] is not None:
             chosen[name] = seconds(options[option])
+    if (most := options["max_wait"]) is not None:
+        chosen["wait_s"] = 0.0 if most.strip() == "0" else seconds(most)
     configured = (*read.models, *(ModelConfig(model) for model in models))
     own = {
         name: options[name]

@@ -30,6 +30,21 @@ class Place:
     cached: int
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What lies in a cache.
+
+    Attributes:
+        live: sequences that are being read or written.
+        promised: tokens that these may still add.
+        kept: tokens that the cache holds, those of ended sequences included; shared ones count once.
+    """
+
+    live: int = 0
+    promised: int = 0
+    kept: int = 0
+
+
 class Cells:
     """The book over a backend's cache. Every change of the cache goes through it.
 
@@ -61,6 +76,10 @@ class Cells:
     @property
     def live(self) -> int:
         return sum(slot.live for slot in self._slots)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return Occupancy(self.live, self.promised, self.used)
 
     def place(self, prompt: Sequence[int], total: int) -> Place | None:
         """Find room for a sequence of up to `total` tokens, or None while there is none.

@@ -2,8 +2,10 @@
 
 The server asks the gate twice a request: who the caller is, and for a reservation of what the request may
 cost at most. Every reservation ends in exactly one call of `Reservation.settle` (with the receipt, whatever
-the outcome) or `Reservation.release` (nothing was spent). All calls come from the server's event loop and
-return within a few milliseconds; what takes longer, the gate does elsewhere.
+the outcome) or `Reservation.release` (nothing was spent). Both of these, and `Gate.charge`, come from the
+server's event loop and return at once: what takes longer, the gate does elsewhere. `Gate.caller` and
+`Gate.reserve` may wait for a database: the server calls them from threads (`negawatt.serve.desk.Desk`),
+several at once.
 """
 
 from __future__ import annotations

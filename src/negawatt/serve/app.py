@@ -50,7 +50,7 @@ def application(
 
     async def complete(request: Request) -> Response | EventStream:
         ask = server.parse(request.url.path, parse_json(await body_of(request)))
-        model, task = server.submit(request.state.caller, ask)
+        model, task = await server.submit(request.state.caller, ask)
         if ask.stream:
             return EventStream(model, task, Chunks(ask, task))
         await server.finish(model, task, lambda: until_gone(request.receive))
@@ -109,7 +109,7 @@ class Guard:
                 authorization = dict(scope["headers"]).get(b"authorization")
                 text = None if authorization is None else authorization.decode("latin-1")
                 try:
-                    caller: Caller = self._server.gate.caller(text)
+                    caller: Caller = await self._server.desk.caller(text)
                 except Refused as exc:
                     await error_response(exc)(scope, receive, send)
                     return

@@ -12,7 +12,8 @@ from pathlib import Path
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import backends
-from negawatt.engine.batching import Job, Report
+from negawatt.engine.batching import Report
+from negawatt.engine.cells import Occupancy
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
@@ -20,9 +21,10 @@ from negawatt.serve.admission import Refused
 from negawatt.serve.cashier import Cashier
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.options import ModelOptions
+from negawatt.serve.pressure import Pressure, refuse_if_crowded
 from negawatt.serve.queue import FairQueue
 from negawatt.serve.receipt import Outcome, Receipt
-from negawatt.serve.task import Choice, Sampling, Task
+from negawatt.serve.task import Choice, Sampling, Task, job_of
 from negawatt.serve.weights import Weights
 from negawatt.serve.worker import Worker
 from negawatt.serve.writing import Pieces, Writing
@@ -83,7 +85,7 @@ class ServedModel:
         self._starting: Worker | None = None  # the same, from before it is loaded
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._rate_tokens_s = 50.0
+        self._pressure = Pressure()
         self._pieces = Pieces(artifact.tokenizer)
         self._stopping = self._answered = False
 
@@ -128,6 +130,21 @@ class ServedModel:
             return False
         return time.monotonic() - self._worker.last_report_s > self.options.stall_s / 2
 
+    @property
+    def jobs(self) -> int:
+        """Sequences that the worker was given and has not ended."""
+        return len(self._tasks)
+
+    @property
+    def accounts(self) -> int:
+        """Sequences that are still charged to somebody."""
+        return 0 if self._worker is None else len(self._worker.books)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Of the worker's cache; nothing while there is no worker."""
+        return Occupancy() if self._worker is None else self._worker.occupancy
+
     def _wake(self) -> None:
         if self._life is None or self._life.done():
             self.state, self.failure = "loading", None
@@ -138,7 +155,10 @@ class ServedModel:
         tries = 0
         while not self._stopping and tries < RESTARTS:
             self.state = "loading"
-            worker = self._starting = self._new_worker()
+            worker = self._starting = Worker(
+                self.artifact, self.options.settings, self.options.session, self._on_report,
+                self._on_cancelled, prepared=self._prepared,
+            )  # fmt: skip
             try:
                 ended = await worker.open()
                 self._worker = worker
@@ -146,10 +166,13 @@ class ServedModel:
                 died = await ended
             except NegawattError as exc:
                 died = exc
+            at_work = bool(self._running) or self.state == "loading"
             self._fail_running(died)
             self._write_idle("idle")
             self._worker = None
             await worker.close()
+            if (rest := worker.rest()) is not None:
+                self._cashier.of_nobody(rest, "lost" if at_work and not self._stopping else "idle")
             if self.state == "asleep":
                 if not self._queue:
                     return
@@ -162,13 +185,6 @@ class ServedModel:
         self.state = "failed"
         self._fail_all(self.failure or EngineError(f"{self.name} cannot be kept running"))
 
-    def _new_worker(self) -> Worker:
-        options = self.options
-        return Worker(
-            self.artifact, options.settings, options.session, self._on_report, self._on_cancelled,
-            prepared=self._prepared,
-        )  # fmt: skip
-
     async def _make_ready(self, worker: Worker, ended: asyncio.Task[NegawattError]) -> None:
         if self._stopping:
             worker.kill()
@@ -176,7 +192,12 @@ class ServedModel:
             worker.books.weights = self.weights
         elif self.options.warm_up:
             warming = asyncio.ensure_future(worker.warm_up())
-            await asyncio.wait({warming, ended}, return_when=asyncio.FIRST_COMPLETED)
+            while not (warming.done() or ended.done()):
+                await asyncio.wait(
+                    {warming, ended}, timeout=self.options.stall_s / 4, return_when=asyncio.FIRST_COMPLETED
+                )
+                if time.monotonic() - worker.last_report_s > self.options.stall_s:
+                    worker.kill()
             if not warming.done():
                 warming.cancel()
                 with suppress(asyncio.CancelledError):
@@ -211,23 +232,22 @@ class ServedModel:
         cpu_s = sum(self.cost.request_cpu_s(len(p), max_tokens * n, 1) for p in prompts)
         return energy_of_cpu_time(cpu_s)
 
-    def check_room(self) -> None:
+    def check_room(self, tokens: int = 0) -> None:
         """Refuse at once what would wait too long.
 
+        Args:
+            tokens: of prompt and answers together, at most, where they are known.
+
         Raises:
-            Refused: too many wait (429), or the model cannot be loaded (503).
+            Refused: too many wait, or for too long (429), or the model cannot be loaded (503).
         """
         if self.state == "failed":
             raise Refused(
                 f"{self.name} cannot be run at the moment: {self.failure}",
                 status=503, kind="server_error", code="model_not_ready",
             )  # fmt: skip
-        if len(self._queue) >= self.options.queue_limit:
-            after_s = max(1.0, min(120.0, self._queue.work / self._rate_tokens_s / 2))
-            raise Refused(
-                f"{len(self._queue)} requests are waiting for {self.name}, as many as may; try again later",
-                status=429, kind="rate_limit_error", code="queue_full", retry_after_s=after_s,
-            )  # fmt: skip
+        wait_s = self._pressure.expected_s(self.options, self._tasks.values(), self._queue, tokens)
+        refuse_if_crowded(self.name, self.options, wait_s, len(self._queue))
 
     def submit(self, task: Task) -> None:
         """Queue a request; it is settled in the end, whatever happens."""
@@ -261,36 +281,19 @@ class ServedModel:
             if not self._running:  # it was idle until now, not hung
                 self._worker.last_report_s = time.monotonic()
             self._running[task.id] = task
-            first: dict[int, int] = {}
+            first, eos = dict[int, int](), self.artifact.tokenizer.eos_ids
             for choice in task.choices:
                 self._tasks[choice.job] = task, choice
                 self._worker.books.open(choice.job, task.account)
-                self._worker.submit(self._job(task, choice, first))
+                self._worker.submit(job_of(task, choice, eos, first))
         if self._timer is None:
             self._watch()
-
-    def _job(self, task: Task, choice: Choice, first: dict[int, int]) -> Job:
-        sampling, eos = task.sampling, self.artifact.tokenizer.eos_ids
-        seed = sampling.seed if sampling.seed is not None else choice.job ^ int(task.created_s * 1000)
-        return Job(
-            choice.job,
-            choice.prompt,
-            sampling.max_tokens,
-            frozenset() if sampling.ignore_eos else eos,
-            sampling.temperature,
-            sampling.top_p,
-            (seed + choice.index) % 2**63,
-            sampling.log_probs,
-            first.setdefault(id(choice.prompt), choice.job),
-        )
 
     # -- what the worker tells ---------------------------------------------------------------------
 
     def _on_report(self, report: Report) -> None:
         now = time.monotonic()
-        if report.wall_s > 0 and report.parts:
-            fed = sum(part.fed for part in report.parts)
-            self._rate_tokens_s += 0.02 * (fed / report.wall_s - self._rate_tokens_s)
+        self._pressure.step(report)
         for job, cached in report.started:
             if (found := self._tasks.get(job)) is not None:
                 found[0].start(found[1], cached, now - report.wall_s)
@@ -304,6 +307,7 @@ class ServedModel:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
                 task.finish(choice, reason)
+                self._pressure.answered(choice.tokens)
                 self._job_ended(job)
         self._feed()
 

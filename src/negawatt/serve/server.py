@@ -14,6 +14,7 @@ from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Estimate, Gate, Refused
 from negawatt.serve.answer import whole
 from negawatt.serve.ask import Ask, chat_ask, check_length, completion_ask
+from negawatt.serve.desk import Desk
 from negawatt.serve.model import ServedModel
 from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import Redactor, redact
@@ -39,13 +40,16 @@ class Server:
         redactor: strikes personal data out of requests; None: nothing is struck out.
 
     Attributes:
+        desk: where the gate is asked.
         draining: once true, new requests are refused and those under way go on.
     """
 
     def __init__(self, models: Iterable[ServedModel], gate: Gate, redactor: Redactor | None = None) -> None:
         self.models: dict[str, ServedModel] = {}
         self.gate, self._redactor = gate, redactor
+        self.desk = Desk(gate)
         self.draining = False
+        self._asking = 0  # requests whose reservation is asked for
         for model in models:
             self.add(model)
 
@@ -71,13 +75,19 @@ class Server:
         """Refuse what is new, and wait until what is under way has ended, but not longer than `most_s`."""
         self.draining = True
         end_s = asyncio.get_running_loop().time() + most_s
-        while any(m.busy for m in self.models.values()) and asyncio.get_running_loop().time() < end_s:
+        while self.busy and asyncio.get_running_loop().time() < end_s:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """End every worker."""
         self.draining = True
         await asyncio.gather(*(model.stop() for model in self.models.values()))
+        self.desk.close()
+
+    @property
+    def busy(self) -> int:
+        """Requests under way, waiting, or being let in."""
+        return self._asking + sum(model.busy for model in self.models.values())
 
     @property
     def trouble(self) -> str | None:
@@ -118,7 +128,7 @@ class Server:
             body = redact(body, self._redactor).value
         return readers[path](body)
 
-    def submit(self, caller: Caller, ask: Ask) -> tuple[ServedModel, Task]:
+    async def submit(self, caller: Caller, ask: Ask) -> tuple[ServedModel, Task]:
         """Reserve what a request may cost, and queue it.
 
         Raises:
@@ -135,17 +145,21 @@ class Server:
         limit = ask.limit(prompts, model.most_tokens)
         count = ask.n * len(prompts)
         check_length(prompts, limit, model.most_tokens)
-        reservation = self.gate.reserve(
-            caller,
-            Estimate(ask.model, sum(map(len, prompts)), limit * count, model.estimate(prompts, ask.n, limit)),
-        )
+        cost = model.estimate(prompts, ask.n, limit)
+        self._asking += 1
+        try:
+            reservation = await self.desk.reserve(
+                caller, Estimate(ask.model, sum(map(len, prompts)), limit * count, cost)
+            )
+        finally:
+            self._asking -= 1
         try:
             if reservation.model != ask.model:
                 model = self.model(reservation.model)
-                model.check_room()
                 prompts = ask.tokens(model.artifact.tokenizer)
             limit = max(1, min(limit, reservation.output_tokens // count))
             check_length(prompts, limit, model.most_tokens)
+            model.check_room(sum(map(len, prompts)) + limit * count)  # others may have come meanwhile
             sampling = replace(ask.sampling, max_tokens=limit)
             id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
             choices = model.choices(prompts, ask.n, sampling)
@@ -190,7 +204,7 @@ class Server:
         """
         ask = self.parse(path, body)
         ask = replace(ask, stream=False, include_usage=False)
-        model, task = self.submit(caller, ask)
+        model, task = await self.submit(caller, ask)
         await self.finish(model, task)
         return whole(ask, task)
 

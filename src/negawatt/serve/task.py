@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from negawatt.engine.batching import Job
 from negawatt.engine.picker import Picked
 from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Reservation
@@ -154,3 +155,25 @@ class Task:
         if found[-1] is None and len(found) > 1:
             self._deltas.put_nowait(None)  # the end is told on its own
         return [delta for delta in found if delta is not None]
+
+
+def job_of(task: Task, choice: Choice, eos_ids: frozenset[int], first: dict[int, int]) -> Job:
+    """What the engine is asked to write for a choice.
+
+    Args:
+        eos_ids: tokens that end an answer of this model.
+        first: of each prompt of the task, by identity, the job that reads it; added to.
+    """
+    sampling = task.sampling
+    seed = sampling.seed if sampling.seed is not None else choice.job ^ int(task.created_s * 1000)
+    return Job(
+        choice.job,
+        choice.prompt,
+        sampling.max_tokens,
+        frozenset() if sampling.ignore_eos else eos_ids,
+        sampling.temperature,
+        sampling.top_p,
+        (seed + choice.index) % 2**63,
+        sampling.log_probs,
+        first.setdefault(id(choice.prompt), choice.job),
+    )
