@@ -96,6 +96,9 @@ class SimulatedAnswers:
 
     known = quality
 
+    def foreseen_s(self, candidate: Candidate, items: Items) -> float:
+        return 0.0
+
     def close(self) -> None:
         """Nothing is open."""
 
