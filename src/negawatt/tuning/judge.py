@@ -141,7 +141,7 @@ class Judge:
             both_s = sum(self.scores.foreseen_s(c, items[:n]) for c in (self.baseline, candidate))
             if both_s <= left_s:
                 break
-            n = max(least, n // 2)
+            n = max(least, int(0.9 * n))
         return n
 
     @staticmethod
