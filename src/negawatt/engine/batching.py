@@ -156,6 +156,7 @@ class Batching:
                 if live.reading:
                     live.read += len(chunk.tokens)
                 self._pick(live, chunk, rows, picked, finished)
+            self.cells.passed(sum(part.phase == "decode" for part in parts))
         for job, _ in finished:
             self.cells.finish(self._live.pop(job).slot)
         now = time.perf_counter()
