@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.errors import EngineError, NegawattError, UsageError
-from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
+from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
 from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
@@ -21,6 +21,10 @@ from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cluster import Cluster
+from negawatt.tuning.crew import Crew
+from negawatt.tuning.errand import Brief
+from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
@@ -38,10 +42,7 @@ from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints, pareto, verdict
 from negawatt.tuning.workshop import Workshop
-from negawatt.workload import (
-    Difference,
-    Workload,
-)
+from negawatt.workload import Difference, Workload
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -70,6 +71,8 @@ def tune(
     seed: int = 0,
     strategy: str = "default",
     path: Path | None = None,
+    store: str | None = None,
+    ray: str | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
@@ -93,6 +96,10 @@ def tune(
         strategy: what decides which candidate is next; a name of `negawatt.tuning.strategy.STRATEGIES`.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
+        store: URL of a database (``postgresql://…``) that the run is kept in besides, under the name of its
+            folder: every finished trial is committed there, and any folder of that name goes on with it.
+        ray: address of a Ray cluster whose nodes try the candidates: ``auto``, ``HOST:PORT`` or
+            ``ray://HOST:PORT``. The verdict is for machines like this one; other nodes only judge quality.
         progress: called with (seconds used, seconds in all, what is being done).
 
     Returns:
@@ -125,10 +132,13 @@ def tune(
     question = Question(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy
     )
-    with open_run(path, question, artifact, workload, command) as run:
+    with (
+        Cluster(ray) if ray else nullcontext() as cluster,
+        open_run(path, question, artifact, workload, command, store) as run,
+    ):
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress,
+            progress, cluster,
         )  # fmt: skip
         session.note(note)
         return session.go(tokens_per_day)
@@ -150,7 +160,10 @@ class _Session:
         fewest_items: int,
         confidence: float,
         progress: Progress,
+        cluster: Cluster | None,
     ) -> None:
+        self.cluster, self.expense = cluster, Expense(run, self.used_s)
+        self.crew: Crew | None = None
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -159,10 +172,9 @@ class _Session:
             artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
             told=lambda making: run.append("making", making.to_record()),
         )  # fmt: skip
-        earlier = [*run.records("trial"), *run.records("making")]
-        self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
-        budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
-        budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
+        budget.earlier_s = self.expense.earlier_s
+        budget.earlier_j = self.expense.earlier_energy.value_j or 0.0
+        budget.elsewhere_j = lambda: self.expense.energy.value_j or 0.0
         most = question.space.max_context
         self.searched = Traffic(self.workshop, material.searched, most)
         self.held = Traffic(self.workshop, material.held, most)
@@ -203,23 +215,22 @@ class _Session:
                 for name, why in far.items():
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
-                study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                self._search(study, lambda: self.left_s(SEARCH_SHARE_OF_TIME))
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
-        measurement, energy = meter.measurement, meter.measurement.energy
-        if self.earlier_cpu_s:
-            energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
+        own_s, spent_s = time.process_time() - own_s, meter.measurement.cpu_s + self.expense.cpu_s
         result["search"] = accounts(
-            study.trials, list(self.run.records("making")), energy, result=result,
-            cpu_s=measurement.cpu_s + self.earlier_cpu_s, duration_s=self.used_s(),
-            own_share=(time.process_time() - own_s) / max(measurement.cpu_s, 1e-9),
-            tokens_per_day=tokens_per_day,
+            study.trials, list(self.run.records("making")),
+            meter.measurement.energy + self.expense.energy + self.expense.earlier_energy, result=result,
+            cpu_s=spent_s + self.expense.earlier_cpu_s, duration_s=self.used_s(),
+            own_share=(own_s + self.expense.own_cpu_s) / max(spent_s, 1e-9), tokens_per_day=tokens_per_day,
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
+            "machines": self.expense.by_machine(),
         }
         left_out = {**far, **study.not_tried}
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
@@ -227,6 +238,17 @@ class _Session:
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
             self.memory.keep(study.trials, str(self.run.path), study.compared_with, study.reference_s)
         return result
+
+    def _search(self, study: Study, time_left: Callable[[], float]) -> None:
+        """Try candidates: here, or on the nodes of a cluster."""
+        if self.cluster is None:
+            study.search(time_left, self.tick)
+            return
+        if self.crew is None:
+            most, seed = self.question.space.max_context, self.question.seed
+            brief = Brief.of(study.bench, self.material, most, seed, fingerprint()["id"])
+            self.crew = Crew(self.cluster, study, brief, self.run, self.expense)
+        self.crew.search(time_left, self.tick)
 
     def _foretell(self) -> None:
         """Before anything is spent: what the items and requests at hand could prove.
@@ -263,7 +285,7 @@ class _Session:
 
         def search_on() -> None:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-            study.search(lambda: pause_s - self.used_s(), self.tick)
+            self._search(study, lambda: pause_s - self.used_s())
 
         proved, reasons = self.prover.decide(study, rank, search_on)
         return self._compared(study, proved, reasons)
