@@ -41,6 +41,10 @@ class Answers:
         """Scores that a machine like this one gave to answers of a candidate."""
         self._scores(candidate).teach(candidate.settings, quality)
 
+    def foreseen_s(self, candidate: Candidate, items: Items) -> float:
+        """Seconds that the items would take at the pace seen so far; 0 where none was seen."""
+        return self._scores(candidate).foreseen_s(candidate.settings, items)
+
     def close(self) -> None:
         """End the engines that are open."""
         for each in self._of.values():

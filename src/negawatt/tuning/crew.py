@@ -19,6 +19,7 @@ from typing import Any
 
 from negawatt import __version__
 from negawatt.engine.backends import engines
+from negawatt.meter import fingerprint
 from negawatt.run import Run
 from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Tick, failed
@@ -26,6 +27,7 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cluster import Cluster, ClusterError, Node, NodeLost
 from negawatt.tuning.errand import Brief, look_from, look_json, scores_from, scores_json
 from negawatt.tuning.expense import Expense
+from negawatt.tuning.material import Material
 from negawatt.tuning.node import THREADS, alone
 from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.study import Study
@@ -81,6 +83,18 @@ class Work:
 
     def suits(self, member: Member) -> bool:
         return (member.like or self.do == "judge") and member.node.id not in self.lost_on
+
+
+def crew_for(cluster: Cluster, study: Study, material: Material, seed: int, expense: Expense) -> Crew:
+    """A crew for a search that is for machines like this one.
+
+    Args:
+        seed: of passes.
+        material, expense: of the search.
+    """
+    here = fingerprint()["id"]
+    brief = Brief.of(study.bench, material, study.space.max_context, seed, here)
+    return Crew(cluster, study, brief, study.run, expense)
 
 
 class Crew:

@@ -17,6 +17,7 @@ from negawatt.tuning.bench import Bench, Tick
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.memory import Memory
+from negawatt.tuning.objectives import ENERGY, since_improvement
 from negawatt.tuning.outlook import Outlook, Seen
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
@@ -53,6 +54,7 @@ class Study:
         strategy: name of what decides which candidate is next.
         memory: what earlier searches saw on this machine, for the default strategy.
         outlook: what foretells the saving of passes; without one they are all tried.
+        objectives: what is wanted little of; where that is more than joules, joules drop nothing.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class Study:
         strategy: str = "default",
         memory: Memory | None = None,
         outlook: Outlook | None = None,
+        objectives: tuple[str, ...] = (ENERGY,),
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
         self.trials: list[Trial] = []
+        self.objectives, self.only_joules = objectives, objectives == (ENERGY,)
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
@@ -92,9 +96,8 @@ class Study:
             seed,
             limit=constraints.max_quality_drop if items else None,
             starts=space.starts(without=baseline.settings.engine),
-            earlier=[]
-            if memory is None
-            else memory.observations(space, self.compared_with, self.reference_s),
+            earlier=memory.observations(space, self.compared_with, self.reference_s) if memory else [],
+            objectives=objectives,
         )
 
     @property
@@ -132,7 +135,7 @@ class Study:
 
     def next(self) -> tuple[Proposal, Candidate] | None:
         """What to try next; None where nothing is left, or nothing has improved for long."""
-        if self._since_improvement() >= PATIENCE:
+        if not self._patient:
             return None
         return self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
 
@@ -167,6 +170,8 @@ class Study:
         own = [t for t in self.trials if t.settings.engine == engine]
         if self._deaths[engine] >= DEATHS:
             return own[-1]
+        if not self.only_joules:
+            return None
         best = min((t for t in own if t.cost is not None), key=_cost, default=None)
         overall = self.best
         if best is None or overall is None or _cost(best) < HOPELESS * _cost(overall):
@@ -290,14 +295,9 @@ class Study:
         """The cheapest trial that keeps the constraints as far as they were judged."""
         return min((t for t in self.trials if t.feasible), key=_cost, default=None)
 
-    def _since_improvement(self) -> int:
-        best, since = math.inf, 0
-        for trial in self.trials[self._fresh_from :]:
-            if trial.feasible and _cost(trial) < 0.99 * best:
-                best, since = _cost(trial), 0
-            else:
-                since += 1
-        return since
+    @property
+    def _patient(self) -> bool:
+        return since_improvement(self.trials[self._fresh_from :], self.objectives) < PATIENCE
 
     # -- one trial -------------------------------------------------------------------------------
 
@@ -317,8 +317,11 @@ class Study:
 
     def foreseen(self) -> float | None:
         """What a first look at the best candidate would show, going by what looks showed of whole
-        measurements so far: the look at the best itself may have been a lucky one. None without any.
+        measurements so far: the look at the best itself may have been a lucky one. None without any, and
+        where more than joules counts.
         """
+        if not self.only_joules:
+            return None
         whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
         if (best := self.best) is None or not whole:
             return None
@@ -332,10 +335,13 @@ class Study:
     def worth_judging(self, trial: Trial) -> bool:
         """Whether it could still win: quality is judged only then, and the baseline's always."""
         best = self.best
-        rival = best is not None and best.candidate != self.baseline
-        return trial.feasible and (
-            trial.candidate == self.baseline or not rival or _cost(trial) <= QUALITY_WITHIN * _cost(best)  # type: ignore[arg-type]
+        rival = (
+            self.only_joules
+            and best is not None
+            and best.candidate != self.baseline
+            and _cost(trial) > QUALITY_WITHIN * _cost(best)
         )
+        return trial.feasible and (trial.candidate == self.baseline or not rival)
 
     def _judged(self, trial: Trial, tick: Tick) -> Trial:
         """Quality on the search's own items, where the candidate could still win."""

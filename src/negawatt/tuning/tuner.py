@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +22,14 @@ from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cluster import Cluster
-from negawatt.tuning.crew import Crew
-from negawatt.tuning.errand import Brief
+from negawatt.tuning.crew import crew_for
 from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
+from negawatt.tuning.objectives import check_objectives, frontier
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
@@ -70,6 +70,7 @@ def tune(
     confidence: float = 0.95,
     seed: int = 0,
     strategy: str = "default",
+    objectives: Sequence[str] = (),
     path: Path | None = None,
     store: str | None = None,
     ray: str | None = None,
@@ -94,6 +95,8 @@ def tune(
         confidence: of the bound on the quality drop.
         seed: of the search.
         strategy: what decides which candidate is next; a name of `negawatt.tuning.strategy.STRATEGIES`.
+        objectives: names of `negawatt.tuning.objectives.OBJECTIVES` to search a frontier over beside joules;
+            the verdict is on the fewest joules all the same.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
         store: URL of a database (``postgresql://…``) that the run is kept in besides, under the name of its
@@ -107,6 +110,7 @@ def tune(
 
     Raises:
         UsageError: the workload has no traffic, or too little to divide.
+        EngineError: the baseline does not run, so nothing could be compared with it.
         RunError: the folder holds something else, or another question's run.
     """
     check_strategy(strategy)
@@ -130,8 +134,9 @@ def tune(
     budget = Budget(time_budget_s, energy_budget_j)
     shas = {name: each.sha256 for name, each in others.items()}
     question = Question(
-        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy
-    )
+        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
+        check_objectives(objectives),
+    )  # fmt: skip
     with (
         Cluster(ray) if ray else nullcontext() as cluster,
         open_run(path, question, artifact, workload, command, store) as run,
@@ -163,7 +168,6 @@ class _Session:
         cluster: Cluster | None,
     ) -> None:
         self.cluster, self.expense = cluster, Expense(run, self.used_s)
-        self.crew: Crew | None = None
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -208,14 +212,21 @@ class _Session:
             study = Study(
                 self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
                 self.searched, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory, outlook,
+                self.question.strategy, self.memory, outlook, self.question.objectives,
             )  # fmt: skip
             try:
                 self._foretell()
                 for name, why in far.items():
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
-                self._search(study, lambda: self.left_s(SEARCH_SHARE_OF_TIME))
+                if self.cluster is not None:
+                    crew = crew_for(self.cluster, study, self.material, self.question.seed, self.expense)
+                    self.search = crew.search
+                else:
+                    self.search = study.search
+                self.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                if study.trials[0].state == "failed":
+                    raise EngineError(f"what you run today does not run here: {study.trials[0].reason}")
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
@@ -228,6 +239,7 @@ class _Session:
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
+            "objectives": list(self.question.objectives),
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
             "machines": self.expense.by_machine(),
@@ -238,17 +250,6 @@ class _Session:
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
             self.memory.keep(study.trials, str(self.run.path), study.compared_with, study.reference_s)
         return result
-
-    def _search(self, study: Study, time_left: Callable[[], float]) -> None:
-        """Try candidates: here, or on the nodes of a cluster."""
-        if self.cluster is None:
-            study.search(time_left, self.tick)
-            return
-        if self.crew is None:
-            most, seed = self.question.space.max_context, self.question.seed
-            brief = Brief.of(study.bench, self.material, most, seed, fingerprint()["id"])
-            self.crew = Crew(self.cluster, study, brief, self.run, self.expense)
-        self.crew.search(time_left, self.tick)
 
     def _foretell(self) -> None:
         """Before anything is spent: what the items and requests at hand could prove.
@@ -285,7 +286,7 @@ class _Session:
 
         def search_on() -> None:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-            self._search(study, lambda: pause_s - self.used_s())
+            self.search(lambda: pause_s - self.used_s(), self.tick)
 
         proved, reasons = self.prover.decide(study, rank, search_on)
         return self._compared(study, proved, reasons)
@@ -375,7 +376,7 @@ class _Session:
         return document
 
     def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """Trials with a judged quality that no other beats in both cost and quality.
+        """Trials that no other beats in all objectives; in cost and quality where only joules were asked.
 
         Quality is the paired difference to the baseline: trials are judged on different numbers of items.
         """
@@ -383,8 +384,11 @@ class _Session:
         def drop(trial: Trial) -> float:
             return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
 
-        judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
-        best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
+        if study.only_joules:
+            judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
+            best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
+        else:
+            best = frontier(study.trials, study.objectives)
         return [
             {
                 "artifact": self.workshop.artifact(t.candidate).name,
