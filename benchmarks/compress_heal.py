@@ -3,8 +3,8 @@
     python benchmarks/compress_heal.py --work FOLDER [--windows N] [--steps N] [--cutter ours|torch-pruning]
 
 A fifth of the decoder's weights leave as feed-forward channels (1,536 → 1,120 of SmolLM2-135M-Instruct, whose
-weights came out of a 4-bit file). Both cutters see the same text, written by the model itself, and both results
-are trained by `heal` on it, the whole model being the teacher. Judged on all items of PIQA as llama.cpp's
+weights came out of a 4-bit file). Both cutters see the same text, written by the model itself, and both are
+then trained by `heal` on it, the whole model being the teacher. Judged on all items of PIQA as llama.cpp's
 q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it is.
 """
 
