@@ -106,6 +106,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def woken(pid: int) -> list[str]:
+    """How often a process went to sleep and was made to wait."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [line for line in status if "ctxt_switches" in line]
+
+
 def test_all_receipts_with_idle_are_what_the_process_spent(model: Artifact) -> None:
     """A mixed load: joined and cut short, from the cache, given up, several answers to one prompt."""
 
@@ -217,11 +223,16 @@ def test_an_idle_worker_does_nothing(model: Artifact) -> None:
         async with serving(model) as (server, served, _):
             await ask(server)
             await asyncio.sleep(0.1)
-            switches = Path(f"/proc/{running(served)}/status").read_text()
-            own = time.process_time()
-            await asyncio.sleep(1.0)
-            assert Path(f"/proc/{running(served)}/status").read_text() == switches  # not even woken
-            assert time.process_time() - own < 0.005 * 1.0 + 0.02
+            switches = woken(running(served))
+            spent = []
+            while len(spent) < 5 and min(spent, default=1.0) >= 0.005:
+                began = (
+                    time.process_time()
+                )  # of the tests' other threads too, and of what they leave to collect
+                await asyncio.sleep(1.0)
+                spent.append(time.process_time() - began)
+            assert woken(running(served)) == switches
+            assert min(spent) < 0.005, spent
 
     asyncio.run(idle())
 

@@ -31,6 +31,10 @@ class KnownScores:
         after[~before & (rng.random(len(ITEMS)) < gained / 0.38)] = True
         self.answers = {BASELINE: before, CANDIDATE: after}
         self.asked = 0
+        self.item_s = 0.0
+
+    def foreseen_s(self, candidate: Candidate, items: object) -> float:
+        return self.item_s * len(list(items))  # type: ignore[call-overload]
 
     def quality(self, candidate: Candidate, items: object, tick: Callable[[str], None]) -> Quality:
         n = len(list(items))  # type: ignore[call-overload]
@@ -40,10 +44,16 @@ class KnownScores:
 
 
 def proof(
-    drop: float, discordance: float, seed: int, limit: float = 0.02, time_left: float = 1.0
+    drop: float,
+    discordance: float,
+    seed: int,
+    limit: float = 0.02,
+    time_left: float = 1.0,
+    item_s: float = 0.0,
 ) -> tuple[bool, int, str]:
     judge = Judge.__new__(Judge)
     scores = KnownScores(drop, discordance, np.random.default_rng(seed))
+    scores.item_s = item_s
     judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores)
     found = judge.prove(
         CANDIDATE, ITEMS, limit, fewest=0, tick=lambda text: None, time_left=lambda: time_left
@@ -102,6 +112,17 @@ def test_the_end_of_the_time_ends_the_proof() -> None:
     proved, _, reason = proof(0.0, 0.05, 3, limit=0.015, time_left=0.0)
     assert not proved
     assert "no time for more" in reason or "cannot be proved" in reason
+
+
+def test_a_proof_asks_no_more_than_there_is_time_for() -> None:
+    """Each item takes two seconds of both together; all 1,200 would take 40 minutes."""
+    proved, asked, _ = proof(0.0, 0.0, 1, limit=0.1, time_left=600.0, item_s=1.0)
+    assert proved
+    assert asked <= 300
+    proved, asked, reason = proof(0.0, 0.01, 3, limit=0.01, time_left=320.0, item_s=1.0)
+    assert not proved
+    assert 150 <= asked <= 160
+    assert "no time for more than" in reason
 
 
 @pytest.mark.parametrize(("n", "fewest"), [(1, 0), (5, 0), (100, 1000), (1404, 1000), (1404, 0), (60, 59)])

@@ -21,6 +21,7 @@ from negawatt.errors import UsageError
         "negawatt tune ./my-model --pass vocabulary --pass 'depth:ratio=0.1|0.2' --time-budget 1h",
         "negawatt tune ./my-model --from my-run --energy-budget 2Wh",
         "negawatt tune ./large ./small --space space.toml --energy-budget 5Wh --tokens-per-day 2000000",
+        "negawatt tune ./my-model --from my-run --watch receipts.csv --every 6h -o my-watch",
     )
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
@@ -65,10 +66,28 @@ from negawatt.errors import UsageError
     help="What is tried next: default, random, grid, tpe, gp, nsga2, nsga3, reinforcement or halving.",
 )
 @click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="NAME",
+    help="Beside joules, seek a frontier over: quality, ttft, tpot or memory. May be repeated.",
+)
+@click.option(
     "--from",
     "origin",
     type=click.Path(path_type=Path),
     help="Run, or receipts of a server (.csv), to start from.",
+)
+@click.option(
+    "--watch",
+    "receipts",
+    metavar="RECEIPTS",
+    help="Look at these (.csv, or a server's database) again and again; search when it is worth it.",
+)
+@click.option("--every", default="1h", show_default=True, help="With --watch: time between two looks.")
+@click.option("--checks", type=int, default=None, help="With --watch: looks, then the end; none if absent.")
+@click.option(
+    "--horizon", type=float, default=30.0, show_default=True, help="With --watch: days a saving counts."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
@@ -80,13 +99,20 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     Of several models the first is what you run today: quality and saving are told against it.
     Keeps every finished trial in the run folder: interrupt it, and the same command goes on there.
+    With --watch it does not search at once, but as soon as what is asked has changed so far that a new search
+    pays; --from then names the search whose choice runs today.
     """
+    if options["receipts"]:
+        from negawatt.cli.watch import keep_watch
+
+        keep_watch(models, options, as_json)
+        return
     from negawatt.artifact import Artifact
     from negawatt.tuning import tune
     from negawatt.tuning.space_file import models_of
     from negawatt.workload import Workload
 
-    asked = _asked(options)
+    asked = asked_of(options)
     workload = Workload.open(options["workload"])
     further = models_of(options["space"]) if options["space"] else ()
     with progress_bar("tune") as progress:
@@ -97,6 +123,11 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
     if as_json:
         emit(result)
         return
+    tell(result, several=bool(options["objectives"]))
+
+
+def tell(result: dict[str, Any], *, several: bool) -> None:
+    """The outcome in words; with the frontier where several objectives were asked."""
     click.echo(result["verdict"]["text"])
     if result.get("present"):
         click.echo(result["present"]["text"])
@@ -112,13 +143,32 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
     )
     for each in search["left_out"]:
         click.echo(f"Left out: {each['passes']}: {each['reason']}.")
+    if several:
+        click.echo(f"Not beaten in {', '.join(search['objectives'])}:")
+        for line in _frontier_lines(result["frontier"]):
+            click.echo(f"  {line}")
     if "artifact" in result:
         click.echo(f"Ready to use: {result['artifact']}")
     click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
 
 
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `negawatt.tune` from the options."""
+def _frontier_lines(found: list[dict[str, Any]]) -> list[str]:
+    """Each way on the frontier with its figures, on a line."""
+    from negawatt.tuning.candidate import Candidate
+
+    lines = []
+    for each in found:
+        figures = [f"{1000 * each['cpu_s_per_token']:.1f} CPU-ms a token"]
+        figures += [f"{n.upper()} {each[f'{n}_ms']['p50']:.0f} ms" for n in ("ttft", "tpot")]
+        figures.append(f"{each['peak_rss_bytes'] / 1e6:,.0f} MB")
+        if each.get("quality_drop"):
+            figures.append(f"drop {each['quality_drop']['drop']:.2%}")
+        lines.append(f"{Candidate.from_json(each)}: {', '.join(figures)}")
+    return lines
+
+
+def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
+    """Arguments of `negawatt.tune` from the options, and from what was observed, which --from else names."""
     from negawatt.tuning import Constraints, Space
     from negawatt.tuning.observed import Observed, batch_for
     from negawatt.tuning.pass_range import PassRange
@@ -127,7 +177,8 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
 
     if options["throughput"] and options["batch"] is not None:
         raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
-    observed = Observed.read(options["origin"]) if options["origin"] else None
+    if options["origin"]:
+        observed = Observed.read(options["origin"])
     pinned = options["batch"]
     if pinned is None:
         pinned = batch_for(observed.in_flight if observed else None, BATCHES)
@@ -160,6 +211,7 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "fewest_items": options["min_quality_items"],
         "seed": options["seed"],
         "strategy": options["strategy"],
+        "objectives": options["objectives"],
         "path": options["output"],
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ class Scores:
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, tuple[float, float]]] = {}
         self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
+        self._pace_s: dict[str, float] = {}
 
     def __enter__(self) -> Scores:
         return self
@@ -74,7 +76,9 @@ class Scores:
         for start in range(0, len(missing), ITEMS_PER_CALL):
             done = len(items) - len(missing) + start
             tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
-            fresh = self._answer(settings, missing[start : start + ITEMS_PER_CALL])
+            asked, started = missing[start : start + ITEMS_PER_CALL], time.monotonic()
+            fresh = self._answer(settings, asked)
+            self._pace_s[key] = (time.monotonic() - started) / len(asked)
             known |= {i: (fresh.scores[i], fresh.weights.get(i, 1.0)) for i in fresh.scores}
             write_json(self._file(key), known)
         return self._of(known, items)
@@ -84,6 +88,15 @@ class Scores:
         known = self._known(self._key(settings))
         answered = [item for item in items if item.id in known]
         return self._of(known, answered) if answered else None
+
+    def foreseen_s(self, settings: Settings, items: Items) -> float:
+        """Seconds that those of the items would take which were not answered before, at the last pace seen.
+
+        0 where no answer has been timed yet.
+        """
+        key = self._key(settings)
+        known = self._known(key)
+        return self._pace_s.get(key, 0.0) * sum(item.id not in known for item in items)
 
     def _of(self, known: dict[str, tuple[float, float]], items: Items) -> Quality:
         name = (self.workload.metric or "mixed") if self.labelled else "top1_match"

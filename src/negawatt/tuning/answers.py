@@ -36,6 +36,10 @@ class Answers:
         """Scores of those of the items that were answered already; None without any."""
         return self._scores(candidate).known(candidate.settings, items)
 
+    def foreseen_s(self, candidate: Candidate, items: Items) -> float:
+        """Seconds that the items would take at the pace seen so far; 0 where none was seen."""
+        return self._scores(candidate).foreseen_s(candidate.settings, items)
+
     def close(self) -> None:
         """End the engines that are open."""
         for each in self._of.values():

@@ -112,6 +112,11 @@ class Finals:
         windows = self._all_of([present, winner], FINAL_ROUNDS, FEWEST_FINAL_ROUNDS, time_left)
         return self._ratio(windows, present, winner)
 
+    def costs(self, candidates: Sequence[Candidate]) -> dict[Candidate, list[float]]:
+        """CPU seconds a token of those that run, window by window, all in turn; as the baseline cuts text."""
+        windows = self._interleaved(candidates, FINAL_ROUNDS, FINAL_ROUNDS, lambda: 0.0)
+        return {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in own] for c, own in windows.items()}
+
     def _all_of(
         self, chosen: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
     ) -> dict[Candidate, list[Window]]:

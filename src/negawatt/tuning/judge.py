@@ -95,7 +95,8 @@ class Judge:
         the limit stays below the whole. And over the looks at one candidate, by a spending function, so that
         stopping at the first success keeps its share. It stops without success when the drop is shown to be
         larger, when even all items would not prove it at the rate of change seen so far (futility, which
-        can only make the test stricter), or when the time is over.
+        can only make the test stricter), or when the time is over. Looks are planned on as many items as
+        there is time for at the pace of the search's own judging, and on those of a first look at least.
 
         Args:
             items: held out from the search, at least one.
@@ -105,7 +106,8 @@ class Judge:
             time_left: seconds that may still be used.
             number: of the candidate among those whose proof was tried, from 1.
         """
-        plan = look_plan(len(items), fewest, (1 - self.confidence) * shares_of_error(number))
+        n = self._affordable(candidate, items, fewest, time_left())
+        plan = look_plan(n, fewest, (1 - self.confidence) * shares_of_error(number))
         counts, last = [count for count, _ in plan], plan[-1][1]
         started = time.monotonic()
         for (count, confidence), after in zip(plan, [*counts[1:], None], strict=True):
@@ -114,7 +116,7 @@ class Judge:
                 return Proof(True, difference)
             if -difference.high > limit:
                 return Proof(False, difference, f"its quality drops by more than {limit:.2%}")
-            if count == counts[-1] or self._futile(difference, limit, len(items), last):
+            if self._futile(difference, limit, len(items), last) or count == len(items):
                 return Proof(
                     False,
                     difference,
@@ -122,7 +124,7 @@ class Judge:
                     f"(after {count:,} the bound was {difference.upper_one_sided:.2%})",
                 )
             pace_s = (time.monotonic() - started) / count
-            if after is not None and pace_s * (after - count) > time_left():
+            if after is None or pace_s * (after - count) > time_left():
                 return Proof(
                     False,
                     difference,
@@ -131,6 +133,16 @@ class Judge:
                     hasty=True,
                 )
         raise AssertionError("the last look always decides")
+
+    def _affordable(self, candidate: Candidate, items: Items, fewest: int, left_s: float) -> int:
+        """How many of the items both can be asked in so many seconds; those of a first look in any case."""
+        n, least = len(items), _looks(len(items), fewest)[0]
+        while n > least:
+            both_s = sum(self.scores.foreseen_s(c, items[:n]) for c in (self.baseline, candidate))
+            if both_s <= left_s:
+                break
+            n = max(least, int(0.9 * n))
+        return n
 
     @staticmethod
     def _futile(difference: Difference, limit: float, n: int, confidence: float, hope: float = 0.5) -> bool:

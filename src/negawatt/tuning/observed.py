@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +51,11 @@ class Observed:
     model_sha256: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> Observed:
+    def read(cls, path: Path, latest_s: float = math.inf) -> Observed:
         """Read a finished ``tune`` or ``profile`` run, or receipts that a server exported as CSV.
+
+        Args:
+            latest_s: of receipts only those of so many seconds before the last.
 
         Raises:
             UsageError: there is neither.
@@ -60,7 +64,7 @@ class Observed:
         if path.is_dir():
             return _of_run(Run.open(path))
         if path.suffix.lower() == ".csv":
-            return _of_receipts(path)
+            return _of_receipts(path, latest_s)
         raise UsageError(f"expected the folder of a run, or receipts as a .csv file, not {path}")
 
     def shaped(self, workload: Workload, tokenizer: Tokenizer) -> tuple[Workload, str]:
@@ -132,10 +136,12 @@ def _cheapest(run: Run) -> list[Candidate]:
     return [candidate for _, candidate in sorted(good, key=lambda pair: pair[0])]
 
 
-def _of_receipts(path: Path) -> Observed:
+def _of_receipts(path: Path, latest_s: float) -> Observed:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get("outcome") == "completed"]
+        newest_s = max((float(r["created_s"]) for r in rows), default=0.0)
+        rows = [r for r in rows if float(r["created_s"]) >= newest_s - latest_s]
         lengths = tuple((int(r["input_tokens"]), int(r["output_tokens"])) for r in rows)
         spans = [(float(r["created_s"]), float(r["created_s"]) + float(r["duration_s"])) for r in rows]
     except OSError as exc:

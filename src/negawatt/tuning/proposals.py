@@ -8,6 +8,7 @@ from typing import Any
 
 from negawatt.errors import NegawattError
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.objectives import ENERGY, values
 from negawatt.tuning.predicted import PredictedStrategy, promising, traits
 from negawatt.tuning.predictor import Observation
 from negawatt.tuning.sampler import Outcome, Proposal, Sampler
@@ -30,6 +31,7 @@ class Proposals:
         limit: on the drop of quality; None where there is none.
         starts: candidates that the default strategy tries first.
         earlier: observations of earlier searches, for the default strategy.
+        objectives: names of what is wanted little of.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Proposals:
         limit: float | None = None,
         starts: Sequence[Candidate] = (),
         earlier: Sequence[Observation] = (),
+        objectives: tuple[str, ...] = (ENERGY,),
     ) -> None:
-        self.space = space
+        self.space, self.objectives = space, objectives
         options: dict[str, Any] = {}
         if name == "default":
             options = {
@@ -50,9 +53,9 @@ class Proposals:
                 "identity": lambda candidate: candidate.arithmetic,
                 "starts": [space.parameters(candidate) for candidate in promising(starts)],
                 "traits": traits,
-                "earlier": earlier,
+                "earlier": earlier if objectives == (ENERGY,) else (),
             }
-        self.strategy = strategy(name, seed, **options)
+        self.strategy = strategy(name, seed, len(objectives), **options)
         self._sampler = Sampler(self.strategy)
         self.ended = ""
 
@@ -71,20 +74,20 @@ class Proposals:
             against = skip(candidate)
             if against is None:
                 return proposal, candidate
-            self._sampler.tell(proposal, _outcome(against))
+            self._sampler.tell(proposal, self._outcome(against))
         self.ended = f"{SKIPS} proposals in a row had no prospect"
         return None
 
     def tell(self, trial: Trial, proposal: Proposal | None) -> None:
         """What became of a proposal, or of a candidate that was tried without one."""
         if proposal is not None:
-            self._sampler.tell(proposal, _outcome(trial))
+            self._sampler.tell(proposal, self._outcome(trial))
             return
         try:
             point = self.space.parameters(trial.candidate)
         except NegawattError:
             return  # the baseline may lie outside the space
-        self._sampler.inject(self.space.pick, point, _outcome(trial))
+        self._sampler.inject(self.space.pick, point, self._outcome(trial))
 
     def looked(self, proposal: Proposal, cost: float) -> None:
         """A first look was all that was asked for."""
@@ -96,18 +99,18 @@ class Proposals:
             return None
         return self.strategy.trust()
 
-
-def _outcome(trial: Trial) -> Outcome:
-    """A trial as a strategy sees it: the logarithm of its cost."""
-    if trial.cost is None:
-        return Outcome(None)
-    judged = trial.figures.get("quality_drop")
-    struck = QUALITY in trial.violations
-    return Outcome(
-        (math.log(trial.cost),),
-        len(trial.violations),
-        looked=trial.state == "pruned",
-        drop=float(judged["drop"]) if judged else None,
-        kept=False if struck else (True if judged else None),
-        spent=trial.figures.get("cpu_s_spent") or None,
-    )
+    def _outcome(self, trial: Trial) -> Outcome:
+        """A trial as a strategy sees it: the logarithm of its cost, and what else is wanted little of."""
+        found = values(trial, self.objectives)
+        if found is None:
+            return Outcome(None)
+        judged = trial.figures.get("quality_drop")
+        struck = QUALITY in trial.violations
+        return Outcome(
+            found,
+            len(trial.violations),
+            looked=trial.state == "pruned",
+            drop=float(judged["drop"]) if judged else None,
+            kept=False if struck else (True if judged else None),
+            spent=trial.figures.get("cpu_s_spent") or None,
+        )

@@ -14,6 +14,7 @@ from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.objectives import ENERGY
 from negawatt.tuning.space import Space
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import Workload
@@ -32,6 +33,7 @@ class Question:
     models: Mapping[str, str] = field(default_factory=dict)
     """Hash of the content of each further model, by name."""
     strategy: str = "default"
+    objectives: tuple[str, ...] = (ENERGY,)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class Question:
             "seed": self.seed,
             "models_sha256": dict(self.models),
             "strategy": self.strategy,
+            **({"objectives": list(self.objectives)} if len(self.objectives) > 1 else {}),
         }
 
 

@@ -19,6 +19,7 @@ from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, s
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.memory import Memory
+from negawatt.tuning.objectives import ENERGY, since_improvement
 from negawatt.tuning.outlook import Outlook, Seen
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
@@ -59,6 +60,7 @@ class Study:
         strategy: name of what decides which candidate is next.
         memory: what earlier searches saw on this machine, for the default strategy.
         outlook: what foretells the saving of passes; without one they are all tried.
+        objectives: what is wanted little of; where that is more than joules, joules drop nothing.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class Study:
         strategy: str = "default",
         memory: Memory | None = None,
         outlook: Outlook | None = None,
+        objectives: tuple[str, ...] = (ENERGY,),
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
         self.trials: list[Trial] = []
+        self.objectives, self.only_joules = objectives, objectives == (ENERGY,)
         self._deaths: Counter[str] = Counter()
         self._refuted: dict[tuple[str, ...], str] = {}  # arithmetic -> why its quality will not do
         self._looks: dict[Candidate, Look] = {}
@@ -97,9 +101,8 @@ class Study:
             seed,
             limit=constraints.max_quality_drop if items else None,
             starts=space.starts(without=baseline.settings.engine),
-            earlier=[]
-            if memory is None
-            else memory.observations(space, self.compared_with, self.reference_s),
+            earlier=memory.observations(space, self.compared_with, self.reference_s) if memory else [],
+            objectives=objectives,
         )
 
     @property
@@ -121,7 +124,7 @@ class Study:
                 tick(f"known from before: {candidate}")
                 self._keep(self.try_candidate(candidate, tick, screen=False), None)
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
-        while (alone or time_left() > 0) and self._since_improvement() < PATIENCE:
+        while (alone or time_left() > 0) and self._patient:
             proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
             if proposed is None:
                 return
@@ -166,6 +169,8 @@ class Study:
         own = [t for t in self.trials if t.settings.engine == engine]
         if self._deaths[engine] >= DEATHS:
             return own[-1]
+        if not self.only_joules:
+            return None
         best = min((t for t in own if t.cost is not None), key=_cost, default=None)
         overall = self.best
         if best is None or overall is None or _cost(best) < HOPELESS * _cost(overall):
@@ -262,14 +267,9 @@ class Study:
         """The cheapest trial that keeps the constraints as far as they were judged."""
         return min((t for t in self.trials if t.feasible), key=_cost, default=None)
 
-    def _since_improvement(self) -> int:
-        best, since = math.inf, 0
-        for trial in self.trials[self._fresh_from :]:
-            if trial.feasible and _cost(trial) < 0.99 * best:
-                best, since = _cost(trial), 0
-            else:
-                since += 1
-        return since
+    @property
+    def _patient(self) -> bool:
+        return since_improvement(self.trials[self._fresh_from :], self.objectives) < PATIENCE
 
     # -- one trial -------------------------------------------------------------------------------
 
@@ -295,6 +295,7 @@ class Study:
     def try_candidate(self, candidate: Candidate, tick: Tick, *, screen: bool = True) -> Trial:
         """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
         started, earlier = time.monotonic(), self._looks.get(candidate)
+        screen = screen and self.only_joules
         if screen and earlier is not None and (reason := self._too_dear(earlier)):
             return self._pruned(candidate, earlier, reason)
         try:
@@ -374,7 +375,8 @@ class Study:
                 self.run.append("note", {"text": text})
             return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
         rival = (
-            best is not None
+            self.only_joules
+            and best is not None
             and best.candidate != self.baseline
             and _cost(trial) > QUALITY_WITHIN * _cost(best)
         )

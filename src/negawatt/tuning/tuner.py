@@ -26,6 +26,7 @@ from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
+from negawatt.tuning.objectives import check_objectives, frontier
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
@@ -69,6 +70,7 @@ def tune(
     confidence: float = 0.95,
     seed: int = 0,
     strategy: str = "default",
+    objectives: Sequence[str] = (),
     path: Path | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
@@ -91,6 +93,8 @@ def tune(
         confidence: of the bound on the quality drop.
         seed: of the search.
         strategy: what decides which candidate is next; a name of `negawatt.tuning.strategy.STRATEGIES`.
+        objectives: names of `negawatt.tuning.objectives.OBJECTIVES` to search a frontier over beside joules;
+            the verdict is on the fewest joules all the same.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
         progress: called with (seconds used, seconds in all, what is being done).
@@ -100,6 +104,7 @@ def tune(
 
     Raises:
         UsageError: the workload has no traffic, or too little to divide.
+        EngineError: the baseline does not run, so nothing could be compared with it.
         RunError: the folder holds something else, or another question's run.
     """
     check_strategy(strategy)
@@ -123,8 +128,9 @@ def tune(
     budget = Budget(time_budget_s, energy_budget_j)
     shas = {name: each.sha256 for name, each in others.items()}
     question = Question(
-        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy
-    )
+        artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
+        check_objectives(objectives),
+    )  # fmt: skip
     with open_run(path, question, artifact, workload, command) as run:
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
@@ -196,7 +202,7 @@ class _Session:
             study = Study(
                 self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
                 self.searched, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory, outlook,
+                self.question.strategy, self.memory, outlook, self.question.objectives,
             )  # fmt: skip
             try:
                 self._foretell()
@@ -204,6 +210,8 @@ class _Session:
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
                 study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                if study.trials[0].state == "failed":
+                    raise EngineError(f"what you run today does not run here: {study.trials[0].reason}")
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
@@ -218,6 +226,7 @@ class _Session:
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
+            "objectives": list(self.question.objectives),
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
         }
@@ -353,7 +362,7 @@ class _Session:
         return document
 
     def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """Trials with a judged quality that no other beats in both cost and quality.
+        """Trials that no other beats in all objectives; in cost and quality where only joules were asked.
 
         Quality is the paired difference to the baseline: trials are judged on different numbers of items.
         """
@@ -361,8 +370,11 @@ class _Session:
         def drop(trial: Trial) -> float:
             return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
 
-        judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
-        best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
+        if study.only_joules:
+            judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
+            best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
+        else:
+            best = frontier(study.trials, study.objectives)
         return [
             {
                 "artifact": self.workshop.artifact(t.candidate).name,
