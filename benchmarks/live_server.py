@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from negawatt.database import Database
 from negawatt.serve.account import Account
-from negawatt.serve.database import Database
 from negawatt.serve.keys import server_secret
 from negawatt.serve.ledger import ReceiptLedger
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 
 from negawatt.artifact import Artifact
+from negawatt.database import Database
 from negawatt.energy import Energy
 from negawatt.engine import Settings
 from negawatt.serve import Caller, Estimate, Receipt, Refused
 from negawatt.serve.account import Account
 from negawatt.serve.budget import Budget, Period, Spending
-from negawatt.serve.database import Database
 from negawatt.serve.desk import Desk
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.ledger import ReceiptLedger

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from negawatt.artifact.safetensors_file import read_json
 from negawatt.engine.backend import Chunk, Logits
 
@@ -23,15 +26,26 @@ def forward(model: Any, chunks: Sequence[Chunk]) -> list[Logits]:
     """One row of logits, one for each label, for each chunk, which is a whole text."""
     import torch
 
-    longest = max(len(chunk.tokens) for chunk in chunks)
-    pad = int(model.config.pad_token_id or 0)
-    ids = torch.full((len(chunks), longest), pad)
-    for row, chunk in enumerate(chunks):
-        ids[row, : len(chunk.tokens)] = torch.tensor(chunk.tokens)
-    layout = {}
-    if any(len(chunk.tokens) < longest for chunk in chunks):
-        lengths = torch.tensor([len(chunk.tokens) for chunk in chunks])
-        layout["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     with torch.inference_mode():
-        logits = model(input_ids=ids, **layout).logits.float().numpy()
+        logits = model(**padded(chunks, int(model.config.pad_token_id or 0))).logits.float().numpy()
     return [row[None] for row in logits]
+
+
+def padded(chunks: Sequence[Chunk], pad: int) -> dict[str, Any]:
+    """Whole texts as a model's arguments: filled up on the right, with a mask if need be."""
+    import torch
+
+    ids, mask = filled_up(chunks, pad)
+    found = {"input_ids": torch.from_numpy(ids)}
+    return found if mask.all() else {**found, "attention_mask": torch.from_numpy(mask)}
+
+
+def filled_up(chunks: Sequence[Chunk], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole texts side by side and where there are tokens, both of shape ``(texts, longest)``."""
+    longest = max(len(chunk.tokens) for chunk in chunks)
+    ids = np.full((len(chunks), longest), pad, np.int64)
+    mask = np.zeros((len(chunks), longest), np.int64)
+    for row, chunk in enumerate(chunks):
+        ids[row, : len(chunk.tokens)] = chunk.tokens
+        mask[row, : len(chunk.tokens)] = 1
+    return ids, mask

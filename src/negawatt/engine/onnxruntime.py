@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from negawatt.artifact import Artifact
-from negawatt.engine import onnx_graph
+from negawatt.engine import embedder, onnx_graph
 from negawatt.engine.backend import Backend, Chunk, Logits
+from negawatt.engine.classifier import filled_up
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
 class OnnxRuntimeBackend(Backend):
-    """Any causal language model that transformers has code for and torch.onnx can trace.
+    """Any causal language model or encoder that transformers has code for and torch.onnx can trace.
 
     Layers that an artifact holds as two factors run as two layers.
 
@@ -34,6 +35,7 @@ class OnnxRuntimeBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     searched: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     @classmethod
     def version(cls) -> str:
@@ -49,6 +51,10 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, path: Path) -> None:
         self._session = session(path, self.settings.threads)
+        if (known := embedder.found(path, self.settings.pooling)) is not None:
+            self.pooling, self._pad = known
+            self.vocab_size = int(self.pooling.width or 0)
+            return
         self._new_value = require("onnxruntime", extra="onnx").OrtValue.ortvalue_from_numpy
         past = [i for i in self._session.get_inputs() if i.name.startswith("past_key_values.")]
         self._empty = {i.name: (int(i.shape[1]), int(i.shape[3])) for i in past}
@@ -58,6 +64,11 @@ class OnnxRuntimeBackend(Backend):
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        if self.pooling is not None:
+            ids, mask = filled_up(chunks, self._pad)
+            with _translated("run the model"):
+                (states,) = self._session.run(None, {"input_ids": ids, "attention_mask": mask})
+            return embedder.rows_of(states, chunks, self.pooling)
         step = self._batch.step(chunks)
         with _translated("run the model"):
             if step.fresh:
@@ -83,7 +94,8 @@ class OnnxRuntimeBackend(Backend):
             return rows_of(logits.numpy(), chunks)
 
     def release(self, slot: int) -> None:
-        self._batch.release(slot)
+        if self.pooling is None:
+            self._batch.release(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         if self.settings.batch > 1:

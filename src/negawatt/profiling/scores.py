@@ -43,12 +43,20 @@ class Scores:
         artifact, workload: what answers, and what is asked.
         reference: settings that answers are compared with where there are no labels.
         origin: of the model whose answers those are, where it is another than `artifact`.
+        apart: where not empty, the scores are kept apart from others under this name.
     """
 
     def __init__(
-        self, artifact: Artifact, workload: Workload, reference: Settings, *, origin: Scores | None = None
+        self,
+        artifact: Artifact,
+        workload: Workload,
+        reference: Settings,
+        *,
+        origin: Scores | None = None,
+        apart: str = "",
     ) -> None:
         self.artifact, self.workload, self.reference, self.origin = artifact, workload, reference, origin
+        self._apart = apart
         self.labelled = bool(workload.quality)
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, tuple[float, float]]] = {}
@@ -88,6 +96,13 @@ class Scores:
         known = self._known(self._key(settings))
         answered = [item for item in items if item.id in known]
         return self._of(known, answered) if answered else None
+
+    def teach(self, settings: Settings, quality: Quality) -> None:
+        """Take in scores that were given elsewhere to the same answers."""
+        key = self._key(settings)
+        known = self._known(key)
+        known |= {i: (quality.scores[i], quality.weights.get(i, 1.0)) for i in quality.scores}
+        write_json(self._file(key), known)
 
     def foreseen_s(self, settings: Settings, items: Items) -> float:
         """Seconds that those of the items would take which were not answered before, at the last pace seen.
@@ -133,6 +148,7 @@ class Scores:
         if not self.labelled:
             parts.append(str(self.reference))
             parts += [] if self.origin is None else [self.origin.artifact.sha256]
+        parts += [self._apart] if self._apart else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _file(self, key: str) -> Path:

@@ -44,6 +44,12 @@ class Refused(NegawattError):
         self.retry_after_s = retry_after_s
 
 
+def not_ready(model: str, why: object) -> Refused:
+    """The error of a model that cannot be loaded."""
+    said = f"{model} cannot be run at the moment: {why}"
+    return Refused(said, status=503, kind="server_error", code="model_not_ready")
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks.
@@ -70,12 +76,16 @@ class Estimate:
         input_tokens: of the prompt.
         output_tokens: most that may be generated, over all ``n`` answers.
         energy: joules of these, by the model's cost; missing where nothing is known yet.
+        fixed: no other model can answer: vectors of two models cannot be compared.
+        follows: it is a further part of a request that is counted already.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
     energy: Energy
+    fixed: bool = False
+    follows: bool = False
 
 
 class Reservation(Protocol):

@@ -38,11 +38,12 @@ class Census:
     def of(cls, models: Iterable[ServedModel]) -> Census:
         """Count; called from the event loop."""
         served = list(models)
-        cells = [model.occupancy for model in served]
+        held = [model.held for model in served]
+        cells = [occupancy for _, _, occupancy in held]
         return cls(
             requests=sum(model.busy for model in served),
-            jobs=sum(model.jobs for model in served),
-            accounts=sum(model.accounts for model in served),
+            jobs=sum(jobs for jobs, _, _ in held),
+            accounts=sum(accounts for _, accounts, _ in held),
             sequences=sum(c.live for c in cells),
             promised_tokens=sum(c.promised for c in cells),
             kept_tokens=sum(c.kept for c in cells),

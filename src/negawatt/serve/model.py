@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from negawatt.artifact import Artifact
@@ -17,14 +16,16 @@ from negawatt.engine.cells import Occupancy
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
-from negawatt.serve.admission import Refused
+from negawatt.serve.admission import not_ready
+from negawatt.serve.calls import form_of
 from negawatt.serve.cashier import Cashier
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.options import ModelOptions
 from negawatt.serve.pressure import Pressure, refuse_if_crowded
 from negawatt.serve.queue import FairQueue
 from negawatt.serve.receipt import Outcome, Receipt
-from negawatt.serve.task import Choice, Sampling, Task, job_of
+from negawatt.serve.structured import unfit
+from negawatt.serve.task import Choice, Sampling, Task
 from negawatt.serve.weights import Weights
 from negawatt.serve.worker import Worker
 from negawatt.serve.writing import Pieces, Writing
@@ -55,6 +56,9 @@ class ServedModel:
         failure: why, when it failed.
         weights: by which steps are shared.
         cost: the fitted cost model, once there is one.
+        pooling: how it embeds texts; None where it writes them.
+        tokenizer: with the chat template that is in use.
+        call_form: how it writes calls of tools.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ServedModel:
     ) -> None:
         backends.backend(options.settings.engine).check(options.settings)
         self.name, self.artifact, self.options = name, artifact, options
+        self.pooling = artifact.pooling(options.settings.pooling)
         self.listeners: list[Callable[[Receipt], None]] = []
         self._cashier = Cashier(name, self._charged, footprint or Footprint())
         self._charge, self._prepared = charge, prepared
@@ -86,7 +91,9 @@ class ServedModel:
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pressure = Pressure()
-        self._pieces = Pieces(artifact.tokenizer)
+        self.tokenizer = options.tokenizer(artifact)
+        self.call_form = form_of(self.tokenizer.chat_template)
+        self._pieces = Pieces(self.tokenizer)
         self._stopping = self._answered = False
 
     # -- life ------------------------------------------------------------------------------------
@@ -131,19 +138,11 @@ class ServedModel:
         return time.monotonic() - self._worker.last_report_s > self.options.stall_s / 2
 
     @property
-    def jobs(self) -> int:
-        """Sequences that the worker was given and has not ended."""
-        return len(self._tasks)
-
-    @property
-    def accounts(self) -> int:
-        """Sequences that are still charged to somebody."""
-        return 0 if self._worker is None else len(self._worker.books)
-
-    @property
-    def occupancy(self) -> Occupancy:
-        """Of the worker's cache; nothing while there is no worker."""
-        return Occupancy() if self._worker is None else self._worker.occupancy
+    def held(self) -> tuple[int, int, Occupancy]:
+        """Sequences that the worker has, those that are charged to somebody, and what its cache holds."""
+        if (worker := self._worker) is None:
+            return len(self._tasks), 0, Occupancy()
+        return len(self._tasks), len(worker.books), worker.occupancy
 
     def _wake(self) -> None:
         if self._life is None or self._life.done():
@@ -157,7 +156,8 @@ class ServedModel:
             self.state = "loading"
             worker = self._starting = Worker(
                 self.artifact, self.options.settings, self.options.session, self._on_report,
-                self._on_cancelled, prepared=self._prepared,
+                self._on_cancelled, prepared=self._prepared, embeds=self.pooling is not None,
+                most_tokens=self.most_tokens,
             )  # fmt: skip
             try:
                 ended = await worker.open()
@@ -191,19 +191,7 @@ class ServedModel:
         if self.weights is not None:
             worker.books.weights = self.weights
         elif self.options.warm_up:
-            warming = asyncio.ensure_future(worker.warm_up())
-            while not (warming.done() or ended.done()):
-                await asyncio.wait(
-                    {warming, ended}, timeout=self.options.stall_s / 4, return_when=asyncio.FIRST_COMPLETED
-                )
-                if time.monotonic() - worker.last_report_s > self.options.stall_s:
-                    worker.kill()
-            if not warming.done():
-                warming.cancel()
-                with suppress(asyncio.CancelledError):
-                    await warming
-                raise await ended
-            self.cost = await warming
+            self.cost = await worker.warmed(ended, self.options.stall_s)
             if self.cost is not None:
                 worker.books.weights = self.weights = Weights.fitted(self.cost)
         self._write_idle("warm-up")
@@ -216,12 +204,13 @@ class ServedModel:
     @property
     def most_tokens(self) -> int:
         """Of prompt and answer together, at most."""
-        return min(self.options.settings.max_context, self.options.session.capacity)
+        most = min(self.options.settings.max_context, self.options.session.capacity)
+        return most if self.pooling is None else min(most, self.pooling.max_tokens or most)
 
     def choices(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[Choice]:
         """The answers to write to `prompts`, `n` each."""
         return [
-            Choice(number, next(self._numbers), prompt, Writing(self.artifact.tokenizer, sampling.stop))
+            Choice(number, next(self._numbers), prompt, Writing(self.tokenizer, sampling.stop))
             for number, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
         ]
 
@@ -242,10 +231,7 @@ class ServedModel:
             Refused: too many wait, or for too long (429), or the model cannot be loaded (503).
         """
         if self.state == "failed":
-            raise Refused(
-                f"{self.name} cannot be run at the moment: {self.failure}",
-                status=503, kind="server_error", code="model_not_ready",
-            )  # fmt: skip
+            raise not_ready(self.name, self.failure)
         wait_s = self._pressure.expected_s(self.options, self._tasks.values(), self._queue, tokens)
         refuse_if_crowded(self.name, self.options, wait_s, len(self._queue))
 
@@ -274,20 +260,24 @@ class ServedModel:
         """Hand waiting requests to the worker, as many as it can work on and one more."""
         if self.state != "ready" or self._worker is None:
             return
-        while len(self._tasks) < self.options.settings.batch + AHEAD:
+        while self._under_way < self.options.settings.batch + AHEAD:
             task = self._queue.take()
             if task is None:
                 break
             if not self._running:  # it was idle until now, not hung
                 self._worker.last_report_s = time.monotonic()
             self._running[task.id] = task
-            first, eos = dict[int, int](), self.artifact.tokenizer.eos_ids
-            for choice in task.choices:
+            for choice, job in task.jobs(self.tokenizer.eos_ids, embeds=self.pooling is not None):
                 self._tasks[choice.job] = task, choice
                 self._worker.books.open(choice.job, task.account)
-                self._worker.submit(job_of(task, choice, eos, first))
+                self._worker.submit(job)
         if self._timer is None:
             self._watch()
+
+    @property
+    def _under_way(self) -> int:
+        """What the worker holds: answers; of texts to embed, which take turns there, their requests."""
+        return len(self._tasks) if self.pooling is None else len(self._running)
 
     # -- what the worker tells ---------------------------------------------------------------------
 
@@ -303,6 +293,12 @@ class ServedModel:
                 task.first_token_s = task.first_token_s or now
                 if task.write(choice, picked, self._pieces) and self._worker is not None:
                     self._worker.cancel(job)
+        for job, vector in report.embedded:
+            if (found := self._tasks.get(job)) is not None:
+                found[1].vector = vector
+        for job, why in report.failed:
+            if (found := self._tasks.get(job)) is not None:
+                self._give_up(found[0], job, why)
         for job, reason in report.finished:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
@@ -310,6 +306,12 @@ class ServedModel:
                 self._pressure.answered(choice.tokens)
                 self._job_ended(job)
         self._feed()
+
+    def _give_up(self, task: Task, job: int, why: str) -> None:
+        """One of the answers cannot be written as it has to be; the others are not wanted then."""
+        task.unfinished.discard(job)
+        self.abort(task, "failed", unfit(why))
+        self._job_ended(job)
 
     def _on_cancelled(self, job: int) -> None:
         if job in self._tasks:
@@ -328,7 +330,7 @@ class ServedModel:
         self._running.pop(task.id, None)
         if self._worker is not None:
             self._worker.books.close(choice.job for choice in task.choices)
-        outcome = task.outcome or "completed"
+        outcome = task.outcome or task.verdict
         receipt = self._cashier.receipt(task, outcome)
         if outcome != "completed" and receipt.cpu_s == 0 and task.started_s is None:
             task.reservation.release()

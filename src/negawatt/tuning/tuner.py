@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.errors import EngineError, NegawattError, UsageError
-from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
+from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
 from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
@@ -21,6 +21,9 @@ from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cluster import Cluster
+from negawatt.tuning.crew import crew_for
+from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
@@ -39,10 +42,7 @@ from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints, pareto, verdict
 from negawatt.tuning.workshop import Workshop
-from negawatt.workload import (
-    Difference,
-    Workload,
-)
+from negawatt.workload import Difference, Workload
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -72,6 +72,8 @@ def tune(
     strategy: str = "default",
     objectives: Sequence[str] = (),
     path: Path | None = None,
+    store: str | None = None,
+    ray: str | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
@@ -97,6 +99,10 @@ def tune(
             the verdict is on the fewest joules all the same.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
+        store: URL of a database (``postgresql://…``) that the run is kept in besides, under the name of its
+            folder: every finished trial is committed there, and any folder of that name goes on with it.
+        ray: address of a Ray cluster whose nodes try the candidates: ``auto``, ``HOST:PORT`` or
+            ``ray://HOST:PORT``. The verdict is for machines like this one; other nodes only judge quality.
         progress: called with (seconds used, seconds in all, what is being done).
 
     Returns:
@@ -131,10 +137,13 @@ def tune(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
         check_objectives(objectives),
     )  # fmt: skip
-    with open_run(path, question, artifact, workload, command) as run:
+    with (
+        Cluster(ray) if ray else nullcontext() as cluster,
+        open_run(path, question, artifact, workload, command, store) as run,
+    ):
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress,
+            progress, cluster,
         )  # fmt: skip
         session.note(note)
         return session.go(tokens_per_day)
@@ -156,7 +165,9 @@ class _Session:
         fewest_items: int,
         confidence: float,
         progress: Progress,
+        cluster: Cluster | None,
     ) -> None:
+        self.cluster, self.expense = cluster, Expense(run, self.used_s)
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -165,10 +176,9 @@ class _Session:
             artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
             told=lambda making: run.append("making", making.to_record()),
         )  # fmt: skip
-        earlier = [*run.records("trial"), *run.records("making")]
-        self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
-        budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
-        budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
+        budget.earlier_s = self.expense.earlier_s
+        budget.earlier_j = self.expense.earlier_energy.value_j or 0.0
+        budget.elsewhere_j = lambda: self.expense.energy.value_j or 0.0
         most = question.space.max_context
         self.searched = Traffic(self.workshop, material.searched, most)
         self.held = Traffic(self.workshop, material.held, most)
@@ -209,26 +219,30 @@ class _Session:
                 for name, why in far.items():
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
-                study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                if self.cluster is not None:
+                    crew = crew_for(self.cluster, study, self.material, self.question.seed, self.expense)
+                    self.search = crew.search
+                else:
+                    self.search = study.search
+                self.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 if study.trials[0].state == "failed":
                     raise EngineError(f"what you run today does not run here: {study.trials[0].reason}")
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
-        measurement, energy = meter.measurement, meter.measurement.energy
-        if self.earlier_cpu_s:
-            energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
+        own_s, spent_s = time.process_time() - own_s, meter.measurement.cpu_s + self.expense.cpu_s
         result["search"] = accounts(
-            study.trials, list(self.run.records("making")), energy, result=result,
-            cpu_s=measurement.cpu_s + self.earlier_cpu_s, duration_s=self.used_s(),
-            own_share=(time.process_time() - own_s) / max(measurement.cpu_s, 1e-9),
-            tokens_per_day=tokens_per_day,
+            study.trials, list(self.run.records("making")),
+            meter.measurement.energy + self.expense.energy + self.expense.earlier_energy, result=result,
+            cpu_s=spent_s + self.expense.earlier_cpu_s, duration_s=self.used_s(),
+            own_share=(own_s + self.expense.own_cpu_s) / max(spent_s, 1e-9), tokens_per_day=tokens_per_day,
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
             "objectives": list(self.question.objectives),
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
+            "machines": self.expense.by_machine(),
         }
         left_out = {**far, **study.not_tried}
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
@@ -272,7 +286,7 @@ class _Session:
 
         def search_on() -> None:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-            study.search(lambda: pause_s - self.used_s(), self.tick)
+            self.search(lambda: pause_s - self.used_s(), self.tick)
 
         proved, reasons = self.prover.decide(study, rank, search_on)
         return self._compared(study, proved, reasons)
