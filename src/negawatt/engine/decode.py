@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.ngrams import NGrams
+from negawatt.engine.padding import together
 
 SCORE_TOKENS_PER_STEP = 512
 """Scoring gathers sequences up to this many tokens into one step."""
@@ -281,11 +282,8 @@ class Decoder:
 
     def classify(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Log-probabilities of the labels of each text in nats, shape ``(len(texts), labels)``."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = np.empty((len(texts), len(self.backend.labels)), np.float32)
-        batch = self.backend.settings.batch
-        for start in range(0, len(order), batch):  # similar lengths together: little padding
-            group = order[start : start + batch]
+        for group in together([len(text) for text in texts], self.backend.settings.batch):
             chunks = [Chunk(slot, texts[index]) for slot, index in enumerate(group)]
             for index, rows in zip(group, self._forward("prefill", chunks, 0, 0), strict=True):
                 found[index] = (rows - _log_sum_exp(rows)[:, None])[0]

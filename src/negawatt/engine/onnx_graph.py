@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import read_packed
 from negawatt.engine import factored, onnx_modules, traced
+from negawatt.engine.classifier import labels_of
 from negawatt.engine.onnx_modules import Grid
-from negawatt.engine.transformers import causal_lm
+from negawatt.engine.transformers import causal_lm, classifier_of
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
@@ -35,13 +38,18 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     ``fp32`` is plain ONNX; formats of few bits use two operators of ONNX Runtime's own. ``native`` keeps
     the grid of a packed artifact where those operators have it, and is fp32 for everything else.
 
+    Of a classifier its ``config.json`` lies there too, which says what its outputs stand for.
+
     Raises:
         EngineError: transformers has no such decoder, or it cannot be traced, or a grid does not fit.
         MissingDependency: onnx, onnxscript or torch is missing.
     """
-    model = causal_lm(artifact.checkpoint(), "fp32")
+    checkpoint = artifact.checkpoint()
+    classifies = bool(labels_of(checkpoint))
+    model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
-    write_onnx(traced.decoder(model), target)
+    function = traced.encoder(model, traced.LOGITS) if classifies else traced.decoder(model)
+    write_onnx(function, target, [checkpoint / "config.json"] if classifies else [])
 
 
 def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
@@ -57,8 +65,11 @@ def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
         onnx_modules.install(model, None, None, read_packed(artifact.path))
 
 
-def write_onnx(function: traced.Traced, target: Path) -> None:
+def write_onnx(function: traced.Traced, target: Path, beside: Sequence[Path] = ()) -> None:
     """Trace a function of tensors and write it into the folder `target`, whole or not at all.
+
+    Args:
+        beside: files to copy beside it.
 
     Raises:
         EngineError: torch cannot trace it.
@@ -91,3 +102,5 @@ def write_onnx(function: traced.Traced, target: Path) -> None:
     with written_beside(target) as folder:
         folder.mkdir()
         program.save(folder / MODEL, external_data=True)
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)

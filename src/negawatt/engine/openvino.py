@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact import Artifact
-from negawatt.engine import factored, openvino_ir, rounded_inputs
+from negawatt.engine import classifier, factored, openvino_classifier, openvino_ir, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
 from negawatt.errors import EngineError, installed_version, require
 
@@ -24,7 +24,7 @@ PAGE_TOKENS = 32
 
 
 class OpenVinoBackend(Backend):
-    """Architectures that OpenVINO GenAI reads from GGUF: Llama, Qwen2 and Qwen3.
+    """Architectures that OpenVINO GenAI reads from GGUF: Llama, Qwen2 and Qwen3; and classifiers of texts.
 
     Matrices that an artifact holds as two factors are multiplied with one after the other.
 
@@ -42,6 +42,7 @@ class OpenVinoBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "u8", "f16", "bf16")
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     @classmethod
@@ -54,6 +55,10 @@ class OpenVinoBackend(Backend):
         target = cache / f"{cls.version()}-{weight_format}"
         if not target.exists():
             artifact = Artifact.open(artifact_path)
+            if classifier.labels_in(artifact):
+                with _translated(f"convert {artifact.name}"):
+                    openvino_classifier.make(artifact, weight_format, target)
+                return target
             gguf = artifact.gguf()
             with _translated(f"read {gguf}"):
                 openvino_ir.make_ir(
@@ -72,6 +77,12 @@ class OpenVinoBackend(Backend):
         with _translated(f"load {path}"):
             core = openvino.Core()
             model = core.read_model(path / openvino_ir.MODEL)
+            self.labels = classifier.labels_of(path) if (path / "config.json").exists() else ()
+            if self.labels:
+                self._compiled = core.compile_model(model, "CPU", properties)
+                self._texts = openvino_classifier.Texts(self._compiled, path)
+                self.vocab_size = len(self.labels)
+                return
             if self.settings.threads == 1 and openvino_ir.has_plain_matrices(model):
                 # On one thread the kernels for AMX divide by zero over such matrices (2026.4.1).
                 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
@@ -93,6 +104,9 @@ class OpenVinoBackend(Backend):
                 self._request.set_tensor(name, self._openvino.Tensor(entry.get_element_type(), shape))
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        if self.labels:
+            with _translated("run the model"):
+                return self._texts.forward(chunks)
         return in_parts(chunks, TOKENS_PER_STEP, self._step)
 
     def _step(self, chunks: Sequence[Chunk]) -> list[Logits]:

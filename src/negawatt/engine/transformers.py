@@ -34,6 +34,7 @@ class TransformersBackend(Backend):
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
 
     @classmethod
     def version(cls) -> str:

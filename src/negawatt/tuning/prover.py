@@ -78,10 +78,12 @@ class Prover:
         study: Study,
         rank: Callable[[Sequence[Candidate]], list[Candidate]],
         search_on: Callable[[], None],
+        offer: Callable[[], None] = lambda: None,
     ) -> tuple[Proved, list[str]]:
         """Finalists and proofs in turn, until one is proved or nothing cheaper than the baseline is left.
 
         Args:
+            offer: adds cascades of what was tried to the study.
             rank: finalists by fresh measurements, cheapest first; what no longer runs is left out.
             search_on: lets the study search on after a refutation.
 
@@ -90,6 +92,7 @@ class Prover:
         """
         reasons: list[str] = []
         proved = Proved(None, None)
+        offer()
         while proved.winner is None and (chosen := finalists(study)):
             ranked = rank([trial.candidate for trial in chosen])
             for lost in [t for t in chosen if t.candidate not in ranked]:
@@ -99,6 +102,7 @@ class Prover:
                 break
             if proved.winner is None:
                 search_on()
+                offer()
         if proved.winner is None and not reasons:
             reasons.append(why_nothing(study.trials))
         return proved, reasons

@@ -41,6 +41,7 @@ class Space:
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
         flash_attention: of `FLASH`, on engines that have the switch.
+        unasked: the engines are those that are searched where none are named.
     """
 
     engines: tuple[str, ...]
@@ -53,6 +54,7 @@ class Space:
     kv_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     speculation: tuple[str, ...] = ("none", "ngram")
     flash_attention: tuple[str, ...] = ("default",)
+    unasked: bool = False
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.passes]
@@ -93,7 +95,27 @@ class Space:
         cores = len(os.sched_getaffinity(0))
         return cls(
             usable(only), tuple(batches), tuple(sorted({1, cores})), max_context, {},
-            models=tuple(models), passes=tuple(passes),
+            models=tuple(models), passes=tuple(passes), unasked=only is None,
+        )  # fmt: skip
+
+    def of_classifiers(self) -> Space:
+        """The same for models that label texts: no cache, nothing speculated, only engines that run them.
+
+        Where none were named these are all that can run here. `USUAL_PASSES` are for what reads weights
+        token by token, and are left out.
+
+        Raises:
+            UsageError: no engine is left.
+        """
+        able = [name for name in sorted(BACKENDS) if backend(name).classifies]
+        engines = usable(able) if self.unasked else tuple(name for name in self.engines if name in able)
+        if not engines:
+            raise UsageError(f"{', '.join(self.engines)} runs no classifiers of texts; {', '.join(able)} do")
+        usual = [PassRange.parse(each) for each in USUAL_PASSES]
+        return replace(
+            self, engines=engines, passes=tuple(p for p in self.passes if p not in usual),
+            kv_caches=dict.fromkeys(engines, ("default",)), speculation=("none",),
+            flash_attention=("default",),
         )  # fmt: skip
 
     def pick(self, choose: Choose) -> Candidate:

@@ -118,11 +118,11 @@ class Study:
         self._time_left = time_left
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
-            self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
+            self.keep(self.try_candidate(self.baseline, tick, screen=False))
         for candidate in self.first:
             if candidate not in self._tried and time_left() > 0:
                 tick(f"known from before: {candidate}")
-                self._keep(self.try_candidate(candidate, tick, screen=False), None)
+                self.keep(self.try_candidate(candidate, tick, screen=False))
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
         while (alone or time_left() > 0) and self._patient:
             proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
@@ -135,7 +135,7 @@ class Study:
                 self._looks[candidate] = tried
                 self.proposals.looked(proposal, tried.cost)
             else:
-                self._keep(tried, proposal)
+                self.keep(tried, proposal)
             alone = False
 
     def _take_over(self) -> None:
@@ -198,7 +198,8 @@ class Study:
     def _tried(self) -> dict[Candidate, Trial]:
         return {trial.candidate: trial for trial in self.trials}
 
-    def _keep(self, trial: Trial, proposal: Proposal | None) -> None:
+    def keep(self, trial: Trial, proposal: Proposal | None = None) -> None:
+        """Count a trial as finished, in the run and for what decides which is next."""
         joules = energy_of_cpu_time(float(trial.figures.get("cpu_s_spent") or 0.0)).to_json()
         trial = replace(trial, figures={**trial.figures, "energy_spent": joules})
         self.trials.append(trial)

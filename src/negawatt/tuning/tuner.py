@@ -12,6 +12,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
+from negawatt.engine.classifier import labels_in
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
@@ -21,6 +22,7 @@ from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cascade import Cascades
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
@@ -121,6 +123,8 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
+    if all(map(labels_in, (artifact, *others.values()))):
+        space = space.of_classifiers()
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
@@ -178,6 +182,11 @@ class _Session:
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+        )  # fmt: skip
+
+        self.cascades = Cascades(
+            run, self.judge, material.threshold_items, len(self.held_items), fewest_items,
+            self.constraints.max_quality_drop, self.tick,
         )  # fmt: skip
 
     def used_s(self) -> float:
@@ -274,7 +283,10 @@ class _Session:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
             study.search(lambda: pause_s - self.used_s(), self.tick)
 
-        proved, reasons = self.prover.decide(study, rank, search_on)
+        def offer() -> None:
+            self.cascades.offer(study, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME))
+
+        proved, reasons = self.prover.decide(study, rank, search_on, offer)
         return self._compared(study, proved, reasons)
 
     def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Classifiers of texts in OpenVINO: the program that torch traces, with weights as asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from negawatt.artifact import Artifact
+from negawatt.artifact.packed_file import PackedTensor
+from negawatt.engine import classifier, openvino_ir, rounded_inputs, traced
+from negawatt.engine.backend import Chunk, Logits
+from negawatt.engine.openvino_integers import multiply_in_integers
+from negawatt.engine.padding import Padded, pad_of
+from negawatt.engine.transformers import classifier_of
+from negawatt.errors import EngineError, require
+from negawatt.home import written_beside
+
+LENGTHS = 8
+"""Texts are filled up to a multiple of so many tokens: a kernel is made for every length that comes."""
+
+
+def make(artifact: Artifact, weight_format: str, target: Path) -> None:
+    """Write the IR of a classifier into the folder `target`, with its ``config.json``, whole or not at all.
+
+    ``native`` multiplies in integers where the artifact rounds inputs, and is half precision for all else.
+
+    Raises:
+        EngineError: the library cannot convert it.
+        MissingDependency: OpenVINO, NNCF, torch or transformers is missing.
+    """
+    checkpoint = artifact.checkpoint()
+    rounding = rounded_inputs.rounding_of(artifact.path) if weight_format == "native" else {}
+    model = converted(traced.encoder(classifier_of(checkpoint, "fp32"), traced.LOGITS))
+    if rounding:
+        model = multiply_in_integers(model, named(model, rounding))
+    elif weight_format.startswith("int"):
+        model = openvino_ir.compress(model, weight_format)
+    with written_beside(target) as folder:
+        folder.mkdir()
+        save(model, folder)
+        shutil.copyfile(checkpoint / "config.json", folder / "config.json")
+
+
+def converted(function: traced.Traced) -> Any:
+    """A traced function of token ids and mask as a model of OpenVINO.
+
+    Raises:
+        EngineError: the library cannot convert it.
+    """
+    openvino, torch = require("openvino", extra="openvino"), require("torch", extra="transformers")
+    try:
+        with traced.quietly(), torch.inference_mode():
+            program = torch.export.export(function.module, function.example, dynamic_shapes=function.shapes)
+            model = openvino.convert_model(program)
+    except (RuntimeError, ValueError, TypeError) as exc:
+        kind = type(function.module.model).__name__
+        raise EngineError(f"openvino cannot convert {kind}: {exc}") from exc
+    for port, name in zip(model.inputs, function.inputs, strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write a model of OpenVINO into `folder`, what is not rounded in half precision."""
+    openvino = require("openvino", extra="openvino")
+    openvino.save_model(model, folder / openvino_ir.MODEL, compress_to_fp16=True)
+
+
+class Texts:
+    """A compiled classifier.
+
+    Args:
+        compiled: model of OpenVINO.
+        folder: that `make` wrote.
+    """
+
+    def __init__(self, compiled: Any, folder: Path) -> None:
+        self._request = compiled.create_infer_request()
+        self._pad = pad_of(folder)
+        length = compiled.input(0).partial_shape[1]
+        self._most = int(length.get_max_length()) if length.get_max_length() > 0 else None
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        """One row of logits for each chunk, which is a whole text."""
+        texts = [chunk.tokens for chunk in chunks]
+        given = Padded.of(texts, self._pad, multiple=LENGTHS, most=self._most)
+        found = self._request.infer([given.tokens, given.mask], share_inputs=True, share_outputs=True)
+        return classifier.rows_of(np.asarray(found[0], np.float32))
+
+
+def named(model: Any, rounding: Mapping[str, PackedTensor]) -> dict[str, PackedTensor]:
+    """The matrices under the names that `model` has for them, which begin with where torch found them."""
+    constants = [n.get_friendly_name() for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
+    found = {}
+    for name, tensor in rounding.items():
+        mine = [c for c in constants if c == name or c.endswith(f".{name}")]
+        if len(mine) != 1:
+            raise EngineError(f"openvino converted {len(mine)} matrices called {name}, not 1")
+        found[mine[0]] = tensor
+    return found
