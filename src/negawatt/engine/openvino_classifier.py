@@ -19,6 +19,8 @@ from negawatt.engine.transformers import classifier_of
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
+FAMILIES = ("bert", "mpnet", "roberta", "xlm-roberta", "electra", "distilbert")
+"""Model types whose classifiers multiply in integers where an artifact rounds inputs."""
 LENGTHS = 8
 """Texts are filled up to a multiple of so many tokens: a kernel is made for every length that comes."""
 
@@ -93,12 +95,21 @@ class Texts:
 
 
 def named(model: Any, rounding: Mapping[str, PackedTensor]) -> dict[str, PackedTensor]:
-    """The matrices under the names that `model` has for them, which begin with where torch found them."""
-    constants = [n.get_friendly_name() for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
+    """The matrices under the names of the constants of `model` that hold them.
+
+    The library calls a tensor as torch did, with underscores for dots.
+
+    Raises:
+        EngineError: a matrix is not in the model.
+    """
+    places: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant":
+            places |= {n.partition(":")[0]: node.get_friendly_name() for n in node.output(0).get_names()}
     found = {}
     for name, tensor in rounding.items():
-        mine = [c for c in constants if c == name or c.endswith(f".{name}")]
-        if len(mine) != 1:
-            raise EngineError(f"openvino converted {len(mine)} matrices called {name}, not 1")
-        found[mine[0]] = tensor
+        mine = f"model_{name.replace('.', '_')}"
+        if mine not in places:
+            raise EngineError(f"openvino converted no matrix called {name}")
+        found[places[mine]] = tensor
     return found

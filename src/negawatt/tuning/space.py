@@ -22,6 +22,8 @@ USUAL_PASSES = ("gptq:bits=4,group=32,symmetric=true,clip=true,damping=0.05,alig
 """Passes considered unasked: what keeps more of a model's quality in as few bytes as engines' own formats
 do. It is made only where those lost too much quality and there is time for it. Passes that fit a model to a
 workload (vocabulary), or lose more than a point of quality without training (depth, width), are asked for."""
+CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
+"""The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
 
@@ -101,8 +103,8 @@ class Space:
     def of_classifiers(self) -> Space:
         """The same for models that label texts: no cache, nothing speculated, only engines that run them.
 
-        Where none were named these are all that can run here. `USUAL_PASSES` are for what reads weights
-        token by token, and are left out.
+        Where none were named these are all that can run here, and of names for one and the same weights
+        one is tried. `USUAL_PASSES` give way to `CLASSIFIER_PASSES`.
 
         Raises:
             UsageError: no engine is left.
@@ -111,9 +113,12 @@ class Space:
         engines = usable(able) if self.unasked else tuple(name for name in self.engines if name in able)
         if not engines:
             raise UsageError(f"{', '.join(self.engines)} runs no classifiers of texts; {', '.join(able)} do")
-        usual = [PassRange.parse(each) for each in USUAL_PASSES]
+        passes = self.passes
+        if passes and passes == tuple(map(PassRange.parse, USUAL_PASSES)):
+            passes = tuple(map(PassRange.parse, CLASSIFIER_PASSES))
+        plain = {name: tuple(f for f in backend(name).weight_formats if f != "native") for name in engines}
         return replace(
-            self, engines=engines, passes=tuple(p for p in self.passes if p not in usual),
+            self, engines=engines, passes=passes, weight_formats={**plain, **self.weight_formats},
             kv_caches=dict.fromkeys(engines, ("default",)), speculation=("none",),
             flash_attention=("default",),
         )  # fmt: skip
