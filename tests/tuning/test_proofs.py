@@ -19,6 +19,7 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.latency import latency_confidence, latency_proofs
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Prover
+from negawatt.tuning.standby import SURE, chance_of_proof
 from negawatt.workload import ChooseItem, Workload
 from negawatt.workload.sequential import shares_of_error
 
@@ -71,13 +72,63 @@ def test_a_good_candidate_is_found_and_proved(tmp_path: Path) -> None:
     assert all("95% over all looks and candidates" in one.verdict.text for one in good)
 
 
+def bold_and_faithful(rng: np.random.Generator) -> World:
+    """Weights of few bits cost least and change one answer in six; those of eight or more change none."""
+    made = world(rng, lambda n: 0.0, lambda n: 0.2)
+    for candidate in SPACE.grid():
+        key, fmt = candidate.arithmetic, candidate.settings.weight_format
+        faithful = fmt in ("native", "q8_0", "f16")
+        made.costs[candidate] = (0.5 if faithful else 0.2) * candidate.settings.threads
+        made.lost[key], made.gained[key] = (0.0, 0.0) if faithful else (0.09, 0.07)
+    return made
+
+
+def test_what_hardly_changes_an_answer_stands_by_when_there_is_no_time_for_more(tmp_path: Path) -> None:
+    for number in range(6):
+        rng = np.random.default_rng([3, number])
+        path = tmp_path / str(number)
+        found = simulate(
+            bold_and_faithful(rng), path, rng, limit=0.03, strategy="random", time_left_s=60.0, item_s=0.1
+        )
+        assert found.winner is not None, found.verdict.text
+        assert found.true_drop <= 0.03
+        numbers = [r["number"] for r in Run.open(path).records("proof")]
+        assert 2 in numbers
+        assert len(set(numbers)) == len(numbers)
+
+
+def test_the_chance_of_a_proof_is_about_right() -> None:
+    """Of 600 candidates that a screening gives a chance, about so many are proved on 1,100 other items."""
+    rng = np.random.default_rng(5)
+    foretold, came = [], []
+    for _ in range(600):
+        changed = rng.uniform(0.0, 0.15)
+        worse = changed * rng.uniform(0.45, 0.65)
+
+        def drawn(n: int, changed: float = changed, worse: float = worse) -> tuple[float, int]:
+            lost, gained = rng.binomial(n, worse), rng.binomial(n, changed - worse)
+            return (lost - gained) / n, lost + gained
+
+        drop, n_changed = drawn(96)
+        seen = {"drop": drop, "changed": n_changed, "n": 96}
+        foretold.append(chance_of_proof(seen, 1100, 0.03, 0.95))
+        later, all_changed = drawn(1100)
+        came.append(later + 1.645 * np.sqrt(all_changed / 1100 / 1100) + 1.645**2 / 1100 <= 0.03)
+    sure = [proved for chance, proved in zip(foretold, came, strict=True) if chance >= SURE]
+    doubtful = [proved for chance, proved in zip(foretold, came, strict=True) if chance < 0.2]
+    assert np.mean(sure) > 0.8
+    assert np.mean(doubtful) < 0.5
+
+
 def test_each_proof_is_counted_once_even_when_it_is_begun_again(tmp_path: Path) -> None:
     nothing: Any = None
     with Run.create("tune", path=tmp_path / "run") as run:
         prover = Prover(run, nothing, nothing, Constraints(), [], [], 0, lambda text: None, lambda: 1.0)
-        first, second = list(SPACE.grid())[:2]
-        assert [prover._counted("quality", c) for c in (first, second, first)] == [1, 2, 1]
-        assert prover._counted("latency", second) == 1
+        first, second, third, fourth = list(SPACE.grid())[:4]
+        assert [prover._numbered("quality", c) for c in (first, second, first)] == [1, 2, 1]
+        assert prover._numbered("latency", second) == 1
+        assert [prover._numbered("quality", c, 4) for c in (third, second, third)] == [4, 2, 4]
+        assert prover._numbered("quality", fourth) == 3
     assert shares_of_error(2) < shares_of_error(1)
 
 

@@ -13,7 +13,7 @@ from negawatt.conversion import encoders
 from negawatt.conversion.forms import Form, refuse_packed
 from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import openvino_classifier, openvino_ir, traced
+from negawatt.engine import openvino_encoder, openvino_ir
 from negawatt.engine.openvino import OpenVinoBackend, kernels
 from negawatt.errors import require
 
@@ -33,7 +33,7 @@ class OpenVino(Form):
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
         if kind == "encoder":
-            _write_encoder(encoders.program(artifact.checkpoint(), kind), type, folder)
+            openvino_encoder.write(encoders.load(artifact.checkpoint(), kind), type, folder)
             return
         put_weights(artifact, "openvino", type, scratch, folder)
 
@@ -64,13 +64,6 @@ class OpenVino(Form):
         yield CallReader(
             lambda tokens, mask: compiled({"input_ids": tokens, "attention_mask": mask})[0], info
         )
-
-
-def _write_encoder(function: traced.Traced, weights: str, folder: Path) -> None:
-    """Convert the program that torch traces, and round its weights."""
-    model = openvino_classifier.converted(function)
-    model = openvino_ir.compress(model, weights) if weights.startswith("int") else model
-    openvino_classifier.save(model, folder)
 
 
 def _read(tensor: PackedTensor) -> bool:

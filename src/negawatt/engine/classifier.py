@@ -30,13 +30,20 @@ def forward(model: Any, chunks: Sequence[Chunk]) -> list[Logits]:
     """What a model of transformers says of whole texts: one row of logits, one for each label, for each."""
     import torch
 
-    given = Padded.of([chunk.tokens for chunk in chunks], int(model.config.pad_token_id or 0))
-    layout = {} if given.mask.all() else {"attention_mask": torch.from_numpy(given.mask)}
     with torch.inference_mode():
-        logits = model(input_ids=torch.from_numpy(given.tokens), **layout).logits.float().numpy()
-    return rows_of(logits)
+        given = padded(chunks, int(model.config.pad_token_id or 0))
+        return rows_of(model(**given).logits.float().numpy())
 
 
 def rows_of(logits: Logits) -> list[Logits]:
     """Logits of several texts, shape ``(texts, labels)``, as `Backend.forward` returns them."""
     return [row[None] for row in logits]
+
+
+def padded(chunks: Sequence[Chunk], pad: int) -> dict[str, Any]:
+    """Whole texts as the arguments of a model of transformers, with a mask if need be."""
+    import torch
+
+    given = Padded.of([chunk.tokens for chunk in chunks], pad)
+    found = {"input_ids": torch.from_numpy(given.tokens)}
+    return found if given.mask.all() else {**found, "attention_mask": torch.from_numpy(given.mask)}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import read_packed
-from negawatt.engine import factored, onnx_modules, traced
+from negawatt.engine import embedder, factored, onnx_modules, traced
 from negawatt.engine.classifier import labels_of
 from negawatt.engine.onnx_modules import Grid
-from negawatt.engine.transformers import causal_lm, classifier_of
+from negawatt.engine.transformers import causal_lm, classifier_of, encoder_of
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
@@ -44,12 +43,18 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
         EngineError: transformers has no such decoder, or it cannot be traced, or a grid does not fit.
         MissingDependency: onnx, onnxscript or torch is missing.
     """
-    checkpoint = artifact.checkpoint()
+    checkpoint, pooling = artifact.checkpoint(), artifact.pooling()
+    if pooling is not None:
+        encoder = encoder_of(checkpoint, "fp32")
+        quantize(encoder, artifact, weight_format)
+        write_onnx(traced.encoder(encoder), target, {embedder.POOLING: embedder.kept(artifact, pooling)})
+        return
     classifies = bool(labels_of(checkpoint))
     model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
     function = traced.encoder(model, traced.LOGITS) if classifies else traced.decoder(model)
-    write_onnx(function, target, [checkpoint / "config.json"] if classifies else [])
+    config = (checkpoint / "config.json").read_text("utf-8")
+    write_onnx(function, target, {"config.json": config} if classifies else {})
 
 
 def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
@@ -65,11 +70,11 @@ def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
         onnx_modules.install(model, None, None, read_packed(artifact.path))
 
 
-def write_onnx(function: traced.Traced, target: Path, beside: Sequence[Path] = ()) -> None:
+def write_onnx(function: traced.Traced, target: Path, beside: Mapping[str, str] = {}) -> None:
     """Trace a function of tensors and write it into the folder `target`, whole or not at all.
 
     Args:
-        beside: files to copy beside it.
+        beside: texts of further files, by name.
 
     Raises:
         EngineError: torch cannot trace it.
@@ -102,5 +107,5 @@ def write_onnx(function: traced.Traced, target: Path, beside: Sequence[Path] = (
     with written_beside(target) as folder:
         folder.mkdir()
         program.save(folder / MODEL, external_data=True)
-        for file in beside:
-            shutil.copyfile(file, folder / file.name)
+        for name, text in beside.items():
+            (folder / name).write_text(text, "utf-8")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from negawatt.artifact import Artifact
-from negawatt.engine import classifier, onnx_graph
+from negawatt.engine import classifier, embedder, onnx_graph
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.engine.padding import Padded, pad_of
@@ -21,7 +21,7 @@ from negawatt.errors import EngineError, UnsupportedSetting, installed_version, 
 
 
 class OnnxRuntimeBackend(Backend):
-    """Any causal language model, and any classifier of texts, that torch.onnx can trace in transformers.
+    """Any causal language model, encoder or classifier of texts that torch.onnx can trace in transformers.
 
     Layers that an artifact holds as two factors run as two layers.
 
@@ -36,6 +36,7 @@ class OnnxRuntimeBackend(Backend):
     searched: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = True
     classifies: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     @classmethod
     def version(cls) -> str:
@@ -55,6 +56,10 @@ class OnnxRuntimeBackend(Backend):
         if self.labels:
             self._pad, self.vocab_size = pad_of(path), len(self.labels)
             return
+        if (known := embedder.found(path, self.settings.pooling)) is not None:
+            self.pooling, self._pad = known
+            self.vocab_size = int(self.pooling.width or 0)
+            return
         self._new_value = require("onnxruntime", extra="onnx").OrtValue.ortvalue_from_numpy
         past = [i for i in self._session.get_inputs() if i.name.startswith("past_key_values.")]
         self._empty = {i.name: (int(i.shape[1]), int(i.shape[3])) for i in past}
@@ -64,11 +69,14 @@ class OnnxRuntimeBackend(Backend):
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        if self.labels:
+        if self.labels or self.pooling is not None:
             given = Padded.of([chunk.tokens for chunk in chunks], self._pad)
             with _translated("run the model"):
                 feeds = {"input_ids": given.tokens, "attention_mask": given.mask}
-                return classifier.rows_of(self._session.run(None, feeds)[0])
+                (found,) = self._session.run(None, feeds)
+            if self.pooling is None:
+                return classifier.rows_of(found)
+            return embedder.rows_of(found, chunks, self.pooling)
         step = self._batch.step(chunks)
         with _translated("run the model"):
             if step.fresh:
@@ -94,7 +102,8 @@ class OnnxRuntimeBackend(Backend):
             return rows_of(logits.numpy(), chunks)
 
     def release(self, slot: int) -> None:
-        self._batch.release(slot)
+        if self.pooling is None and not self.labels:
+            self._batch.release(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         if self.settings.batch > 1:

@@ -11,12 +11,12 @@ import numpy as np
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor
-from negawatt.engine import classifier, openvino_ir, rounded_inputs, traced
+from negawatt.engine import classifier, openvino_encoder, openvino_ir, rounded_inputs, traced
 from negawatt.engine.backend import Chunk, Logits
 from negawatt.engine.openvino_integers import multiply_in_integers
 from negawatt.engine.padding import Padded, pad_of
 from negawatt.engine.transformers import classifier_of
-from negawatt.errors import EngineError, require
+from negawatt.errors import EngineError
 from negawatt.home import written_beside
 
 FAMILIES = ("bert", "mpnet", "roberta", "xlm-roberta", "electra", "distilbert")
@@ -36,40 +36,15 @@ def make(artifact: Artifact, weight_format: str, target: Path) -> None:
     """
     checkpoint = artifact.checkpoint()
     rounding = rounded_inputs.rounding_of(artifact.path) if weight_format == "native" else {}
-    model = converted(traced.encoder(classifier_of(checkpoint, "fp32"), traced.LOGITS))
+    model = openvino_encoder.converted(traced.encoder(classifier_of(checkpoint, "fp32"), traced.LOGITS))
     if rounding:
         model = multiply_in_integers(model, named(model, rounding))
     elif weight_format.startswith("int"):
         model = openvino_ir.compress(model, weight_format)
     with written_beside(target) as folder:
         folder.mkdir()
-        save(model, folder)
+        openvino_encoder.save(model, folder)
         shutil.copyfile(checkpoint / "config.json", folder / "config.json")
-
-
-def converted(function: traced.Traced) -> Any:
-    """A traced function of token ids and mask as a model of OpenVINO.
-
-    Raises:
-        EngineError: the library cannot convert it.
-    """
-    openvino, torch = require("openvino", extra="openvino"), require("torch", extra="transformers")
-    try:
-        with traced.quietly(), torch.inference_mode():
-            program = torch.export.export(function.module, function.example, dynamic_shapes=function.shapes)
-            model = openvino.convert_model(program)
-    except (RuntimeError, ValueError, TypeError) as exc:
-        kind = type(function.module.model).__name__
-        raise EngineError(f"openvino cannot convert {kind}: {exc}") from exc
-    for port, name in zip(model.inputs, function.inputs, strict=True):
-        port.get_tensor().set_names({name})
-    return model
-
-
-def save(model: Any, folder: Path) -> None:
-    """Write a model of OpenVINO into `folder`, what is not rounded in half precision."""
-    openvino = require("openvino", extra="openvino")
-    openvino.save_model(model, folder / openvino_ir.MODEL, compress_to_fp16=True)
 
 
 class Texts:

@@ -44,12 +44,20 @@ class Scores:
         artifact, workload: what answers, and what is asked.
         reference: settings that answers are compared with where there are no labels.
         origin: of the model whose answers those are, where it is another than `artifact`.
+        apart: where not empty, the scores are kept apart from others under this name.
     """
 
     def __init__(
-        self, artifact: Artifact, workload: Workload, reference: Settings, *, origin: Scores | None = None
+        self,
+        artifact: Artifact,
+        workload: Workload,
+        reference: Settings,
+        *,
+        origin: Scores | None = None,
+        apart: str = "",
     ) -> None:
         self.artifact, self.workload, self.reference, self.origin = artifact, workload, reference, origin
+        self._apart = apart
         self.labelled = bool(workload.quality)
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, _Kept]] = {}
@@ -85,10 +93,7 @@ class Scores:
             asked, started = missing[start : start + ITEMS_PER_CALL], time.monotonic()
             fresh = self._answer(settings, asked)
             self._pace_s[key] = (time.monotonic() - started) / len(asked)
-            known |= {
-                i: _Kept(fresh.scores[i], fresh.weights.get(i, 1.0), fresh.margins.get(i))
-                for i in fresh.scores
-            }
+            known |= _kept(fresh)
             write_json(self._file(key), known)
         return self._of(known, items)
 
@@ -97,6 +102,13 @@ class Scores:
         known = self._known(self._key(settings))
         answered = [item for item in items if item.id in known]
         return self._of(known, answered) if answered else None
+
+    def teach(self, settings: Settings, quality: Quality) -> None:
+        """Take in scores that were given elsewhere to the same answers."""
+        key = self._key(settings)
+        known = self._known(key)
+        known |= _kept(quality)
+        write_json(self._file(key), known)
 
     def foreseen_s(self, settings: Settings, items: Items) -> float:
         """Seconds that those of the items would take which were not answered before, at the last pace seen.
@@ -147,6 +159,7 @@ class Scores:
         if not self.labelled:
             parts.append(str(self.reference))
             parts += [] if self.origin is None else [self.origin.artifact.sha256]
+        parts += [self._apart] if self._apart else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _file(self, key: str) -> Path:
@@ -172,6 +185,13 @@ class _Kept(NamedTuple):
     @classmethod
     def of(cls, score: float, weight: float, margin: float | None = None) -> _Kept:
         return cls(float(score), float(weight), None if margin is None else float(margin))
+
+
+def _kept(quality: Quality) -> dict[str, _Kept]:
+    return {
+        i: _Kept(score, quality.weights.get(i, 1.0), quality.margins.get(i))
+        for i, score in quality.scores.items()
+    }
 
 
 def _alone(settings: Settings) -> Settings:

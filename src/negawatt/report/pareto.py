@@ -23,6 +23,7 @@ from negawatt.report.records import Interval, is_share
 from negawatt.report.svg import Box, Scale, element, join, place
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _LANE = 46.0, 12.0, 34.0, 50.0, 36.0
+_LETTER = 9.6  # pixels of a letter of a bold label, in the widest of the fonts that browsers choose
 _LABEL = "Energy per token against quality, every trial a point; the table of trials has the same figures"
 
 
@@ -262,7 +263,7 @@ def _labels(c: _Canvas) -> Markup:
     for kind, name in (("best", best), ("baseline", "today")):
         for point in (p for p in c.placed if p.kind == kind):
             shown = f"{name}, {_short(point, c.facts)}"
-            box = place(len(shown) * 7.4 + 4, 18, c.at(point), taken, c.area)
+            box = place(len(shown) * _LETTER, 18, c.at(point), taken, c.area)
             taken.append(box)
             parts.append(_text(shown, box.x + box.width / 2, box.y + 13.5, f"name {kind}", "middle"))
     return element("g", join(parts), aria_hidden="true")

@@ -19,6 +19,7 @@ _DEFAULTS: dict[str, Any] = {
     "kv_cache": "default",
     "flash_attention": None,
     "speculation": "none",
+    "pooling": "default",
     "max_context": 2048,
 }
 

@@ -21,12 +21,13 @@ from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.attempt import Look
+from negawatt.tuning.bench import SCREEN_FACTOR
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import FINAL_ROUNDS
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.prover import Prover
 from negawatt.tuning.space import Space
-from negawatt.tuning.study import SCREEN_FACTOR, Study
+from negawatt.tuning.study import Study
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, Verdict, verdict
 from negawatt.workload import ChooseItem, Workload
@@ -84,8 +85,8 @@ class SimulatedAnswers:
 
     labelled = True
 
-    def __init__(self, truth: World, items: Items, rng: np.random.Generator) -> None:
-        self._truth, self._rng = truth, rng
+    def __init__(self, truth: World, items: Items, rng: np.random.Generator, item_s: float) -> None:
+        self._truth, self._rng, self._item_s = truth, rng, item_s
         self._places = {item.id: place for place, item in enumerate(items)}
         self._right = rng.random(len(items)) < RIGHT
         self._drawn: dict[tuple[str, ...], Any] = {BASELINE.arithmetic: self._right}
@@ -97,7 +98,7 @@ class SimulatedAnswers:
     known = quality
 
     def foreseen_s(self, candidate: Candidate, items: Items) -> float:
-        return 0.0
+        return self._item_s * len(items)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -162,6 +163,8 @@ def simulate(
     confidence: float = 0.95,
     strategy: str = "default",
     most_trials: int = 25,
+    time_left_s: float = 1.0,
+    item_s: float = 0.0,
 ) -> Simulated:
     """One search, from the baseline's measurement to the verdict.
 
@@ -170,6 +173,8 @@ def simulate(
         limit: on the drop of quality.
         n_items, n_search: quality items in all, and those of them that the search may see.
         most_trials: of the search, and of each time that it goes on after a refutation.
+        time_left_s: what proofs are told whenever they ask.
+        item_s: what they are told that an item takes.
     """
     items = tuple(ChooseItem(f"i{n}", "context", ("a", "b"), 0) for n in range(n_items))
     workload = Workload("simulated", "", "", "", (), items, {"choose": "accuracy"})
@@ -177,7 +182,7 @@ def simulate(
     judge = Judge.__new__(Judge)
     judge.workshop = SimpleNamespace(shapes={})  # type: ignore[assignment]
     judge.workload, judge.baseline, judge.confidence = workload, BASELINE, confidence
-    judge.scores = SimulatedAnswers(truth, items, rng)  # type: ignore[assignment]
+    judge.scores = SimulatedAnswers(truth, items, rng, item_s)  # type: ignore[assignment]
     held_out = items[n_search:]
     seed = int(rng.integers(2**31))
     with Run.create("tune", path=path, reference_load_s=1.0) as run:
@@ -188,7 +193,7 @@ def simulate(
         )  # fmt: skip
         study.truth, study.rng = truth, rng
         prover = Prover(
-            run, judge, None, constraints, held_out, [], 0, lambda text: None, lambda: 1.0  # type: ignore[arg-type]
+            run, judge, None, constraints, held_out, [], 0, lambda text: None, lambda: time_left_s  # type: ignore[arg-type]
         )  # fmt: skip
 
         def search() -> None:

@@ -19,12 +19,13 @@ class Answers:
         workshop: gives their weights.
         workload: what is asked.
         baseline: whose answers are the reference where there are no labels.
+        apart: as in `Scores`.
     """
 
-    def __init__(self, workshop: Workshop, workload: Workload, baseline: Candidate) -> None:
+    def __init__(self, workshop: Workshop, workload: Workload, baseline: Candidate, apart: str = "") -> None:
         self.workshop, self.workload, self.baseline = workshop, workload, baseline
-        self.labelled = bool(workload.quality)
-        self._base = Scores(workshop.artifact(baseline), workload, baseline.settings)
+        self.labelled, self._apart = bool(workload.quality), apart
+        self._base = Scores(workshop.artifact(baseline), workload, baseline.settings, apart=apart)
         self._of: dict[tuple[str, tuple[str, ...]], Scores] = {baseline.making: self._base}
 
     def quality(
@@ -66,6 +67,10 @@ class Answers:
             return replace(ours, scores=whole) if whole else None
         return self._scores(candidate).known(candidate.settings, items)
 
+    def teach(self, candidate: Candidate, quality: Quality) -> None:
+        """Scores that a machine like this one gave to answers of a candidate."""
+        self._scores(candidate).teach(candidate.settings, quality)
+
     def foreseen_s(self, candidate: Candidate, items: Items) -> float:
         """Seconds that the items would take at the pace seen so far; 0 where none was seen."""
         if candidate.escalation is not None:
@@ -81,6 +86,6 @@ class Answers:
         if candidate.making not in self._of:
             artifact = self.workshop.artifact(candidate)
             self._of[candidate.making] = Scores(
-                artifact, self.workload, self.baseline.settings, origin=self._base
+                artifact, self.workload, self.baseline.settings, origin=self._base, apart=self._apart
             )
         return self._of[candidate.making]

@@ -57,14 +57,20 @@ class Judge:
         workshop, workload: what is judged, and on what.
         baseline: to compare with.
         confidence: of the one-sided bound.
+        apart: as in `Scores`.
     """
 
     def __init__(
-        self, workshop: Workshop, workload: Workload, baseline: Candidate, confidence: float
+        self,
+        workshop: Workshop,
+        workload: Workload,
+        baseline: Candidate,
+        confidence: float,
+        apart: str = "",
     ) -> None:
         self.workshop, self.workload, self.baseline = workshop, workload, baseline
         self.confidence = confidence
-        self.scores = Answers(workshop, workload, baseline)
+        self.scores = Answers(workshop, workload, baseline, apart)
 
     def compare(self, candidate: Candidate, items: Items, tick: Tick, confidence: float) -> Difference:
         """The paired difference of a candidate to the baseline; higher is made better."""
@@ -141,7 +147,7 @@ class Judge:
             both_s = sum(self.scores.foreseen_s(c, items[:n]) for c in (self.baseline, candidate))
             if both_s <= left_s:
                 break
-            n = max(least, n // 2)
+            n = max(least, int(0.9 * n))
         return n
 
     @staticmethod

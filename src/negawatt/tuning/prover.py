@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
-from negawatt.tuning.judge import Judge, Proof
+from negawatt.tuning.judge import Judge, Proof, look_plan
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
 from negawatt.tuning.shortfall import why_nothing
+from negawatt.tuning.standby import standby
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints
+from negawatt.workload.sequential import shares_of_error
 
 FINALISTS = 4
 FINALIST_WITHIN = 1.25
@@ -43,7 +46,7 @@ class Proved:
 
 
 class Prover:
-    """Proves one candidate after the other, and counts them: each has a share of the allowed error.
+    """Proves one candidate after the other, and numbers them: each has a share of the allowed error.
 
     Every proof is a record of the run before the next begins, so that a search that was killed does not get
     its error back.
@@ -82,6 +85,9 @@ class Prover:
     ) -> tuple[Proved, list[str]]:
         """Finalists and proofs in turn, until one is proved or nothing cheaper than the baseline is left.
 
+        Where the cheapest may well fail its proof, one that hardly can is proved first and stands by: the
+        time may be over before a bolder one is proved.
+
         Args:
             offer: adds cascades of what was tried to the study.
             rank: finalists by fresh measurements, cheapest first; what no longer runs is left out.
@@ -91,35 +97,56 @@ class Prover:
             What was proved, and the reasons why other candidates were not chosen.
         """
         reasons: list[str] = []
-        proved = Proved(None, None)
+        proved, most = Proved(None, None), math.inf
         offer()
-        while proved.winner is None and (chosen := finalists(study)):
+        standing_by = self._standing_by(study, reasons)
+        if standing_by.winner is not None:
+            most = min(_cost(t) for t in study.trials if t.candidate == standing_by.winner)
+        while proved.winner is None and (chosen := finalists(study, most)):
             ranked = rank([trial.candidate for trial in chosen])
             for lost in [t for t in chosen if t.candidate not in ranked]:
                 study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
             proved = self.first_proved(study, ranked, reasons)
-            if proved.hasty:
+            if proved.hasty or (standing_by.winner is not None and self.time_left() <= 0):
                 break
             if proved.winner is None:
                 search_on()
                 offer()
+        if proved.winner is None and standing_by.winner is not None:
+            return standing_by, reasons
         if proved.winner is None and not reasons:
             reasons.append(why_nothing(study.trials))
         return proved, reasons
 
-    def first_proved(self, study: Study, ranked: Sequence[Candidate], reasons: list[str]) -> Proved:
+    def _standing_by(self, study: Study, reasons: list[str]) -> Proved:
+        """What is proved before bolder finalists; it has the second share of the error, they the first."""
+        limit, n = self.constraints.max_quality_drop, len(self.items)
+        if limit is None or not n:
+            return Proved(None, None)
+        confidence = look_plan(n, self.fewest, (1 - self.judge.confidence) * shares_of_error(1))[-1][1]
+        chosen = [trial.candidate for trial in finalists(study)]
+        trial = standby(study.trials, chosen, n, limit, confidence)
+        if trial is None:
+            return Proved(None, None)
+        self.tick(f"proving {trial.candidate} first, which hardly changes an answer")
+        return self.first_proved(study, [trial.candidate], reasons, number=2)
+
+    def first_proved(
+        self, study: Study, ranked: Sequence[Candidate], reasons: list[str], number: int = 1
+    ) -> Proved:
         """The first of the finalists that is proved to keep every limit.
 
         Args:
             study: told of what is refuted.
             ranked: cheapest first.
             reasons: why candidates are not chosen, appended to.
+            number: of a proof at least; see `shares_of_error`.
         """
         quality: Proof | None = None
         for candidate in ranked:
-            if any(t.candidate == candidate and not t.feasible for t in study.trials):
+            if any(t.candidate == candidate and t.violations for t in study.trials):
                 continue  # one of the same arithmetic has just failed its proof
-            quality = self._quality(candidate)
+            quality = self._quality(candidate, number)
             if quality is not None and not quality.proved:
                 self._refused(candidate, quality.reason, reasons)
                 if quality.hasty:
@@ -127,7 +154,7 @@ class Prover:
                 figures = {"quality_drop": difference_json(quality.difference)}
                 study.refute(candidate, quality.reason, figures)
                 continue
-            latencies = self._latencies(candidate)
+            latencies = self._latencies(candidate, number)
             slow = [each for each in latencies if not each.kept]
             if not slow:
                 return Proved(candidate, quality, tuple(latencies))
@@ -140,7 +167,7 @@ class Prover:
         reasons.append(f"{candidate}: {reason}.")
         self.run.append("note", {"text": f"Not chosen: {candidate}: {reason}"})
 
-    def _quality(self, candidate: Candidate) -> Proof | None:
+    def _quality(self, candidate: Candidate, least: int) -> Proof | None:
         """Quality on the held-out items; None where there is nothing to prove."""
         limit = self.constraints.max_quality_drop
         if not self.items:
@@ -148,7 +175,7 @@ class Prover:
         if limit is None:
             few = self.items[: max(self.fewest, UNLIMITED_ITEMS)]
             return Proof(True, self.judge.compare(candidate, few, self.tick, self.judge.confidence))
-        number = self._counted("quality", candidate)
+        number = self._numbered("quality", candidate, least)
         return self.judge.prove(
             candidate,
             self.items,
@@ -159,27 +186,33 @@ class Prover:
             number=number,
         )
 
-    def _latencies(self, candidate: Candidate) -> list[LatencyProof]:
+    def _latencies(self, candidate: Candidate, least: int) -> list[LatencyProof]:
         if self.constraints.p95_ttft_ms is None and self.constraints.p95_tpot_ms is None:
             return []
-        number = self._counted("latency", candidate)
+        number = self._numbered("latency", candidate, least)
         answers = self.finals.answers(candidate, self.traffic, self.time_left)
         confidence = latency_confidence(self.judge.confidence, number)
         return latency_proofs(self.constraints, answers, confidence)
 
-    def _counted(self, kind: str, candidate: Candidate) -> int:
-        """The number of a proof that begins now, from 1; one begun before, and cut off, keeps its number."""
+    def _numbered(self, kind: str, candidate: Candidate, least: int = 1) -> int:
+        """The number of a proof that begins now: the first free one from `least` on.
+
+        One that began before, and was cut off, keeps its number.
+        """
         begun = [r for r in self.run.records("proof") if r["kind"] == kind]
         same = [r for r in begun if Candidate.from_json(r) == candidate]
         if same:
             return int(same[-1]["number"])
-        self.run.append("proof", {"kind": kind, "number": len(begun) + 1, **candidate.to_json()})
-        return len(begun) + 1
+        taken = {int(r["number"]) for r in begun}
+        number = next(n for n in count(least) if n not in taken)
+        self.run.append("proof", {"kind": kind, "number": number, **candidate.to_json()})
+        return number
 
 
-def finalists(study: Study) -> list[Trial]:
-    """The cheapest feasible trials other than the baseline that cost less than it."""
+def finalists(study: Study, below: float = math.inf) -> list[Trial]:
+    """The cheapest feasible trials other than the baseline that cost less than it, and less than `below`."""
     limit = min((_cost(t) for t in study.trials if t.candidate == study.baseline), default=math.inf)
+    limit = min(limit, below)
     good = [t for t in study.trials if t.feasible and t.candidate != study.baseline and _cost(t) < limit]
     best = min((_cost(t) for t in good), default=math.inf)
     return sorted((t for t in good if _cost(t) <= FINALIST_WITHIN * best), key=_cost)[:FINALISTS]

@@ -1,0 +1,69 @@
+"""`standby`: a candidate that is all but sure to be proved, to be proved before bolder ones are tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.predicted import bits_of
+from negawatt.tuning.trial import Trial
+from negawatt.workload.intervals import normal_quantile
+
+SURE = 0.8
+"""Chance of a proof from which on a candidate needs no standby."""
+FAITHFUL_BITS = 8
+
+
+def chance_of_proof(seen: Mapping[str, Any], held: int, limit: float, confidence: float) -> float:
+    """Chance that `held` further items prove a drop of at most `limit`, from a paired difference.
+
+    The drop that they will show is taken for normal around the one seen, with the share of changed answers as
+    its variance on both sets. A gain that was seen counts as none: fewer bits do not answer better.
+
+    Args:
+        seen: as `difference_json` gives it.
+        held: items of the proof.
+        limit: on the drop.
+        confidence: of the bound at the proof's last look.
+    """
+    n, z = int(seen["n"]), normal_quantile(confidence)
+    rate = max(float(seen["changed"]), 0.5) / n
+    needed = limit - z * math.sqrt(rate / held) - z * z / held
+    return NormalDist(max(0.0, float(seen["drop"])), math.sqrt(rate / n + rate / held)).cdf(needed)
+
+
+def standby(
+    trials: Sequence[Trial], chosen: Sequence[Candidate], held: int, limit: float, confidence: float
+) -> Trial | None:
+    """The cheapest trial that is all but sure to be proved, where the best of the chosen is not.
+
+    Sure is what changed so few of the search's answers that the items left are likely to prove it; of those
+    not judged, weights as they are or of 8 bits at least, which no pass has changed.
+
+    Args:
+        trials: the baseline's first; only cheaper ones come into question.
+        chosen: what would be proved first without it, cheapest first.
+        held, limit, confidence: as for `chance_of_proof`.
+    """
+
+    def sure(trial: Trial) -> bool:
+        if seen := trial.figures.get("quality_drop"):
+            return chance_of_proof(seen, held, limit, confidence) >= SURE
+        return _faithful(trial.candidate)
+
+    known = {trial.candidate: trial for trial in trials}
+    if not chosen or sure(known[chosen[0]]):
+        return None
+    most = trials[0].cost or math.inf
+    cheaper = [t for t in trials[1:] if t.state != "failed" and not t.violations and (t.cost or most) < most]
+    return min(filter(sure, cheaper), key=lambda t: t.cost or most, default=None)
+
+
+def _faithful(candidate: Candidate) -> bool:
+    settings = candidate.settings
+    bits = bits_of(settings.weight_format)
+    native = settings.weight_format == "native"
+    return not candidate.making[1] and not candidate.model and (native or (bits or 0) >= FAITHFUL_BITS)
