@@ -4,7 +4,7 @@
 
 A fifth of the decoder's weights leave as feed-forward channels (1,536 → 1,120 of SmolLM2-135M-Instruct, whose
 weights came out of a 4-bit file). Both cutters see the same text, written by the model itself, and both are
-then trained by `heal` on it, the whole model being the teacher. Judged on all items of PIQA as llama.cpp's
+then trained by `heal` on it, the whole model being the teacher. Judged on PIQA as llama.cpp's
 q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it is.
 """
 
@@ -61,7 +61,7 @@ class Bench:
         if not output.exists():
             recipe = Recipe(
                 model, (parse(technique),), str(self.text), windows=self.windows, heldout=HELDOUT,
-                length=LENGTH, threads=2,
+                length=LENGTH, threads=1,
             )  # fmt: skip
             compress(recipe, output, keep_worse=True)
         return Artifact.open(output)
@@ -81,7 +81,7 @@ class Bench:
             ]  # fmt: skip
             done = subprocess.run(
                 [str(part) for part in command], check=True, capture_output=True, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "2"},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             say(f"torch-pruning: {json.loads(done.stdout)}")
         return Artifact.open(output)
@@ -91,14 +91,14 @@ class Bench:
         return self.made(str(cut_model.path), technique, f"{name}-{self.windows}-{steps}-{rate:g}")
 
 
-def answers(artifact: Artifact) -> Quality:
-    piqa = Workload.open("piqa")
+def answers(artifact: Artifact, items: int) -> Quality:
+    piqa = Workload.open("piqa").subset(items)
     with Scores(artifact, piqa, SETTINGS) as scores:
         return scores.quality(SETTINGS, piqa.quality, lambda text: None)
 
 
 def line(name: str, artifact: Artifact, before: Quality) -> None:
-    found = answers(artifact)
+    found = answers(artifact, len(before.scores))
     ids = list(before.scores)
     difference = paired_difference([before.scores[i] for i in ids], [found.scores[i] for i in ids])
     value = sum(found.scores.values()) / len(ids)
@@ -124,12 +124,13 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, default=256, help="of 256 tokens, of the text")
     parser.add_argument("--steps", type=int, default=500, help="of four windows; 0: only cut")
+    parser.add_argument("--items", type=int, default=1500, help="of PIQA to judge on")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--cutter", choices=("ours", "torch-pruning", "both"), default="both")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.work, options.windows)
-    before = answers(bench.plain)
+    before = answers(bench.plain, options.items)
     right = sum(before.scores.values())
     print(f"as it is: PIQA {right / len(before.scores):.2%} of {len(before.scores):,}", flush=True)
     ours = bench.cut()
