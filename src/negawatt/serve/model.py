@@ -164,6 +164,7 @@ class ServedModel:
                 self._worker = worker
                 await self._make_ready(worker, ended)
                 died = await ended
+                died = self.failure or died  # that it hung tells more than that it was killed for it
             except NegawattError as exc:
                 died = exc
             at_work = bool(self._running) or self.state == "loading"
@@ -377,10 +378,7 @@ class ServedModel:
             self._settle(task)
 
     def _watch(self) -> None:
-        """Look again after a while: is the worker hung, or has it been idle for long enough to sleep?
-
-        Without work and without sleep there is nothing to look for, and no timer.
-        """
+        """Look again after a while: does the worker hang, or may it sleep? For nothing else is there a timer."""
         loop = asyncio.get_running_loop()
         self._timer = None
         if self._worker is None or self._stopping:

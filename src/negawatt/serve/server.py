@@ -382,7 +382,9 @@ def failure_of(task: Task) -> Refused | None:
         return None
     if isinstance(task.error, Refused):
         return task.error
-    reason = str(task.error) if isinstance(task.error, NegawattError) else "it was given up"
+    # What follows a colon are a worker's last words: a path of this machine, or worse, and not for clients.
+    told = isinstance(task.error, NegawattError)
+    reason = str(task.error).partition(": ")[0] if told else "it was given up"
     return Refused(
         f"the request was not completed: {reason}", status=500, kind="server_error", code="engine_failed"
     )
