@@ -93,12 +93,12 @@ async def leftovers(live: Live, books: Books, number: int) -> dict[str, float]:
     }
 
 
-async def fills_the_cache(live: Live, batch: int, context: int) -> bool:
-    """Whether all of the cache can still be had: as many sequences as fit, each as long as may be."""
+async def cannot_be_had(live: Live, batch: int, context: int) -> list[Answer]:
+    """What fails when all of the cache is wanted: as many sequences as fit, each as long as may be."""
     prompts = [[100 + 7 * n + k % 50 for k in range(context - 4)] for n in range(batch)]
     bodies = [{**body_of("", 4), "prompt": prompt} for prompt in prompts]
     answers = await asyncio.gather(*(ask(live.address, body) for body in bodies))
-    return all(answer.status == 200 and answer.whole for answer in answers)
+    return [answer for answer in answers if answer.status != 200 or not answer.whole]
 
 
 # -- a worker that dies -----------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ async def show_aborts(folder: Path, chosen: tuple[str, ...], options: argparse.N
         begun = time.monotonic()
         for name, count in (await leftovers(live, books, options.number)).items():
             print(f"{name:<40}{count:>8.0f}")
-        print(f"all of the cache can be had: {await fills_the_cache(live, options.batch, 512)}")
+        print(f"all of the cache can be had: {not await cannot_be_had(live, options.batch, 512)}")
         outcomes = Counter(receipt.outcome for receipt in books.ledger.receipts())
         print(
             f"{options.number} clients left in {time.monotonic() - begun:.0f} s; receipts: {dict(outcomes)}"

@@ -378,7 +378,7 @@ class ServedModel:
             self._settle(task)
 
     def _watch(self) -> None:
-        """Look again after a while: does the worker hang, or may it sleep? For nothing else is there a timer."""
+        """Look again after a while: does the worker hang, or may it sleep? Else there is no timer."""
         loop = asyncio.get_running_loop()
         self._timer = None
         if self._worker is None or self._stopping:
