@@ -78,7 +78,7 @@ async def idle(live: Live, most_s: float = 60.0) -> dict[str, float]:
 
 async def leftovers(live: Live, books: Books, number: int) -> dict[str, float]:
     """What so many clients leave behind that leave: differences to before, and what should be 0."""
-    await ask(live.address, body_of("Once", 2))
+    await aborts(live, 80)  # pools of connections and threads come to their size
     before, descriptors = await idle(live), live.descriptors()
     await aborts(live, number)
     found = await idle(live)
