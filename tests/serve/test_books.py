@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -77,7 +78,8 @@ def test_accounts_and_what_is_beside_them_are_the_meter(
         books.open(job, account)
     spent_s = 0.0
     for parts, cpu_s, idles, ends in steps:
-        books.step(Report(tuple(parts), cpu_s=cpu_s))
+        alone = [replace(part, own_cpu_s=part.fed / 1000) for part in parts]
+        books.step(Report(tuple(alone), cpu_s=cpu_s, beside_cpu_s=0.01 if ends else 0.0))
         spent_s += cpu_s
         if idles:
             books.idle(cpu_s)
@@ -91,6 +93,21 @@ def test_accounts_and_what_is_beside_them_are_the_meter(
     idle = sum(a.idle.energy.value_j or 0 for a in everybody)
     assert dynamic == pytest.approx(price.dynamic_j, rel=1e-9, abs=1e-9)
     assert idle == pytest.approx(price.idle_j, rel=1e-9, abs=1e-9)
+
+
+def test_what_one_alone_took_it_alone_owes() -> None:
+    books = Books(Counter([]))
+    held, free = Account(), Account()
+    books.open(1, held)
+    books.open(2, free)
+    books.weights = Weights(1.0, 0.0, 0.0, 0.0, 0.0, "equal shares")
+    parts = (Part(1, "decode", 1, 5, own_cpu_s=0.5), Part(2, "decode", 1, 5))
+    books.step(Report(parts, cpu_s=2.0, beside_cpu_s=0.3))
+    assert (held.cpu_s, free.cpu_s, books.beside.cpu_s) == pytest.approx((1.1, 0.6, 0.3))
+    books.step(
+        Report(parts, cpu_s=0.4, beside_cpu_s=0.3)
+    )  # a clock of threads that runs ahead of the process
+    assert held.cpu_s + free.cpu_s + books.beside.cpu_s == pytest.approx(2.4)
 
 
 def test_the_share_follows_the_work() -> None:

@@ -14,6 +14,7 @@ from negawatt import catalog
 from negawatt.artifact import hub, shape
 from negawatt.artifact.gguf_file import GgufFile
 from negawatt.artifact.packed_file import read_packed
+from negawatt.artifact.pooling import Pooling, pooling_of
 from negawatt.artifact.safetensors_file import read_headers, read_json, refuse_pickle
 from negawatt.artifact.shape import ModelShape
 from negawatt.artifact.tokenizer import Tokenizer
@@ -249,6 +250,16 @@ class Artifact:
         if self.formats & {"checkpoint", "packed"}:
             return Tokenizer.from_checkpoint(self.path)
         return Tokenizer.from_gguf(GgufFile.open(self._gguf_path))
+
+    def pooling(self, asked: str = "default") -> Pooling | None:
+        """How it embeds texts, see `pooling_of`; None where it writes or labels them.
+
+        Raises:
+            ArtifactError: its files say so in a way that is not known here.
+        """
+        if self.formats & {"checkpoint", "packed"}:
+            return pooling_of(self.path, asked)
+        return None if asked == "default" else Pooling((asked,))
 
     # -- formats ---------------------------------------------------------------------------------
 

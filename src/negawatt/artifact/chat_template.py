@@ -11,7 +11,19 @@ from typing import Any, NoReturn
 from negawatt.errors import ArtifactError
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+def reads(template: str, variable: str) -> bool:
+    """Whether a template looks at a variable."""
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)  # noqa: S701 - not run
+    except jinja2.TemplateError:
+        return False
+    return variable in meta.find_undeclared_variables(tree)
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The conversation as the model was taught to read it.
 
     Follows the conventions of transformers' chat templates: blocks are trimmed, and

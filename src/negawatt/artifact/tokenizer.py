@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,11 +153,29 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def with_template(self, chat_template: str) -> Tokenizer:
+        """The same with another chat template."""
+        found = copy.copy(self)
+        found.chat_template = chat_template
+        return found
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        return chat_template.reads(self.chat_template, "tools")
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """Token ids of a conversation in the model's own template.
 
         Args:
             messages: ``{"role": …, "content": …}``, oldest first.
+            tools: that the model may call, as ``{"type": "function", "function": …}``.
             add_generation_prompt: end with the opening of the assistant's answer.
 
         Raises:
@@ -165,6 +184,7 @@ class Tokenizer:
         text = chat_template.render(
             self.chat_template,
             messages,
+            tools=[dict(tool) for tool in tools] or None,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._text_of(self.bos_id),
             eos_token=self._text_of(self.eos_id),

@@ -16,6 +16,7 @@ COMMANDS = {
     "budgets": "set, list and remove what keys and teams may spend at the server",
     "calibrate": "find out, once, how this machine's power follows its load",
     "carbon": "turn a measurement into carbon, water and cost",
+    "cascade": "find how sure a small model has to be before a large one need not be asked",
     "completion": "print the script that completes commands and options in a shell",
     "compress": "make a smaller model by passes, judge it, and keep how it was made",
     "data": "list, pull or show data sets and workloads",

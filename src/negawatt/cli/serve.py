@@ -13,8 +13,8 @@ from negawatt.cli.settings import seconds
 from negawatt.errors import require
 
 _MODEL = (
-    "engine", "weights", "threads", "batch", "max_context", "kv_cache", "kv_tokens", "step_tokens",
-    "queue_limit",
+    "engine", "weights", "threads", "batch", "max_context", "kv_cache", "pooling", "kv_tokens", "step_tokens",
+    "queue_limit", "chat_template",
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
@@ -43,9 +43,11 @@ _SERVER = (
 @click.option("--batch", type=click.IntRange(1, 128), help="Sequences written at once.  [default: 8]")
 @click.option("--max-context", type=click.IntRange(2), help="Tokens of prompt and answer together.")
 @click.option("--kv-cache", help="KV-cache precision.")
+@click.option("--pooling", help="Embed texts in this way, such as mean; encoders' own files say theirs.")
 @click.option("--kv-tokens", type=click.IntRange(2), help="Tokens the KV cache holds over all sequences.")
 @click.option("--step-tokens", type=click.IntRange(1), help="Most tokens of an engine step.")
 @click.option("--queue-limit", type=click.IntRange(0), help="Requests that may wait; more are refused.")
+@click.option("--chat-template", help="File of a Jinja template in place of the model's own.")
 @click.option("--deadline", metavar="TIME", help="After which a request is given up.  [default: 10m]")
 @click.option("--sleep", metavar="TIME", help="Free the model's memory after so long without work.")
 @click.option("--warm-up/--no-warm-up", default=None, help="Read and write a little before the first client.")

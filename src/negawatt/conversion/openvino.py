@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor
@@ -13,9 +13,9 @@ from negawatt.conversion import encoders
 from negawatt.conversion.forms import Form, refuse_packed
 from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import openvino_ir, traced
+from negawatt.engine import openvino_encoder, openvino_ir
 from negawatt.engine.openvino import OpenVinoBackend, kernels
-from negawatt.errors import EngineError, require
+from negawatt.errors import require
 
 
 class OpenVino(Form):
@@ -28,11 +28,12 @@ class OpenVino(Form):
     def refuse(self, artifact: Artifact, type: str, kind: str) -> None:
         super().refuse(artifact, type, kind)
         if type == "native":
-            refuse_packed(artifact, "OpenVINO's reader", _read, "openvino:f16 writes such matrices in full")
+            fits = _rounds if kind == "classifier" else _read
+            refuse_packed(artifact, "OpenVINO's reader", fits, "openvino:f16 writes such matrices in full")
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
         if kind == "encoder":
-            _write_encoder(encoders.load(artifact.checkpoint()), type, folder)
+            openvino_encoder.write(encoders.load(artifact.checkpoint(), kind), type, folder)
             return
         put_weights(artifact, "openvino", type, scratch, folder)
 
@@ -65,23 +66,12 @@ class OpenVino(Form):
         )
 
 
-def _write_encoder(model: Any, weights: str, folder: Path) -> None:
-    """Convert the program that torch traces, and round its weights."""
-    openvino, torch = require("openvino", extra="openvino"), require("torch", extra="transformers")
-    function = traced.encoder(model)
-    try:
-        with traced.quietly(), torch.inference_mode():
-            program = torch.export.export(function.module, function.example, dynamic_shapes=function.shapes)
-            converted = openvino.convert_model(program)
-    except (RuntimeError, ValueError, TypeError) as exc:
-        raise EngineError(f"openvino cannot convert {type(model).__name__}: {exc}") from exc
-    for port, name in zip(converted.inputs, function.inputs, strict=True):
-        port.get_tensor().set_names({name})
-    converted = openvino_ir.compress(converted, weights) if weights.startswith("int") else converted
-    openvino.save_model(converted, folder / openvino_ir.MODEL, compress_to_fp16=True)
-
-
 def _read(tensor: PackedTensor) -> bool:
     """What becomes a GGUF type that OpenVINO GenAI reads as it is."""
     known = (tensor.bits, tensor.offsets is None) in {(4, True), (4, False), (8, True)}
     return known and tensor.group % 32 == 0 and not tensor.transposed
+
+
+def _rounds(tensor: PackedTensor) -> bool:
+    """What becomes a multiplication of integers in a classifier."""
+    return tensor.input_scale is not None

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from negawatt.artifact.pooling import Pooling
 from negawatt.engine.settings import Settings
 from negawatt.errors import UnsupportedSetting
 
@@ -86,6 +87,8 @@ class Backend(ABC):
         kv_caches: names it can run, ``default`` first.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
+        embeds: whether it can turn texts into vectors.
+        classifies: whether it runs classifiers of texts.
         shares: whether `reserve` and `share` work: more slots than are decoded at once, over one pool of
             cells, in which the beginning of one sequence can be that of another.
         ragged: whether slots advance independently. When False (lockstep), the first step after
@@ -101,6 +104,8 @@ class Backend(ABC):
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
     shares: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 
@@ -110,6 +115,10 @@ class Backend(ABC):
     labels: tuple[str, ...] = ()
     """Of a classifier what its outputs stand for, set by `load`: each chunk is then a whole text, whose one
     row holds a logit for each label. Empty where the model writes text."""
+
+    pooling: Pooling | None = None
+    """Of a model that embeds texts how, set by `load`: each chunk is then a whole text, whose one row is its
+    vector, of length `vocab_size`. None where the model writes or labels text."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -134,6 +143,10 @@ class Backend(ABC):
             refuse("KV-cache precision", settings.kv_cache, cls.kv_caches)
         if settings.flash_attention is not None and not cls.has_flash_attention:
             raise UnsupportedSetting(f"{cls.name} has no flash-attention switch")
+        if settings.pooling != "default" and not cls.embeds:
+            raise UnsupportedSetting(
+                f"{cls.name} makes no embeddings; transformers, openvino and onnxruntime do"
+            )
         if settings.speculation != "none" and not cls.has_speculation:
             raise UnsupportedSetting(f"{cls.name} has no speculative decoding")
         if settings.speculation != "none" and settings.batch > 1 and not cls.ragged:

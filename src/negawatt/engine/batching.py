@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.cells import Cells
+from negawatt.engine.grammar import Constraint, Grammars
 from negawatt.engine.ngrams import NGrams
 from negawatt.engine.picker import Picked, Picker
+from negawatt.errors import EngineError, NegawattError
 
 STEP_TOKENS = 256
 """Most tokens of a step, unless more sequences than that are being written."""
@@ -28,10 +30,12 @@ class Job:
     Attributes:
         id: chosen by the caller; unique among those under way.
         tokens: the prompt, at least one token id.
-        max_new_tokens: most tokens to generate, at least 1.
+        max_new_tokens: most tokens to generate, at least 1; of a text to embed 0.
         stop_ids: token ids that end the answer (not part of it).
         temperature, top_p, seed, log_probs: see `negawatt.engine.picker.Picker`.
-        after: id of a job with the same prompt; this one waits until that has read it, to share it.
+        after: id of a job with the same prompt; this one waits until that has read it, to share it. Of a text
+            to embed: id of the first of the same request.
+        grammar: that the answer is held to, see `negawatt.engine.grammar`.
     """
 
     id: int
@@ -43,6 +47,7 @@ class Job:
     seed: int = 0
     log_probs: int | None = None
     after: int | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,14 @@ class Part:
         phase: ``prefill`` while its prompt is read, then ``decode``.
         fed: tokens of it that went in.
         context: tokens that the cache held of it before.
+        own_cpu_s: CPU seconds of the step that were spent on it alone, such as on its grammar.
     """
 
     job: int
     phase: str
     fed: int
     context: int
+    own_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +78,37 @@ class Report:
         started: (job, tokens of its prompt that were cached) of those admitted before the step.
         picked: (job, token) in the order of the parts; a stop id is not among them.
         finished: (job, ``stop`` or ``length``).
+        embedded: (job, its vector as little-endian 32-bit floats).
+        failed: (job, why) of those that cannot go on, though the others can.
         wall_s: duration in seconds.
         cpu_s: CPU seconds of this process, all threads, since the step before or since it was woken.
+        beside_cpu_s: those of them that no sequence has to answer for.
     """
 
     parts: tuple[Part, ...]
     started: tuple[tuple[int, int], ...] = ()
     picked: tuple[tuple[int, Picked], ...] = ()
     finished: tuple[tuple[int, str], ...] = ()
+    embedded: tuple[tuple[int, bytes], ...] = ()
+    failed: tuple[tuple[int, str], ...] = ()
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    beside_cpu_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """A `Report` while the step is going on."""
+
+    started: list[tuple[int, int]] = field(default_factory=list)
+    picked: list[tuple[int, Picked]] = field(default_factory=list)
+    finished: list[tuple[int, str]] = field(default_factory=list)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    beside_cpu_s: float = 0.0
+
+    @property
+    def ended(self) -> set[int]:
+        return {job for job, _ in (*self.finished, *self.failed)}
 
 
 @dataclass(slots=True)
@@ -92,7 +120,7 @@ class _Live:
     length: int  # tokens that the cache holds in all
     history: list[int]  # prompt and answer, where they are looked up
     ngrams: NGrams | None
-    last: int = -1
+    unfed: list[int] = field(default_factory=list)  # tokens of the answer that the cache does not hold yet
     written: int = 0
 
     @property
@@ -108,10 +136,20 @@ class Batching:
         cells: the book over its cache.
         batch: most sequences at once.
         step_tokens: most tokens of a step.
+        grammars: makes what holds answers to a grammar; called when the first one asks for it.
     """
 
-    def __init__(self, backend: Backend, cells: Cells, batch: int, step_tokens: int = STEP_TOKENS) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cells: Cells,
+        batch: int,
+        step_tokens: int = STEP_TOKENS,
+        grammars: Callable[[], Grammars] | None = None,
+    ) -> None:
         self.backend, self.cells, self.batch, self.step_tokens = backend, cells, batch, step_tokens
+        self._make_grammars = grammars
+        self._grammars: Grammars | None = None
         self._waiting: deque[Job] = deque()
         self._live: dict[int, _Live] = {}
         self._cpu_mark_s = time.process_time()
@@ -131,6 +169,10 @@ class Batching:
         else:
             self._waiting = deque(other for other in self._waiting if other.id != job)
 
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        self.cells.forget()
+
     def idle_cpu_s(self) -> float:
         """CPU seconds since the last step or call of this: what was spent on no sequence."""
         now = time.process_time()
@@ -144,10 +186,9 @@ class Batching:
             EngineError: the engine failed; none of the sequences can go on.
         """
         begun = time.perf_counter()
-        started = self._admit()
+        outcome = _Outcome()
+        self._admit(outcome)
         chunks, parts, fed = self._plan()
-        picked: list[tuple[int, Picked]] = []
-        finished: list[tuple[int, str]] = []
         if chunks:
             logits = self.backend.forward(chunks)
             for live, chunk, rows in zip(fed, chunks, logits, strict=True):
@@ -155,20 +196,31 @@ class Batching:
                 live.length += len(chunk.tokens)
                 if live.reading:
                     live.read += len(chunk.tokens)
-                self._pick(live, chunk, rows, picked, finished)
-        for job, _ in finished:
-            self.cells.finish(self._live.pop(job).slot)
-        now = time.perf_counter()
+                try:
+                    self._pick(live, chunk, rows, outcome)
+                    self._force(live, outcome)
+                except EngineError as exc:  # of this one's grammar
+                    outcome.failed.append((live.job.id, str(exc)))
+        parts = [_with_own(part, live) for part, live in zip(parts, fed, strict=True)]
+        for job in outcome.ended:
+            if (live_or_none := self._live.pop(job, None)) is not None:
+                self.cells.finish(live_or_none.slot)
         return Report(
-            tuple(parts), tuple(started), tuple(picked), tuple(finished), now - begun, self.idle_cpu_s()
+            parts=tuple(parts),
+            started=tuple(outcome.started),
+            picked=tuple(outcome.picked),
+            finished=tuple(outcome.finished),
+            failed=tuple(outcome.failed),
+            wall_s=time.perf_counter() - begun,
+            cpu_s=self.idle_cpu_s(),
+            beside_cpu_s=outcome.beside_cpu_s,
         )
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _admit(self) -> list[tuple[int, int]]:
-        started: list[tuple[int, int]] = []
+    def _admit(self, outcome: _Outcome) -> None:
         if not self.backend.ragged and self._live:
-            return started
+            return
         later: deque[Job] = deque()
         while self._waiting and len(self._live) < self.batch:
             job = self._waiting.popleft()
@@ -180,13 +232,30 @@ class Batching:
             if place is None:  # nobody overtakes: a long prompt is not starved by short ones
                 self._waiting.appendleft(job)
                 break
-            picker = Picker(job.temperature, job.top_p, job.seed, job.log_probs)
+            try:
+                constraint = self._constraint(job, outcome)
+            except NegawattError as exc:
+                self.cells.finish(place.slot)
+                outcome.failed.append((job.id, str(exc)))
+                continue
+            picker = Picker(job.temperature, job.top_p, job.seed, job.log_probs, constraint)
             ngrams = NGrams() if self.backend.settings.speculation == "ngram" else None
             history = list(job.tokens) if ngrams else []
             self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached, history, ngrams)
-            started.append((job.id, place.cached))
+            outcome.started.append((job.id, place.cached))
         self._waiting.extendleft(reversed(later))
-        return started
+
+    def _constraint(self, job: Job, outcome: _Outcome) -> Constraint | None:
+        """What holds the job to its grammar, if it has one."""
+        if job.grammar is None:
+            return None
+        if self._grammars is None:
+            if self._make_grammars is None:
+                raise EngineError("answers of this session cannot be held to a grammar")
+            begun_s = time.thread_time()
+            self._grammars = self._make_grammars()  # once for all of them
+            outcome.beside_cpu_s += time.thread_time() - begun_s
+        return self._grammars.constraint(job.grammar)
 
     def _plan(self) -> tuple[list[Chunk], list[Part], list[_Live]]:
         """The chunks of the next step, what each is, and whose."""
@@ -195,10 +264,12 @@ class Batching:
         fed = list(writing)
         chunks = []
         for live in writing:
-            tokens = [live.last]
+            draft: list[int] = []
             if live.ngrams is not None:
-                tokens += live.ngrams.draft(live.history, live.job.max_new_tokens - live.written - 1)
-            chunks.append(Chunk(live.slot, tokens, rows=len(tokens)))
+                draft = live.ngrams.draft(live.history, live.job.max_new_tokens - live.written - 1)
+                if live.picker.constraint is not None:
+                    draft = live.picker.constraint.fitting(draft)
+            chunks.append(Chunk(live.slot, [*live.unfed, *draft], rows=1 + len(draft)))
         room = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
         for live in reading:
             left = len(live.job.tokens) - live.read
@@ -216,40 +287,60 @@ class Batching:
         ]
         return chunks, parts, fed
 
-    def _pick(
-        self,
-        live: _Live,
-        chunk: Chunk,
-        rows: Logits,
-        picked: list[tuple[int, Picked]],
-        finished: list[tuple[int, str]],
-    ) -> None:
+    def _pick(self, live: _Live, chunk: Chunk, rows: Logits, outcome: _Outcome) -> None:
         """Pick after each row while that is what was proposed; the rest of a proposal is taken back."""
-        proposed = chunk.tokens[1:] if len(chunk.tokens) == chunk.rows else ()
-        ended = False
+        proposed = chunk.tokens[len(chunk.tokens) - chunk.rows + 1 :]
         for place, row in enumerate(rows):
             found = live.picker.pick(row)
-            ended = self._take(live, found, picked, finished)
+            ended = self._take(live, found, outcome)
+            live.unfed = [found.token]
             if ended or place >= len(proposed) or found.token != proposed[place]:
                 wrong = len(proposed) - place
-                if wrong > 0 and live.job.id not in {job for job, _ in finished}:
+                if wrong > 0 and not ended:
                     live.length -= wrong
                     self.cells.take_back(live.slot, live.length)
                 return
 
-    def _take(
-        self, live: _Live, found: Picked, picked: list[tuple[int, Picked]], finished: list[tuple[int, str]]
-    ) -> bool:
+    def _force(self, live: _Live, outcome: _Outcome) -> None:
+        """Write what the grammar leaves no choice of; it is fed with the token before it, in one step.
+
+        Whose probabilities were asked for is asked of the model all the same.
+        """
+        constraint = live.picker.constraint
+        if (
+            constraint is None or not self.backend.ragged or not live.unfed
+            or live.job.log_probs is not None or live.job.id in outcome.ended
+        ):  # fmt: skip
+            return
+        for token in constraint.forced():
+            constraint.accept(token)
+            live.unfed.append(token)
+            if self._take(live, Picked(token), outcome):
+                return
+
+    def _take(self, live: _Live, found: Picked, outcome: _Outcome) -> bool:
         """Add a token to an answer; true when that ends it."""
-        if found.token in live.job.stop_ids:
-            finished.append((live.job.id, "stop"))
+        constraint = live.picker.constraint
+        if found.token in live.job.stop_ids or (constraint is not None and found.token in constraint.eos_ids):
+            outcome.finished.append((live.job.id, "stop"))
             return True
-        picked.append((live.job.id, found))
-        live.last = found.token
+        outcome.picked.append((live.job.id, found))
         live.written += 1
         if live.ngrams is not None:
             live.history.append(found.token)
+        if constraint is not None and constraint.ended:
+            outcome.finished.append((live.job.id, "stop"))
+            return True
         if live.written >= live.job.max_new_tokens:
-            finished.append((live.job.id, "length"))
+            outcome.finished.append((live.job.id, "length"))
             return True
         return False
+
+
+def _with_own(part: Part, live: _Live) -> Part:
+    """The part with what its grammar took, which is then counted."""
+    constraint = live.picker.constraint
+    if constraint is None or constraint.cpu_s == 0:
+        return part
+    spent, constraint.cpu_s = constraint.cpu_s, 0.0
+    return replace(part, own_cpu_s=spent)

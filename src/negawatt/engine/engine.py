@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from negawatt import errors
 from negawatt.artifact import Artifact
 from negawatt.engine import backends, wire
+from negawatt.engine.answers import Classification, Embedding, Generation, Usage
 from negawatt.engine.decode import Completion, Request, Step, TokenCallback
 from negawatt.engine.host import available_memory_bytes, worker_environment
 from negawatt.engine.session import SessionOptions
@@ -35,34 +36,6 @@ CALL_DEADLINE_S = 600.0
 """One call of generate, score or distributions, from its last sign of life."""
 FRESH_WORKER_AFTER_CPU_S = 0.5
 """A worker that spent more than this on preparing weights is replaced by a fresh one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a call cost the worker: wall and CPU seconds, and its peak memory so far."""
-
-    wall_s: float
-    cpu_s: float
-    total_cpu_s: float
-    peak_rss_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Answers of `Engine.generate`, with a `Step` for every engine call and the whole cost."""
-
-    completions: list[Completion]
-    steps: list[Step]
-    usage: Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """Answers of `Engine.classify`: log-probabilities in nats, shape ``(texts, labels)``, and their cost."""
-
-    log_probs: NDArray[np.float32]
-    steps: list[Step]
-    usage: Usage
 
 
 class Engine:
@@ -235,7 +208,8 @@ class Engine:
         """
         if self._process is None or self._session is None:
             raise EngineError("the engine is not open, or was opened without a session")
-        wire.send(self._writer, {"do": "session", "options": asdict(self._session)})
+        place = str(self.artifact.path)
+        wire.send(self._writer, {"do": "session", "options": asdict(self._session), "artifact": place})
         return self._reader, self._writer
 
     def kill(self) -> None:
@@ -325,16 +299,38 @@ class Engine:
             EngineError: the model is no classifier, or a text is empty or does not fit.
             WorkerDied: the worker died or hung.
         """
+        answer, rows = self._of_texts("classify", texts)
+        return Classification(rows, *answer)
+
+    @property
+    def width(self) -> int | None:
+        """Length of the vectors of a model that embeds texts; None where it does not."""
+        return self.info.get("width")
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Embedding:
+        """The vectors of texts, given as token ids, at most ``settings.batch`` at once.
+
+        Raises:
+            EngineError: the model embeds nothing, or a text is empty or does not fit.
+            WorkerDied: the worker died or hung.
+        """
+        answer, rows = self._of_texts("embed", texts)
+        return Embedding(rows, *answer)
+
+    def _of_texts(
+        self, verb: str, texts: Sequence[Sequence[int]]
+    ) -> tuple[tuple[list[Step], Usage], NDArray[np.float32]]:
+        """One row of numbers for each text, with the steps and their cost."""
         longest = max(map(len, texts), default=0)
         if not texts or min(map(len, texts)) < 1:
-            raise EngineError("classifying needs at least one text, and at least one token of each")
+            raise EngineError(f"to {verb} needs at least one text, and at least one token of each")
         if longest > self.settings.max_context:
             raise EngineError(
                 f"a text holds {longest} tokens, but max_context is {self.settings.max_context}"
             )
-        message = {"do": "classify", "texts": [list(text) for text in texts]}
+        message = {"do": verb, "texts": [list(text) for text in texts]}
         answer, arrays = self._call(message, self._call_deadline_s)
-        return Classification(arrays[0], [Step(**s) for s in answer["steps"]], Usage(**answer["usage"]))
+        return ([Step(**s) for s in answer["steps"]], Usage(**answer["usage"])), arrays[0]
 
     # -- talking to the worker -------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import struct
 from collections.abc import Callable
@@ -98,8 +99,8 @@ def report_of(message: Message) -> Report:
     """A `Report` from what `negawatt.engine.session.message_of` made of it."""
     return Report(
         tuple(
-            Part(job, "prefill" if prefill else "decode", fed, context)
-            for job, prefill, fed, context in message["parts"]
+            Part(job, "prefill" if prefill else "decode", fed, context, *own)
+            for job, prefill, fed, context, *own in message["parts"]
         ),
         tuple((job, cached) for job, cached in message["started"]),
         tuple(
@@ -107,6 +108,9 @@ def report_of(message: Message) -> Report:
             for job, token, *rest in message["picked"]
         ),
         tuple((job, reason) for job, reason in message["finished"]),
+        tuple((job, base64.b64decode(vector)) for job, vector in message["embedded"]),
+        tuple((job, why) for job, why in message["failed"]),
         message["wall_s"],
         message["cpu_s"],
+        message["beside_cpu_s"],
     )

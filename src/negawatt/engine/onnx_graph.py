@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import read_packed
-from negawatt.engine import factored, onnx_modules, traced
+from negawatt.engine import embedder, factored, onnx_modules, traced
+from negawatt.engine.classifier import labels_of
 from negawatt.engine.onnx_modules import Grid
-from negawatt.engine.transformers import causal_lm
+from negawatt.engine.transformers import causal_lm, classifier_of, encoder_of
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
@@ -35,13 +37,24 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     ``fp32`` is plain ONNX; formats of few bits use two operators of ONNX Runtime's own. ``native`` keeps
     the grid of a packed artifact where those operators have it, and is fp32 for everything else.
 
+    Of a classifier its ``config.json`` lies there too, which says what its outputs stand for.
+
     Raises:
         EngineError: transformers has no such decoder, or it cannot be traced, or a grid does not fit.
         MissingDependency: onnx, onnxscript or torch is missing.
     """
-    model = causal_lm(artifact.checkpoint(), "fp32")
+    checkpoint, pooling = artifact.checkpoint(), artifact.pooling()
+    if pooling is not None:
+        encoder = encoder_of(checkpoint, "fp32")
+        quantize(encoder, artifact, weight_format)
+        write_onnx(traced.encoder(encoder), target, {embedder.POOLING: embedder.kept(artifact, pooling)})
+        return
+    classifies = bool(labels_of(checkpoint))
+    model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
-    write_onnx(traced.decoder(model), target)
+    function = traced.encoder(model, traced.LOGITS) if classifies else traced.decoder(model)
+    config = (checkpoint / "config.json").read_text("utf-8")
+    write_onnx(function, target, {"config.json": config} if classifies else {})
 
 
 def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
@@ -57,8 +70,11 @@ def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:
         onnx_modules.install(model, None, None, read_packed(artifact.path))
 
 
-def write_onnx(function: traced.Traced, target: Path) -> None:
+def write_onnx(function: traced.Traced, target: Path, beside: Mapping[str, str] = {}) -> None:
     """Trace a function of tensors and write it into the folder `target`, whole or not at all.
+
+    Args:
+        beside: texts of further files, by name.
 
     Raises:
         EngineError: torch cannot trace it.
@@ -91,3 +107,5 @@ def write_onnx(function: traced.Traced, target: Path) -> None:
     with written_beside(target) as folder:
         folder.mkdir()
         program.save(folder / MODEL, external_data=True)
+        for name, text in beside.items():
+            (folder / name).write_text(text, "utf-8")

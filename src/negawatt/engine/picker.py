@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from negawatt.engine.grammar import Constraint
+
 Row = NDArray[np.float32]
 
 
@@ -28,17 +30,31 @@ class Picker:
     top_p: nucleus: sample among the likeliest tokens that hold this probability together.
     seed: the same seed draws the same tokens from the same logits.
     log_probs: how many of the likeliest tokens to tell beside each; None tells no probabilities at all.
+    constraint: holds the sequence to a grammar; probabilities are told as they were without it.
     """
 
     def __init__(
-        self, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, log_probs: int | None = None
+        self,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        log_probs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.temperature, self.top_p, self.log_probs = temperature, top_p, log_probs
+        self.constraint = constraint
         self._random = np.random.default_rng(seed) if temperature > 0 else None
 
     def pick(self, logits: Row) -> Picked:
-        """From one row of logits, shape ``(vocabulary,)``."""
-        token = int(logits.argmax()) if self._random is None else self._draw(logits, self._random)
+        """From one row of logits, shape ``(vocabulary,)``.
+
+        Raises:
+            EngineError: the sequence cannot be held to its grammar.
+        """
+        left = logits if self.constraint is None else self.constraint.masked(logits)
+        token = int(left.argmax()) if self._random is None else self._draw(left, self._random)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if self.log_probs is None:
             return Picked(token)
         highest = float(logits.max())

@@ -17,16 +17,21 @@ The CPU seconds of all frames add up to those of the process.
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
+from negawatt.artifact import Artifact
 from negawatt.engine.backend import Backend
 from negawatt.engine.batching import STEP_TOKENS, Batching, Job, Report
 from negawatt.engine.cells import Cells
+from negawatt.engine.encoding import Encoding
+from negawatt.engine.grammar import Grammars
 from negawatt.engine.wire import Message, receive, send
 from negawatt.errors import EngineError
 
@@ -52,15 +57,14 @@ class Session:
     """Runs in the worker process until the parent ends it or its pipe."""
 
     def __init__(
-        self, backend: Backend, reader: IO[bytes], writer: IO[bytes], options: SessionOptions
+        self,
+        backend: Backend,
+        reader: IO[bytes],
+        writer: IO[bytes],
+        options: SessionOptions,
+        artifact: Path,
     ) -> None:
-        if backend.shares:
-            slots, capacity = options.slots, options.capacity
-        else:
-            slots = backend.settings.batch
-            capacity = slots * backend.settings.max_context
-        cells = Cells(backend, slots, capacity, keep=options.prefix_cache)
-        self._batching = Batching(backend, cells, min(options.batch, slots), options.step_tokens)
+        self._batching = _batching(backend, options, artifact)
         self._reader, self._writer = reader, writer
         self._inbox: SimpleQueue[Message | None] = SimpleQueue()
 
@@ -105,7 +109,7 @@ class Session:
             self._batching.cancel(message["cancel"])
             send(self._writer, {"cancelled": message["cancel"]})
         elif "forget" in message:
-            self._batching.cells.forget()
+            self._batching.forget()
 
     def _read(self) -> None:
         while True:
@@ -118,6 +122,22 @@ class Session:
                 return
 
 
+def _batching(backend: Backend, options: SessionOptions, artifact: Path) -> Batching | Encoding:
+    if backend.pooling:
+        return Encoding(backend, options.batch, options.step_tokens)
+    if backend.shares:
+        slots, capacity = options.slots, options.capacity
+    else:
+        slots = backend.settings.batch
+        capacity = slots * backend.settings.max_context
+    cells = Cells(backend, slots, capacity, keep=options.prefix_cache)
+
+    def grammars() -> Grammars:
+        return Grammars(Artifact.open(artifact).tokenizer, backend.vocab_size)
+
+    return Batching(backend, cells, min(options.batch, slots), options.step_tokens, grammars)
+
+
 def job_of(data: Mapping[str, Any]) -> Job:
     """A `Job` from its JSON."""
     return Job(**{**data, "stop_ids": frozenset(data["stop_ids"])})
@@ -126,13 +146,19 @@ def job_of(data: Mapping[str, Any]) -> Job:
 def message_of(report: Report) -> Message:
     """A report as JSON, short: it is sent every step."""
     return {
-        "parts": [[p.job, p.phase == "prefill", p.fed, p.context] for p in report.parts],
+        "parts": [
+            [p.job, p.phase == "prefill", p.fed, p.context, *([p.own_cpu_s] if p.own_cpu_s else [])]
+            for p in report.parts
+        ],
         "started": report.started,
         "picked": [
             [job, found.token] if found.log_prob is None else [job, found.token, found.log_prob, found.top]
             for job, found in report.picked
         ],
         "finished": report.finished,
+        "embedded": [[job, base64.b64encode(vector).decode()] for job, vector in report.embedded],
+        "failed": report.failed,
         "wall_s": report.wall_s,
         "cpu_s": report.cpu_s,
+        "beside_cpu_s": report.beside_cpu_s,
     }

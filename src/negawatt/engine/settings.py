@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from negawatt.artifact.pooling import MODES
 from negawatt.errors import UsageError
 
 
@@ -27,6 +28,8 @@ class Settings:
         speculation: ``none``, or ``ngram`` (prompt lookup: continuations of n-grams seen before
             are proposed and verified; greedy output is unchanged).
         max_context: tokens of prompt and answer together that a sequence may hold.
+        pooling: how texts become vectors: ``default`` is what the model's files say, which of a model that
+            writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
     """
 
     engine: str = "transformers"
@@ -38,6 +41,7 @@ class Settings:
     flash_attention: bool | None = None
     speculation: str = "none"
     max_context: int = 2048
+    pooling: str = "default"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -48,6 +52,8 @@ class Settings:
             raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
         if self.speculation not in ("none", "ngram"):
             raise UsageError(f"speculation is 'none' or 'ngram', not {self.speculation!r}")
+        if self.pooling not in ("default", *MODES):
+            raise UsageError(f"pooling is default, {', '.join(MODES)}, not {self.pooling!r}")
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some fields changed."""
@@ -59,7 +65,8 @@ class Settings:
 
         Threads, batch and speculation are not among it: they change the order of additions at most.
         """
-        return (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
+        told = (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
+        return told if self.pooling == "default" else (*told, self.pooling)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -87,4 +94,6 @@ class Settings:
             parts.append("flash" if self.flash_attention else "no flash")
         if self.speculation != "none":
             parts.append(self.speculation)
+        if self.pooling != "default":
+            parts.append(f"{self.pooling} pooling")
         return " · ".join(parts)

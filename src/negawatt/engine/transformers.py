@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
-from negawatt.engine import classifier, factored, quiet, rounded_inputs
+from negawatt.artifact.pooling import pooling_of
+from negawatt.engine import classifier, embedder, factored, quiet, rounded_inputs
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
 class TransformersBackend(Backend):
-    """Any causal language model that transformers has code for, and any classifier of texts.
+    """Any causal language model that transformers has code for, any classifier of texts and any encoder.
 
     Layers that an artifact holds as two factors run as two layers; where it rounds inputs, they are
     rounded here too.
@@ -34,6 +35,8 @@ class TransformersBackend(Backend):
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     @classmethod
     def version(cls) -> str:
@@ -45,7 +48,7 @@ class TransformersBackend(Backend):
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
         artifact = Artifact.open(artifact_path)
         checkpoint = artifact.checkpoint()
-        if not classifier.labels_of(checkpoint):
+        if not classifier.labels_of(checkpoint) and pooling_of(checkpoint) is None:
             _refuse_unknown_architecture(checkpoint)
         special = factored.factors(artifact.path) or rounded_inputs.rounding_of(artifact.path)
         return artifact.path if special else checkpoint
@@ -58,10 +61,14 @@ class TransformersBackend(Backend):
         path = Artifact.open(path).checkpoint() if split or rounding else path
         self._torch = torch
         self.labels = classifier.labels_of(path)
-        maker = classifier_of if self.labels else causal_lm
+        self.pooling = pooling_of(path, self.settings.pooling)
+        maker = encoder_of if self.pooling else classifier_of if self.labels else causal_lm
         self._model = maker(path, self.settings.weight_format)
         self._n_factored = factored.install(self._model, split)
         self._n_rounded = rounded_inputs.install_all(self._model, rounding)
+        if self.pooling:
+            self.labels, self.vocab_size = (), embedder.width(self._model, self.pooling)
+            return
         if self.labels:
             self.vocab_size = len(self.labels)
             return
@@ -71,8 +78,10 @@ class TransformersBackend(Backend):
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        if self.labels:
+        if self.labels or self.pooling:
             with _translated("run the model"):
+                if self.pooling:
+                    return embedder.forward(self._model, chunks, self.pooling)
                 return classifier.forward(self._model, chunks)
         torch, step = self._torch, self._batch.step(chunks)
         with _translated("run the model"), torch.inference_mode():
@@ -95,7 +104,8 @@ class TransformersBackend(Backend):
             return rows_of(logits.float().numpy(), chunks)
 
     def release(self, slot: int) -> None:
-        self._batch.release(slot)
+        if not self.pooling:
+            self._batch.release(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         if self.settings.batch > 1:
@@ -135,6 +145,13 @@ def classifier_of(checkpoint: Path, weight_format: str) -> Any:
     )
 
 
+def encoder_of(checkpoint: Path, weight_format: str) -> Any:
+    """As `causal_lm`, a model up to its last hidden states, without any head."""
+    model = _loaded(_transformers().AutoModel, checkpoint, weight_format, attention=None)
+    model.config.use_cache = False
+    return model
+
+
 def _loaded(maker: Any, checkpoint: Path, weight_format: str, attention: str | None = "sdpa") -> Any:
     torch = require("torch", extra="transformers")
     dtype = {"native": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}[weight_format]
@@ -148,7 +165,8 @@ def _loaded(maker: Any, checkpoint: Path, weight_format: str, attention: str | N
             use_safetensors=True,
             output_loading_info=True,
         )
-    if missing := sorted(report["missing_keys"]):
+    # A pooler is a head on the first token that embeddings make no use of, and some files lack it.
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise EngineError(
             f"{checkpoint} lacks {len(missing)} tensors of its architecture, the first being {missing[0]}; "
             "fetch or make the checkpoint again"

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from negawatt.engine import backends
+from negawatt.artifact import Artifact
+from negawatt.engine import backends, classifier
 from negawatt.engine.backend import Backend
 from negawatt.engine.decode import Decoder, Request
 from negawatt.engine.host import peak_rss_bytes
@@ -60,15 +61,19 @@ class Worker:
             raise NegawattError("no model is loaded")
         return self._decoder
 
-    def _asked_to(self, what: str, *, classify: bool = False) -> Decoder:
-        """The model, if it is one that can do this."""
+    def _asked_to(self, what: str, kind: str = "write text") -> Decoder:
+        """The model, if it is one that can do this: ``write text``, ``classify`` or ``embed``."""
         decoder = self._loaded
-        if bool(decoder.backend.labels) != classify:
-            raise EngineError(
-                f"the model writes text and cannot {what}; make a classifier with negawatt compress"
-                if classify
-                else f"the model tells {', '.join(decoder.backend.labels)} apart and cannot {what}"
-            )
+        labels = ", ".join(decoder.backend.labels)
+        does = "embed" if decoder.backend.pooling else "classify" if labels else "write text"
+        if does != kind:
+            told = {
+                "embed": f"the model turns texts into vectors and cannot {what}",
+                "classify": f"the model tells {labels} apart and cannot {what}",
+                "write text": f"the model writes text and cannot {what}; "
+                + ("choose a pooling" if kind == "embed" else "make a classifier with negawatt compress"),
+            }
+            raise EngineError(told[does])
         return decoder
 
     def _steps(self) -> list[dict[str, Any]]:
@@ -78,6 +83,8 @@ class Worker:
     def do_prepare(self, settings: dict[str, Any], artifact: str, cache: str) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         backend = backends.backend(chosen.engine)
+        if not backend.classifies and classifier.labels_in(Artifact.open(artifact)):
+            raise EngineError(f"{backend.name} runs no classifiers of texts; openvino and transformers do")
         backend.check(chosen)
         path = backend.prepare(Path(artifact), chosen.weight_format, Path(cache))
         return {"path": str(path)}, []
@@ -93,6 +100,8 @@ class Worker:
         self._decoder = Decoder(backend)
         version = type(backend).version()
         info = {**backend.info(), **({"labels": list(backend.labels)} if backend.labels else {})}
+        if backend.pooling:
+            info.update(width=backend.vocab_size, pooling=list(backend.pooling.modes))
         return {"info": info, "version": version, "vocab_size": backend.vocab_size}, []
 
     def do_generate(self, requests: list[dict[str, Any]], stream: bool) -> tuple[Message, list[Any]]:
@@ -105,9 +114,10 @@ class Worker:
         completions = decoder.generate(parsed, on_token if stream else None)
         return {"completions": [asdict(c) for c in completions], "steps": self._steps()}, []
 
-    def do_session(self, options: dict[str, Any]) -> tuple[Message, list[Any]]:
-        backend = self._asked_to("write").backend
-        Session(backend, self._reader, self._writer, SessionOptions(**options)).run()
+    def do_session(self, options: dict[str, Any], artifact: str) -> tuple[Message, list[Any]]:
+        backend = self._asked_to("write", "embed" if self._loaded.backend.pooling else "write text").backend
+        chosen = SessionOptions(**options)
+        Session(backend, self._reader, self._writer, chosen, Path(artifact)).run()
         return {}, []
 
     def do_score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[Message, list[Any]]:
@@ -119,7 +129,11 @@ class Worker:
         return {"steps": self._steps()}, [array]
 
     def do_classify(self, texts: list[list[int]]) -> tuple[Message, list[Any]]:
-        array = self._asked_to("classify", classify=True).classify(texts)
+        array = self._asked_to("classify", "classify").classify(texts)
+        return {"steps": self._steps()}, [array]
+
+    def do_embed(self, texts: list[list[int]]) -> tuple[Message, list[Any]]:
+        array = self._asked_to("embed", "embed").embed(texts)
         return {"steps": self._steps()}, [array]
 
 

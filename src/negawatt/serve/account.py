@@ -139,6 +139,7 @@ class Account:
         price: Price,
         *,
         deferred: bool = False,
+        fixed: bool = False,
     ) -> tuple[Decision, Hold | None]:
         """Ask the budgets of a request, and hold what it may cost when they let it in.
 
@@ -150,7 +151,8 @@ class Account:
             return Decision(model, output_tokens, Spending()), Hold("", Spending())
         with self.database.write(_HOLDS, durable=False) as session:
             self._forget_the_dead(session)
-            decision = decide(self._used(session, budgets), model, output_tokens, price, deferred=deferred)
+            used = self._used(session, budgets)
+            decision = decide(used, model, output_tokens, price, deferred=deferred, fixed=fixed)
             if decision.refusal is not None:
                 return decision, None
             hold = Hold(secrets.token_hex(12), decision.ask)
@@ -285,10 +287,10 @@ def _spent(hold: Hold | None, receipt: Receipt) -> Spending:
         grams = carbon.value
     else:
         grams = hold.spending.grams if hold else 0.0
-    # What no client asked for is no request, and costs the server alone.
+    # What no client asked for is no request, and costs the server alone; of two tries one is a request.
     asked = receipt.outcome not in ("warm-up", "idle")
     tokens = receipt.input_tokens + receipt.output_tokens if asked else 0
-    return Spending(joules, grams, float(tokens), 1.0 if asked else 0.0)
+    return Spending(joules, grams, float(tokens), float(asked and receipt.outcome != "escalated"))
 
 
 def _owners(key_id: str, team: str) -> list[str]:

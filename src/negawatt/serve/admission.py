@@ -42,6 +42,19 @@ class Refused(NegawattError):
         self.retry_after_s = retry_after_s
 
 
+def not_ready(model: str, why: object) -> Refused:
+    """The error of a model that cannot be loaded."""
+    said = f"{model} cannot be run at the moment: {why}"
+    return Refused(said, status=503, kind="server_error", code="model_not_ready")
+
+
+def queue_full(model: str, waiting: int, wait_s: float) -> Refused:
+    """The error of a request that would wait too long."""
+    said = f"{waiting} requests are waiting for {model}, as many as may; try again later"
+    after_s = max(1.0, min(120.0, wait_s))
+    return Refused(said, status=429, kind="rate_limit_error", code="queue_full", retry_after_s=after_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks.
@@ -68,12 +81,16 @@ class Estimate:
         input_tokens: of the prompt.
         output_tokens: most that may be generated, over all ``n`` answers.
         energy: joules of these, by the model's cost; missing where nothing is known yet.
+        fixed: no other model can answer: vectors of two models cannot be compared.
+        follows: it is a further part of a request that is counted already.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
     energy: Energy
+    fixed: bool = False
+    follows: bool = False
 
 
 class Reservation(Protocol):

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from negawatt.serve.ask import Ask
+from negawatt.serve.calls import CallStream, calls_finish
+from negawatt.serve.receipt import bill
 from negawatt.serve.task import Choice, Delta, Task
 from negawatt.serve.writing import TokenInfo
 
@@ -19,7 +21,7 @@ def usage_of(task: Task) -> dict[str, Any]:
         "completion_tokens": receipt.output_tokens,
         "total_tokens": receipt.input_tokens + receipt.output_tokens,
         "prompt_tokens_details": {"cached_tokens": receipt.cached_tokens},
-        "energy": receipt.to_json(),
+        "energy": bill(receipt, task.attempts),
     }
 
 
@@ -31,6 +33,12 @@ def whole(ask: Ask, task: Task) -> dict[str, Any]:
         text = choice.writing.text
         if ask.chat:
             entry["message"] = {"role": "assistant", "content": text, "refusal": None}
+            if task.calls is not None:
+                content, calls = task.calls.read(text)
+                entry["finish_reason"] = calls_finish(choice.finish_reason, calls)
+                entry["message"]["content"] = content
+                if calls:
+                    entry["message"]["tool_calls"] = [call.to_json() for call in calls]
             entry["logprobs"] = (
                 _chat_log_probs(choice.log_probs) if ask.sampling.log_probs is not None else None
             )
@@ -51,6 +59,7 @@ class Chunks:
         self._ask, self._task = ask, task
         self._head = _head(ask, task, "chat.completion.chunk" if ask.chat else "text_completion")
         self._lengths = [0] * len(task.choices)
+        self._calling = [CallStream(task.calls) for _ in task.choices] if task.calls is not None else []
 
     def first(self) -> Iterator[dict[str, Any]]:
         """What comes before the first token."""
@@ -60,8 +69,12 @@ class Chunks:
             elif self._ask.echo:
                 yield self._chunk(choice, {"text": _prompt_text(self._ask, choice)})
 
-    def of(self, delta: Delta) -> dict[str, Any]:
-        """A piece of text."""
+    def of(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """A piece of text, as far as it is certain what it is."""
+        if self._calling:
+            for found in self._calling[delta.choice.index].push(delta.text):
+                yield self._chunk(delta.choice, {"delta": found})
+            return
         wants = self._ask.sampling.log_probs is not None
         if self._ask.chat:
             own: dict[str, Any] = {"delta": {"content": delta.text}}
@@ -70,13 +83,19 @@ class Chunks:
             place = self._lengths[delta.choice.index]
             self._lengths[delta.choice.index] += len(delta.text)
             own = {"text": delta.text, "logprobs": _log_probs(delta.log_probs, place) if wants else None}
-        return self._chunk(delta.choice, own)
+        yield self._chunk(delta.choice, own)
 
     def last(self) -> Iterator[dict[str, Any]]:
         """What comes after the last token: how each choice ended, and the receipt in the last chunk."""
         for choice in self._task.choices:
+            reason = choice.finish_reason
+            if self._calling:
+                stream = self._calling[choice.index]
+                for found in stream.finish():
+                    yield self._chunk(choice, {"delta": found})
+                reason = calls_finish(reason, stream.called)
             own: dict[str, Any] = {"delta": {}} if self._ask.chat else {"text": ""}
-            chunk = self._chunk(choice, {**own, "finish_reason": choice.finish_reason})
+            chunk = self._chunk(choice, {**own, "finish_reason": reason})
             if choice is self._task.choices[-1] and not self._ask.include_usage:
                 chunk["energy"] = usage_of(self._task)["energy"]
             yield chunk

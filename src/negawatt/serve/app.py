@@ -19,8 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from negawatt.errors import NegawattError
 from negawatt.serve import openapi
 from negawatt.serve.admission import Caller, Refused
-from negawatt.serve.answer import Chunks, whole
+from negawatt.serve.answer import Chunks
+from negawatt.serve.ask import Ask
 from negawatt.serve.model import ServedModel
+from negawatt.serve.receipt import sum_of
 from negawatt.serve.server import Server, failure_of, parse_json, too_late
 from negawatt.serve.task import Task
 
@@ -50,23 +52,17 @@ def application(
 
     async def complete(request: Request) -> Response | EventStream:
         ask = server.parse(request.url.path, parse_json(await body_of(request)))
-        model, task = server.submit(request.state.caller, ask)
-        if ask.stream:
+        model, task = await server.begin(request.state.caller, ask, lambda: until_gone(request.receive))
+        if isinstance(ask, Ask) and ask.stream:
             return EventStream(model, task, Chunks(ask, task))
         await server.finish(model, task, lambda: until_gone(request.receive))
-        return JSONResponse(whole(ask, task), headers=headers_of(task))
+        return JSONResponse(server.told(model, ask, task), headers=headers_of(task))
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(m) for m in server.models.values()]})
+        return JSONResponse({"object": "list", "data": [_named(server, name) for name in server.names]})
 
     async def model(request: Request) -> Response:
-        return JSONResponse(_model(server.model(request.path_params["name"])))
-
-    async def embeddings(request: Request) -> Response:
-        raise Refused(
-            "the models served here write text; none of them makes embeddings", status=501,
-            code="unsupported_endpoint",
-        )  # fmt: skip
+        return JSONResponse(_named(server, request.path_params["name"]))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -82,7 +78,7 @@ def application(
     own = [
         Route("/v1/chat/completions", complete, methods=["POST"]),
         Route("/v1/completions", complete, methods=["POST"]),
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/embeddings", complete, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/openapi.json", description),
@@ -142,7 +138,7 @@ class EventStream:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send(send, list(self._chunks.first()))
             while deltas := await task.next_deltas():
-                await self._send(send, [self._chunks.of(delta) for delta in deltas])
+                await self._send(send, [chunk for delta in deltas for chunk in self._chunks.of(delta)])
             if (failure := failure_of(task)) is not None:
                 await self._send(send, [{"error": error_of(failure)}])
             else:
@@ -185,14 +181,15 @@ def headers_of(task: Task) -> dict[str, str]:
     """The receipt's figures as headers."""
     receipt = task.receipt
     assert receipt is not None
-    energy = receipt.energy
+    energy = sum_of((receipt, *task.attempts))
     told = {"x-request-id": task.id, "x-negawatt-boundary": receipt.boundary}
     told["x-negawatt-provenance"] = str(energy.provenance)
-    told["x-negawatt-cpu-s"] = f"{receipt.cpu_s:.6f}"
+    told["x-negawatt-cpu-s"] = f"{sum(each.cpu_s for each in (receipt, *task.attempts)):.6f}"
     if energy.value_j is not None:
         told["x-negawatt-energy-j"] = f"{energy.value_j:.6g}"
-    if receipt.carbon is not None and receipt.carbon.value is not None:
-        told["x-negawatt-carbon-g"] = f"{receipt.carbon.value:.6g}"
+    grams = [None if each.carbon is None else each.carbon.value for each in (receipt, *task.attempts)]
+    if None not in grams:
+        told["x-negawatt-carbon-g"] = f"{sum(filter(None, grams)):.6g}"
     return told
 
 
@@ -229,6 +226,21 @@ async def _refuse_fault(request: Request, exc: Exception) -> Response:
     return error_response(Refused("the server failed; its log tells more", status=500, kind="server_error"))
 
 
+def _named(server: Server, name: str) -> dict[str, Any]:
+    """What is served by a name, in OpenAI's form.
+
+    Raises:
+        Refused: nothing is (404).
+    """
+    head = {"id": name, "object": "model", "owned_by": "negawatt"}
+    if (cascade := server.cascades.get(name)) is not None:
+        created = server.models[cascade.large].created_s
+        return {**head, "created": created, "cascade": cascade.to_json()}
+    if (eco := server.ecos.get(name)) is not None:
+        return {**head, "created": server.models[eco.model].created_s, "eco": eco.to_json()}
+    return _model(server.model(name))
+
+
 def _model(model: ServedModel) -> dict[str, Any]:
     return {
         "id": model.name,
@@ -236,6 +248,7 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "created": model.created_s,
         "owned_by": "negawatt",
         "max_model_len": model.most_tokens,
+        "embeds": model.pooling is not None,
         "state": model.state,
     }
 

@@ -9,9 +9,11 @@ from typing import Any
 from negawatt.artifact import Tokenizer
 from negawatt.errors import ArtifactError
 from negawatt.serve.fields import Fields, wrong
+from negawatt.serve.messages import messages_of, speaks_of_tools
+from negawatt.serve.structured import grammar_of_format
 from negawatt.serve.task import Sampling
+from negawatt.serve.tools import Tools, tools_of
 
-ROLES = ("system", "developer", "user", "assistant")
 MOST_CHOICES, MOST_STOPS, MOST_TOP, MOST_PROMPTS = 16, 16, 20, 64
 DEFAULT_COMPLETION_TOKENS = 16
 """Of ``/v1/completions`` without ``max_tokens``, as OpenAI has it; a chat may fill its context."""
@@ -24,7 +26,8 @@ class Ask:
     Attributes:
         model: name.
         chat: whether it came to ``/v1/chat/completions``.
-        messages: of a chat, with plain text as content.
+        messages: of a chat, as its template takes them.
+        tools: of a chat, what the model may call.
         prompts: of a completion: texts or token ids.
         n: answers to each prompt.
         max_tokens: most tokens of each; None: as many as fit.
@@ -35,7 +38,8 @@ class Ask:
 
     model: str
     chat: bool
-    messages: Sequence[dict[str, str]]
+    messages: list[dict[str, Any]]
+    tools: Tools | None
     prompts: Sequence[str | list[int]]
     n: int
     max_tokens: int | None
@@ -51,8 +55,12 @@ class Ask:
             Refused: the model has no template for these messages, or no such token.
         """
         if self.chat:
+            offered = [tool.to_json() for tool in self.tools.offered] if self.tools else []
+            if (offered or speaks_of_tools(self.messages)) and not tokenizer.takes_tools:
+                why = f"the chat template of {self.model} has no place for tools"
+                raise wrong("tools" if offered else "messages", why, "unsupported_parameter")
             try:
-                return [tokenizer.chat(self.messages)]
+                return [tokenizer.chat(self.messages, tools=offered)]
             except ArtifactError as exc:
                 raise wrong("messages", str(exc)) from exc
         found = []
@@ -60,9 +68,7 @@ class Ask:
             if isinstance(prompt, str):
                 found.append(tokenizer.encode(prompt, add_special=True))
                 continue
-            if max(prompt, default=0) >= tokenizer.vocab_size or min(prompt, default=0) < 0:
-                raise wrong("prompt", f"token ids of this model are from 0 to {tokenizer.vocab_size - 1}")
-            found.append(list(prompt))
+            found.append(known_tokens(prompt, tokenizer, "prompt"))
         return found
 
     def limit(self, prompts: Sequence[Sequence[int]], most: int) -> int:
@@ -72,6 +78,21 @@ class Ask:
         if not self.chat:
             return DEFAULT_COMPLETION_TOKENS
         return max(1, most - max(map(len, prompts)))
+
+
+def is_tokens(entry: Any) -> bool:
+    """Whether a field holds token ids, at least one."""
+    return isinstance(entry, list) and all(type(i) is int for i in entry) and bool(entry)
+
+
+def known_tokens(ids: Sequence[int], tokenizer: Tokenizer, param: str) -> list[int]:
+    """
+    Raises:
+        Refused: one of the ids is no token of the model.
+    """
+    if max(ids, default=0) >= tokenizer.vocab_size or min(ids, default=0) < 0:
+        raise wrong(param, f"token ids of this model are from 0 to {tokenizer.vocab_size - 1}")
+    return list(ids)
 
 
 def check_length(prompts: Sequence[Sequence[int]], max_tokens: int, most: int) -> None:
@@ -99,29 +120,26 @@ def chat_ask(body: Any) -> Ask:
     """
     fields = Fields(body)
     model = fields.text("model")
-    messages = [_message(number, entry) for number, entry in enumerate(_messages(fields))]
+    messages = messages_of(fields)
     wants = fields.flag("logprobs")
     top = fields.whole("top_logprobs", None, 0, MOST_TOP)
     if top is not None and not wants:
         raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
     limit = fields.whole("max_completion_tokens", None, 1, 2**31)
     older = fields.whole("max_tokens", None, 1, 2**31)
-    response_format = fields.take("response_format")
-    if response_format not in (None, {"type": "text"}):
-        raise wrong(
-            "response_format",
-            "this engine cannot hold an answer to a schema; only the response_format text is supported",
-            "unsupported_parameter",
-        )
-    for name in ("tools", "functions"):
-        fields.refuse(name, ([],), "the models served here call no tools")
-    for name in ("tool_choice", "function_call"):
-        fields.refuse(name, ("none", "auto"), "the models served here call no tools")
-    fields.refuse("parallel_tool_calls", (True, False), "")
+    grammar = grammar_of_format(fields.take("response_format"))
+    tools = tools_of(fields)
+    if tools is not None and grammar is not None:
+        raise wrong("response_format", "response_format does not go with tools; ask for one of them")
+    if tools is not None and wants:
+        raise wrong("logprobs", "logprobs do not go with tools")
+    for name in ("functions", "function_call"):
+        fields.refuse(name, ([], "none", "auto"), "give tools")
     fields.refuse("modalities", (["text"],), "answers are text")
     fields.refuse("reasoning_effort", ("none",), "the models served here have no such switch")
     log_probs = (top or 0) if wants else None
-    return _ask(fields, model, limit if limit is not None else older, log_probs, messages=messages, chat=True)
+    most = limit if limit is not None else older
+    return _ask(fields, model, most, log_probs, grammar, messages=messages, tools=tools, chat=True)
 
 
 def completion_ask(body: Any) -> Ask:
@@ -140,10 +158,12 @@ def completion_ask(body: Any) -> Ask:
         raise wrong("echo", "echo does not go with logprobs: those of the prompt are not computed")
     fields.refuse("suffix", ("",), "the models served here write forward only")
     fields.refuse("best_of", (1,), "ask for n answers and choose")
-    return _ask(fields, model, limit, log_probs, prompts=prompts, echo=echo)
+    return _ask(fields, model, limit, log_probs, None, prompts=prompts, echo=echo)
 
 
-def _ask(fields: Fields, model: str, limit: int | None, log_probs: int | None, **own: Any) -> Ask:
+def _ask(
+    fields: Fields, model: str, limit: int | None, log_probs: int | None, grammar: str | None, **own: Any
+) -> Ask:
     """The fields that both kinds have."""
     stream = fields.flag("stream")
     options = Fields(fields.take("stream_options", {}))
@@ -166,9 +186,10 @@ def _ask(fields: Fields, model: str, limit: int | None, log_probs: int | None, *
         stop=fields.strings("stop", MOST_STOPS),
         log_probs=log_probs,
         ignore_eos=fields.flag("ignore_eos"),
+        grammar=grammar,
     )
     fields.refuse_rest()
-    told: dict[str, Any] = {"chat": False, "messages": (), "prompts": (), "echo": False, **own}
+    told: dict[str, Any] = {"chat": False, "messages": [], "tools": None, "prompts": (), "echo": False, **own}
     assert n is not None
     return Ask(
         model=model,
@@ -181,44 +202,9 @@ def _ask(fields: Fields, model: str, limit: int | None, log_probs: int | None, *
     )
 
 
-def _messages(fields: Fields) -> list[Any]:
-    messages = fields.take("messages")
-    if messages is None:
-        raise wrong("messages", "you must provide messages", "missing_required_parameter")
-    if not isinstance(messages, list) or not messages:
-        raise wrong("messages", "messages must be a list of at least one message")
-    return messages
-
-
-def _message(number: int, entry: Any) -> dict[str, str]:
-    where = f"messages[{number}]"
-    if not isinstance(entry, dict):
-        raise wrong(where, f"{where} must be an object with role and content")
-    role = entry.get("role")
-    if role not in ROLES:
-        raise wrong(f"{where}.role", f"{where}.role must be one of {', '.join(ROLES)}")
-    content = entry.get("content")
-    if isinstance(content, list):
-        parts = []
-        for part in content:
-            if not (
-                isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            ):
-                raise wrong(f"{where}.content", f"{where}.content may hold parts of the type text only")
-            parts.append(part["text"])
-        content = "".join(parts)
-    if not isinstance(content, str):
-        raise wrong(f"{where}.content", f"{where}.content must be a string or a list of text parts")
-    return {"role": "system" if role == "developer" else role, "content": content}
-
-
 def _prompts(value: Any) -> list[str | list[int]]:
     if value is None:
         raise wrong("prompt", "you must provide prompt", "missing_required_parameter")
-
-    def is_tokens(entry: Any) -> bool:
-        return isinstance(entry, list) and all(type(i) is int for i in entry) and bool(entry)
-
     if isinstance(value, str) or is_tokens(value):
         return [value]
     if isinstance(value, list) and value and all(isinstance(p, str) or is_tokens(p) for p in value):

@@ -12,7 +12,7 @@ from negawatt.energy import Energy
 from negawatt.serve.admission import Refused
 from negawatt.serve.limits import json_depth
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 MOST_ITEMS = 50_000
 MOST_DEPTH = 32
 WINDOW_S = (60, 31 * 86400)
@@ -135,6 +135,8 @@ def window_s(text: Any) -> int:
 
 def work_units(body: dict[str, Any]) -> float:
     """How much work a request is thought to be: tokens to write, and a fortieth of the characters to read."""
+    if "input" in body:  # of embeddings nothing is written
+        return len(json.dumps(body["input"])) / 40
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     n = body.get("n")
     written = float(most) if isinstance(most, int) and most > 0 else 256.0

@@ -113,13 +113,19 @@ class Books:
             self._accounts.pop(job, None)
 
     def step(self, report: Report) -> None:
-        """Share out a step by the weights."""
+        """Share out a step by the weights, except for what was spent on one sequence alone."""
         self._interval_cpu_s += report.cpu_s
         if not report.parts:
             self._owe(self.beside, "decode", report.cpu_s)
             return
+        own_s = report.beside_cpu_s + sum(part.own_cpu_s for part in report.parts)
+        known = min(1.0, report.cpu_s / own_s) if own_s else 1.0  # clocks of threads and processes may differ
+        common_s = report.cpu_s - own_s * known
+        if report.beside_cpu_s:
+            self._owe(self.beside, "decode", report.beside_cpu_s * known)
         for part, share in zip(report.parts, self.weights.shares(report.parts), strict=True):
-            self._owe(self._accounts.get(part.job, self.beside), part.phase, share * report.cpu_s)
+            account = self._accounts.get(part.job, self.beside)
+            self._owe(account, part.phase, share * common_s + part.own_cpu_s * known)
 
     def idle(self, cpu_s: float) -> None:
         """Note what the worker spent on no sequence; closes the interval, so that no request pays for it."""

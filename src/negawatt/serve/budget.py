@@ -260,7 +260,9 @@ not known yet is infinite: such a request holds all that is left, so that one ru
 known. What this server can never know is not a number: a budget of it lets nobody in."""
 
 
-def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *, deferred: bool) -> Decision:
+def decide(
+    uses: Sequence[Use], model: str, output_tokens: int, price: Price, *, deferred: bool, fixed: bool = False
+) -> Decision:
     """What the budgets of a request say to it.
 
     Steps whose share is reached are taken, all that apply: the shortest answer, the last model. What does
@@ -270,6 +272,7 @@ def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *,
         uses: every budget that binds it.
         price: what it would cost.
         deferred: it runs from a batch, so ``defer`` does not concern it.
+        fixed: no other model can answer, so ``smaller`` does not concern it.
     """
     for use in uses:
         actions = {step.action for step in _active(use)}
@@ -277,7 +280,7 @@ def decide(uses: Sequence[Use], model: str, output_tokens: int, price: Price, *,
             why = "refuse" if "refuse" in actions else "defer"
             return Decision(model, output_tokens, price(model, output_tokens), use.budget, why)
     for step in sorted((s for use in uses for s in _active(use)), key=lambda s: s.at):
-        if step.model is not None:
+        if step.model is not None and not fixed:
             model = step.model
         if step.tokens is not None:
             output_tokens = min(output_tokens, step.tokens)

@@ -17,10 +17,13 @@ from negawatt.carbon import CsvIntensity, IntensitySource, Tariff, yearly
 from negawatt.carbon.amount import Factor
 from negawatt.engine import Settings
 from negawatt.errors import UsageError
+from negawatt.serve.cascade import CascadeConfig
+from negawatt.serve.eco import Eco
 from negawatt.serve.footprint import Footprint, litres_a_kwh
 from negawatt.serve.options import ModelOptions
 
 PREFIX = "NEGAWATT_SERVE_"
+_NOT_PLAIN = ("models", "cascades", "ecos", "source")
 _PRICE = re.compile(r"([A-Za-z]{3}):(-?\d+(?:\.\d+)?)")
 
 
@@ -31,10 +34,11 @@ class ModelConfig:
     Attributes:
         artifact: a name of the catalogue, a folder or file, hf:org/name, or what ``negawatt tune`` made.
         name: by which clients ask for it; by default the artifact's own.
-        engine, weights, threads, batch, max_context, kv_cache, flash_attention: see `Settings`. What a tuned
-            artifact says is the default.
+        engine, weights, threads, batch, max_context, kv_cache, flash_attention, pooling: see `Settings`. What
+            a tuned artifact says is the default.
         kv_tokens, step_tokens, prefix_cache, queue_limit, deadline_s, stall_s, sleep_s, warm_up: see
             `ModelOptions`.
+        chat_template: file of a Jinja template in place of the model's own.
     """
 
     artifact: str
@@ -46,6 +50,7 @@ class ModelConfig:
     max_context: int | None = None
     kv_cache: str | None = None
     flash_attention: bool | None = None
+    pooling: str | None = None
     kv_tokens: int | None = None
     step_tokens: int | None = None
     prefix_cache: bool | None = None
@@ -54,31 +59,36 @@ class ModelConfig:
     stall_s: float | None = None
     sleep_s: float | None = None
     warm_up: bool | None = None
+    chat_template: str | None = None
 
     def place(self) -> str:
         """The artifact itself, where this names a run of ``negawatt tune``."""
         inside = Path(self.artifact).expanduser() / "artifact" / "settings.json"
         return str(inside.parent) if inside.is_file() else self.artifact
 
-    def options(self, tuned: Mapping[str, Any] | None) -> ModelOptions:
+    def options(self, tuned: Mapping[str, Any] | None, *, embeds: bool = False) -> ModelOptions:
         """How to run it.
 
         Args:
             tuned: the settings that lie beside a tuned artifact.
+            embeds: whether it turns texts into vectors.
 
         Raises:
             UsageError: a value is impossible.
         """
-        base = Settings.from_json(tuned) if tuned is not None else Settings("llamacpp", batch=8)
+        usual = "transformers" if embeds else "llamacpp"
+        base = Settings.from_json(tuned) if tuned is not None else Settings(usual, batch=8)
         changes: dict[str, Any] = {
             "engine": self.engine,
             "weight_format": self.weights or ("fp32" if self.engine == "transformers" else None),
         }
-        for name in ("threads", "batch", "max_context", "kv_cache", "flash_attention"):
+        for name in ("threads", "batch", "max_context", "kv_cache", "flash_attention", "pooling"):
             changes[name] = getattr(self, name)
         settings = base.replace(**{name: value for name, value in changes.items() if value is not None})
         names = [f.name for f in dataclasses.fields(ModelOptions) if f.name != "settings"]
         chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.chat_template is not None:
+            chosen["chat_template"] = _text_of(Path(self.chat_template).expanduser())
         return ModelOptions(settings, **chosen)
 
 
@@ -86,6 +96,7 @@ class ModelConfig:
 class ServerConfig:
     """Attributes:
     models: what to serve, at least one.
+    cascades, ecos: further names, which stand for several of the models.
     host, port: where to listen.
     keys: whether callers need keys (``negawatt keys create``); None: they do beyond loopback.
     database, secret_file: where keys, budgets and receipts are kept; None: in Negawatt's home.
@@ -102,6 +113,8 @@ class ServerConfig:
     """
 
     models: tuple[ModelConfig, ...] = ()
+    cascades: tuple[CascadeConfig, ...] = ()
+    ecos: tuple[Eco, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
     keys: bool | None = None
@@ -133,17 +146,16 @@ class ServerConfig:
                 data = tomllib.loads(file.read_text("utf-8"))
             except (OSError, ValueError) as exc:
                 raise UsageError(f"{file} is no TOML that can be read: {exc}") from exc
-        models = data.pop("model", [])
-        if not isinstance(models, list) or not all(isinstance(entry, dict) for entry in models):
-            raise UsageError(f"{file}: expected tables [[model]]")
         where = str(file or "")
-        parsed = tuple(_made(ModelConfig, entry, f"{where} [[model]]") for entry in models)
-        own = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("models", "source")}
+        parsed = tuple(_made(ModelConfig, table, at) for table, at in _tables(data, "model", where))
+        cascades = tuple(_made(CascadeConfig, table, at) for table, at in _tables(data, "cascade", where))
+        ecos = tuple(Eco.of_toml(table, at) for table, at in _tables(data, "eco", where))
+        own = {f.name: f for f in dataclasses.fields(cls) if f.name not in _NOT_PLAIN}
         for name, value in environment.items():
             if name.startswith(PREFIX) and (key := name.removeprefix(PREFIX).lower()) in own:
                 data[key] = _of_text(str(own[key].type), value, name)
         made: ServerConfig = _made(cls, data, where)
-        return dataclasses.replace(made, models=parsed, source=where)
+        return dataclasses.replace(made, models=parsed, cascades=cascades, ecos=ecos, source=where)
 
     @property
     def on_loopback(self) -> bool:
@@ -227,9 +239,24 @@ def tuned_settings(folder: Path) -> dict[str, Any] | None:
     return data
 
 
+def _tables(data: dict[str, Any], name: str, where: str) -> list[tuple[dict[str, Any], str]]:
+    """The tables ``[[name]]``, taken out, each with where it stands."""
+    tables = data.pop(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{where}: expected tables [[{name}]]")
+    return [(table, f"{where} [[{name}]]") for table in tables]
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{file} is no chat template that can be read: {exc}") from exc
+
+
 def _made(kind: Any, data: Mapping[str, Any], where: str) -> Any:
     """A record from a TOML table, each value of the kind its field says."""
-    known = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in ("models", "source")}
+    known = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in _NOT_PLAIN}
     for name, value in data.items():
         if name not in known:
             raise UsageError(f"{where}: there is no {name}; there are {', '.join(sorted(known))}")

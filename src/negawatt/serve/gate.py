@@ -104,7 +104,7 @@ class KeyGate:
         taken = estimate.input_tokens + estimate.output_tokens
         key = self._seen.get(caller.key_id)
         if key is not None:
-            self._rates.take(key, taken)
+            self._rates.take(key, taken, requests=0 if estimate.follows else 1)
         factor = self._intensity()
 
         def price(model: str, output_tokens: int) -> Spending:
@@ -113,10 +113,10 @@ class KeyGate:
         try:
             decision, hold = self._hold(caller, estimate, price)
         except DatabaseError as exc:
-            self._rates.correct(caller.key_id, taken, request=True)
+            self._rates.correct(caller.key_id, taken, request=not estimate.follows)
             raise _unavailable(exc) from exc
         if hold is None:
-            self._rates.correct(caller.key_id, taken, request=True)
+            self._rates.correct(caller.key_id, taken, request=not estimate.follows)
             raise self._refusal(decision)
         return KeyReservation(self, caller.key_id, taken, decision, hold)
 
@@ -138,10 +138,11 @@ class KeyGate:
     ) -> tuple[Decision, Hold | None]:
         asked = caller.key_id, caller.team, estimate.model, estimate.output_tokens, price
         unwritten = self.clerk.waiting  # looked at before: it may be written by the time of the answer
-        decision, hold = self.account.hold(*asked, deferred=caller.deferred)
+        deferred, fixed = caller.deferred, estimate.fixed
+        decision, hold = self.account.hold(*asked, deferred=deferred, fixed=fixed)
         # What has ended and is only not written yet must not be what stands in the way.
         if hold is None and decision.busy and unwritten and self.clerk.flush(WRITTEN_S):
-            return self.account.hold(*asked, deferred=caller.deferred)
+            return self.account.hold(*asked, deferred=deferred, fixed=fixed)
         return decision, hold
 
     def _price(self, estimate: Estimate, model: str, output_tokens: int, factor: Factor | None) -> Spending:
@@ -153,7 +154,7 @@ class KeyGate:
             energy = estimate.energy.scaled(tokens / asked) if asked else estimate.energy
         joules = math.inf if energy.high_j is None else energy.high_j
         grams = math.nan if factor is None else joules / KWH_J * factor.high
-        return Spending(joules, grams, float(tokens), 1.0)
+        return Spending(joules, grams, float(tokens), 0.0 if estimate.follows else 1.0)
 
     def _refusal(self, decision: Decision) -> Refused:
         budget = decision.refusal

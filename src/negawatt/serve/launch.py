@@ -18,9 +18,12 @@ from negawatt.database import Database, default_url
 from negawatt.errors import NegawattError, UsageError, require
 from negawatt.serve.account import Account
 from negawatt.serve.app import application
+from negawatt.serve.cascade import Cascade
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
 from negawatt.serve.connection import Connection
+from negawatt.serve.footprint import Footprint
 from negawatt.serve.gate import KeyGate
+from negawatt.serve.grid import Grid
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
@@ -28,6 +31,7 @@ from negawatt.serve.log import log_to
 from negawatt.serve.model import ServedModel
 from negawatt.serve.operation import Operation
 from negawatt.serve.options import ModelOptions
+from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
 
@@ -52,19 +56,60 @@ def server_of(config: ServerConfig) -> Server:
     gate = KeyGate(keys, account, intensity=footprint.intensity_now)
     server = Server([], gate, PatternRedactor() if config.redact else None)
     for chosen in config.models:
-        artifact, prepared, options = _opened(chosen)
-        name = chosen.name or artifact.name
-        if name in server.models:
-            raise UsageError(f"two models are called {name}; give one of them another name")
-        server.add(ServedModel(name, artifact, options, server.charge, footprint, prepared=prepared))
+        model = served(chosen, server.charge, footprint)
+        if model.name in server.models:
+            raise UsageError(f"two models are called {model.name}; give one of them another name")
+        server.add(model)
+    name_more(server, config)
     return server
+
+
+def name_more(server: Server, config: ServerConfig) -> None:
+    """Serve the cascades and ecos of a configuration, whose models are served already.
+
+    Raises:
+        UsageError: one does not hold, or names what is not there or there already.
+    """
+    for cascade in config.cascades:
+        small, large = (_of_name(server, name, cascade.name) for name in (cascade.small, cascade.large))
+        _refuse_taken(server, cascade.name)
+        server.cascades[cascade.name] = Cascade.of(cascade, small, large)
+    for eco in config.ecos:
+        if any(_of_name(server, name, eco.name).pooling is not None for name in eco.models):
+            raise UsageError(f"{eco.name} needs models that write text: vectors of two cannot be compared")
+        _refuse_taken(server, eco.name)
+        server.ecos[eco.name] = eco
+    server.grid = Grid(config.footprint().intensity)
+
+
+def _of_name(server: Server, name: str, whose: str) -> ServedModel:
+    if name not in server.models:
+        raise UsageError(f"{whose} names {name}, but the models are {', '.join(sorted(server.models))}")
+    return server.models[name]
+
+
+def _refuse_taken(server: Server, name: str) -> None:
+    if name in server.names:
+        raise UsageError(f"two things are called {name}; give one of them another name")
+
+
+def served(chosen: ModelConfig, charge: Callable[[Receipt], None], footprint: Footprint) -> ServedModel:
+    """The model that a configuration describes, not loaded yet.
+
+    Raises:
+        NegawattError: it cannot be opened or run so.
+    """
+    artifact, prepared, options = _opened(chosen)
+    name = chosen.name or artifact.name
+    return ServedModel(name, artifact, options, charge, footprint, prepared=prepared)
 
 
 def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
     """The artifact, what its engine made of it where ``negawatt tune`` kept that, and how to run it."""
     artifact = Artifact.open(chosen.place())
     tuned = tuned_settings(artifact.path) if artifact.path.is_dir() else None
-    options = chosen.options(tuned)
+    embeds = artifact.pooling(chosen.pooling or "default") is not None
+    options = chosen.options(tuned, embeds=embeds)
     made = artifact.path / options.settings.engine
     fits = tuned is not None and options.settings.weight_format == tuned["weight_format"]
     return artifact, made if fits and made.is_dir() else None, options

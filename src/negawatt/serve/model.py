@@ -12,16 +12,18 @@ from pathlib import Path
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import backends
-from negawatt.engine.batching import Job, Report
+from negawatt.engine.batching import Report
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
-from negawatt.serve.admission import Refused
+from negawatt.serve.admission import not_ready, queue_full
+from negawatt.serve.calls import form_of
 from negawatt.serve.cashier import Cashier
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.options import ModelOptions
 from negawatt.serve.queue import FairQueue
 from negawatt.serve.receipt import Outcome, Receipt
+from negawatt.serve.structured import unfit
 from negawatt.serve.task import Choice, Sampling, Task
 from negawatt.serve.weights import Weights
 from negawatt.serve.worker import Worker
@@ -53,6 +55,9 @@ class ServedModel:
         failure: why, when it failed.
         weights: by which steps are shared.
         cost: the fitted cost model, once there is one.
+        pooling: how it embeds texts; None where it writes them.
+        tokenizer: with the chat template that is in use.
+        call_form: how it writes calls of tools.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class ServedModel:
     ) -> None:
         backends.backend(options.settings.engine).check(options.settings)
         self.name, self.artifact, self.options = name, artifact, options
+        self.pooling = artifact.pooling(options.settings.pooling)
         self.listeners: list[Callable[[Receipt], None]] = []
         self._cashier = Cashier(name, self._charged, footprint or Footprint())
         self._charge, self._prepared = charge, prepared
@@ -84,7 +90,9 @@ class ServedModel:
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate_tokens_s = 50.0
-        self._pieces = Pieces(artifact.tokenizer)
+        self.tokenizer = options.tokenizer(artifact)
+        self.call_form = form_of(self.tokenizer.chat_template)
+        self._pieces = Pieces(self.tokenizer)
         self._stopping = self._answered = False
 
     # -- life ------------------------------------------------------------------------------------
@@ -166,7 +174,7 @@ class ServedModel:
         options = self.options
         return Worker(
             self.artifact, options.settings, options.session, self._on_report, self._on_cancelled,
-            prepared=self._prepared,
+            prepared=self._prepared, embeds=self.pooling is not None, most_tokens=self.most_tokens,
         )  # fmt: skip
 
     async def _make_ready(self, worker: Worker, ended: asyncio.Task[NegawattError]) -> None:
@@ -195,12 +203,13 @@ class ServedModel:
     @property
     def most_tokens(self) -> int:
         """Of prompt and answer together, at most."""
-        return min(self.options.settings.max_context, self.options.session.capacity)
+        most = min(self.options.settings.max_context, self.options.session.capacity)
+        return most if self.pooling is None else min(most, self.pooling.max_tokens or most)
 
     def choices(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[Choice]:
         """The answers to write to `prompts`, `n` each."""
         return [
-            Choice(number, next(self._numbers), prompt, Writing(self.artifact.tokenizer, sampling.stop))
+            Choice(number, next(self._numbers), prompt, Writing(self.tokenizer, sampling.stop))
             for number, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
         ]
 
@@ -218,16 +227,9 @@ class ServedModel:
             Refused: too many wait (429), or the model cannot be loaded (503).
         """
         if self.state == "failed":
-            raise Refused(
-                f"{self.name} cannot be run at the moment: {self.failure}",
-                status=503, kind="server_error", code="model_not_ready",
-            )  # fmt: skip
+            raise not_ready(self.name, self.failure)
         if len(self._queue) >= self.options.queue_limit:
-            after_s = max(1.0, min(120.0, self._queue.work / self._rate_tokens_s / 2))
-            raise Refused(
-                f"{len(self._queue)} requests are waiting for {self.name}, as many as may; try again later",
-                status=429, kind="rate_limit_error", code="queue_full", retry_after_s=after_s,
-            )  # fmt: skip
+            raise queue_full(self.name, len(self._queue), self._queue.work / self._rate_tokens_s / 2)
 
     def submit(self, task: Task) -> None:
         """Queue a request; it is settled in the end, whatever happens."""
@@ -254,35 +256,24 @@ class ServedModel:
         """Hand waiting requests to the worker, as many as it can work on and one more."""
         if self.state != "ready" or self._worker is None:
             return
-        while len(self._tasks) < self.options.settings.batch + AHEAD:
+        while self._under_way < self.options.settings.batch + AHEAD:
             task = self._queue.take()
             if task is None:
                 break
             if not self._running:  # it was idle until now, not hung
                 self._worker.last_report_s = time.monotonic()
             self._running[task.id] = task
-            first: dict[int, int] = {}
-            for choice in task.choices:
+            for choice, job in task.jobs(self.tokenizer.eos_ids, embeds=self.pooling is not None):
                 self._tasks[choice.job] = task, choice
                 self._worker.books.open(choice.job, task.account)
-                self._worker.submit(self._job(task, choice, first))
+                self._worker.submit(job)
         if self._timer is None:
             self._watch()
 
-    def _job(self, task: Task, choice: Choice, first: dict[int, int]) -> Job:
-        sampling, eos = task.sampling, self.artifact.tokenizer.eos_ids
-        seed = sampling.seed if sampling.seed is not None else choice.job ^ int(task.created_s * 1000)
-        return Job(
-            choice.job,
-            choice.prompt,
-            sampling.max_tokens,
-            frozenset() if sampling.ignore_eos else eos,
-            sampling.temperature,
-            sampling.top_p,
-            (seed + choice.index) % 2**63,
-            sampling.log_probs,
-            first.setdefault(id(choice.prompt), choice.job),
-        )
+    @property
+    def _under_way(self) -> int:
+        """What the worker holds: answers; of texts to embed, which take turns there, their requests."""
+        return len(self._tasks) if self.pooling is None else len(self._running)
 
     # -- what the worker tells ---------------------------------------------------------------------
 
@@ -300,12 +291,24 @@ class ServedModel:
                 task.first_token_s = task.first_token_s or now
                 if task.write(choice, picked, self._pieces) and self._worker is not None:
                     self._worker.cancel(job)
+        for job, vector in report.embedded:
+            if (found := self._tasks.get(job)) is not None:
+                found[1].vector = vector
+        for job, why in report.failed:
+            if (found := self._tasks.get(job)) is not None:
+                self._give_up(found[0], job, why)
         for job, reason in report.finished:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
                 task.finish(choice, reason)
                 self._job_ended(job)
         self._feed()
+
+    def _give_up(self, task: Task, job: int, why: str) -> None:
+        """One of the answers cannot be written as it has to be; the others are not wanted then."""
+        task.unfinished.discard(job)
+        self.abort(task, "failed", unfit(why))
+        self._job_ended(job)
 
     def _on_cancelled(self, job: int) -> None:
         if job in self._tasks:
@@ -324,7 +327,7 @@ class ServedModel:
         self._running.pop(task.id, None)
         if self._worker is not None:
             self._worker.books.close(choice.job for choice in task.choices)
-        outcome = task.outcome or "completed"
+        outcome = task.outcome or task.verdict
         receipt = self._cashier.receipt(task, outcome)
         if outcome != "completed" and receipt.cpu_s == 0 and task.started_s is None:
             task.reservation.release()

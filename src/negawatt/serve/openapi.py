@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from negawatt import __version__
-from negawatt.serve.ask import MOST_CHOICES, MOST_PROMPTS, MOST_STOPS, MOST_TOP, ROLES
+from negawatt.serve.ask import MOST_CHOICES, MOST_PROMPTS, MOST_STOPS, MOST_TOP
+from negawatt.serve.embed import MOST_INPUTS
+from negawatt.serve.messages import MOST_CALLS, ROLES
+from negawatt.serve.tools import MOST_TOOLS
 
 _INTEGER, _TEXT, _FLAG = {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
 
@@ -41,13 +44,81 @@ _PART = {
     "required": ["type", "text"],
     "properties": {"type": {"const": "text"}, "text": _TEXT},
 }
+_CALL = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "id": _TEXT,
+        "type": {"const": "function"},
+        "function": {
+            "type": "object", "required": ["name"], "properties": {"name": _TEXT, "arguments": _TEXT},
+        },
+    },
+}  # fmt: skip
 _MESSAGE = {
     "type": "object",
-    "required": ["role", "content"],
+    "required": ["role"],
     "properties": {
         "role": {"enum": list(ROLES)},
-        "content": {"oneOf": [_TEXT, {"type": "array", "items": _PART}]},
+        "content": {"oneOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]},
+        "tool_calls": {"type": "array", "items": _CALL, "minItems": 1, "maxItems": MOST_CALLS},
+        "tool_call_id": {**_TEXT, "description": "Of a message of the role tool."},
     },
+}
+_SCHEMA = {"type": "object", "description": "A JSON schema."}
+_FORMAT = {
+    "oneOf": [
+        {"type": "null"},
+        {
+            "type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "additionalProperties": False,
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": _TEXT, "description": _TEXT, "strict": _nullable(_FLAG), "schema": _SCHEMA,
+                    },
+                },
+            },
+        },
+    ]
+}  # fmt: skip
+_TOOL = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "additionalProperties": False,
+            "properties": {
+                "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+                "description": _TEXT, "parameters": _SCHEMA, "strict": _nullable(_FLAG),
+            },
+        },
+    },
+}  # fmt: skip
+_TOOL_CHOICE = {
+    "oneOf": [
+        {"enum": ["none", "auto", "required", None]},
+        {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "required": ["name"], "properties": {"name": _TEXT}},
+            },
+        },
+    ]
 }
 _CHAT = {
     "type": "object",
@@ -59,12 +130,12 @@ _CHAT = {
         "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31},
         "logprobs": _nullable(_FLAG),
         "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST_TOP},
-        "response_format": {
-            "type": ["object", "null"], "properties": {"type": {"const": "text"}}, "required": ["type"],
-            "additionalProperties": False,
-        },
+        "response_format": _FORMAT,
+        "tools": {"type": ["array", "null"], "items": _TOOL, "maxItems": MOST_TOOLS},
+        "tool_choice": _TOOL_CHOICE,
+        "parallel_tool_calls": _nullable(_FLAG),
     },
-}  # fmt: skip
+}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _COMPLETION = {
     "type": "object",
@@ -84,6 +155,29 @@ _COMPLETION = {
         "echo": _nullable(_FLAG),
     },
 }
+_EMBEDDING = {
+    "type": "object",
+    "required": ["model", "input"],
+    "additionalProperties": False,
+    "properties": {
+        "model": _COMMON["model"],
+        "input": {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                _TOKENS,
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1,
+                 "maxItems": MOST_INPUTS},
+                {"type": "array", "items": _TOKENS, "minItems": 1, "maxItems": MOST_INPUTS},
+            ]
+        },
+        "encoding_format": {"enum": ["float", "base64", None]},
+        "dimensions": {
+            "type": ["integer", "null"], "minimum": 1, "maximum": 2**20,
+            "description": "Only for models that were trained for it.",
+        },
+        "user": _nullable(_TEXT),
+    },
+}  # fmt: skip
 _ENERGY = {
     "type": "object",
     "required": ["value_j", "low_j", "high_j", "provenance", "reason"],
@@ -124,6 +218,32 @@ _ANSWER = {
         "usage": {"$ref": "#/components/schemas/Usage"},
     },
 }  # fmt: skip
+_VECTORS = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage"],
+    "properties": {
+        "object": _TEXT, "model": _TEXT,
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["object", "index", "embedding"],
+                "properties": {
+                    "object": _TEXT, "index": _INTEGER,
+                    "embedding": {"oneOf": [{"type": "array", "items": {"type": "number"}}, _TEXT]},
+                },
+            },
+        },
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "total_tokens", "energy"],
+            "properties": {
+                "prompt_tokens": _INTEGER, "total_tokens": _INTEGER,
+                "energy": {"$ref": "#/components/schemas/Receipt"},
+            },
+        },
+    },
+}  # fmt: skip
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -156,6 +276,12 @@ def _generate(name: str, summary: str) -> dict[str, Any]:
     return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **_FAILED}}}
 
 
+def _embed(summary: str) -> dict[str, Any]:
+    body = {"content": _json("EmbeddingRequest", "")["content"], "required": True}
+    answer = _json("Embeddings", "The vectors, with their receipt.")
+    return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **_FAILED}}}
+
+
 def _get(summary: str, **parts: Any) -> dict[str, Any]:
     said = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
     return {"get": {"summary": summary, "responses": {"200": said, **_FAILED}, **parts}}
@@ -184,9 +310,7 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": _generate("ChatRequest", "Go on with a conversation."),
             "/v1/completions": _generate("CompletionRequest", "Go on with a text."),
-            "/v1/embeddings": {
-                "post": {"summary": "Not supported by the models served here.", "responses": _FAILED}
-            },
+            "/v1/embeddings": _embed("Turn texts into vectors."),
             "/v1/models": _get("The models."),
             "/v1/models/{name}": _get("One model.", parameters=[name]),
             "/v1/files": {**_get("The files."), **_post("Upload a file of requests.", "multipart/form-data")},
@@ -204,6 +328,7 @@ def document() -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             "schemas": {
                 "ChatRequest": _CHAT, "CompletionRequest": _COMPLETION, "Answer": _ANSWER,
+                "EmbeddingRequest": _EMBEDDING, "Embeddings": _VECTORS,
                 "Usage": _USAGE, "Energy": _ENERGY, "Receipt": _RECEIPT, "Error": _ERROR,
             },
         },

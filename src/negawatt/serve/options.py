@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from negawatt.artifact import Artifact, Tokenizer
 from negawatt.engine import Settings
 from negawatt.engine.batching import STEP_TOKENS
 from negawatt.engine.session import SessionOptions
@@ -20,6 +21,7 @@ class ModelOptions:
     deadline_s: seconds after which a request is given up.
     stall_s: seconds without a step, with work to do, after which the worker is taken for hung.
     sleep_s: seconds without work after which the worker is ended and its memory freed; None: never.
+    chat_template: Jinja template in place of the model's own.
     warm_up: whether to read and write a little when the model is loaded.
     """
 
@@ -32,6 +34,12 @@ class ModelOptions:
     stall_s: float = 60.0
     sleep_s: float | None = None
     warm_up: bool = True
+    chat_template: str | None = None
+
+    def tokenizer(self, artifact: Artifact) -> Tokenizer:
+        """The artifact's, with the chat template that is in use."""
+        own = artifact.tokenizer
+        return own if self.chat_template is None else own.with_template(self.chat_template)
 
     @property
     def session(self) -> SessionOptions:

@@ -59,8 +59,8 @@ class Rates:
         self._clock, self._lock = clock, threading.Lock()
         self._buckets: OrderedDict[tuple[str, str], TokenBucket] = OrderedDict()
 
-    def take(self, key: Key, tokens: int) -> None:
-        """Take one request and its tokens, both or neither.
+    def take(self, key: Key, tokens: int, *, requests: int = 1) -> None:
+        """Take one request, or none, and its tokens, all or nothing.
 
         Raises:
             Refused: too many; 429 with when to come again, or 400 where it can never be let in.
@@ -70,7 +70,7 @@ class Rates:
             wanted = [
                 (what, self._bucket(key.id, what, rate, now_s), amount)
                 for what, rate, amount in (
-                    ("requests", key.requests_per_minute, 1.0),
+                    ("requests", key.requests_per_minute, float(requests)),
                     ("tokens", key.tokens_per_minute, float(tokens)),
                 )
                 if rate is not None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from negawatt.carbon import Amount
 from negawatt.energy import Energy
 
-Outcome = Literal["completed", "aborted", "failed", "warm-up", "idle"]
+Outcome = Literal["completed", "escalated", "aborted", "failed", "warm-up", "idle"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-"""``aborted``: the client left or the deadline passed; ``failed``: the engine did; ``warm-up``: work that
-no client asked for; ``idle``: no request at all, but what the model's process spent beside all requests."""
+"""``escalated``: a cascade's first answer, which was not sure enough; ``aborted``: the client left or the
+deadline passed; ``failed``: the engine did; ``warm-up``: work that no client asked for; ``idle``: no request
+at all, but what the model's process spent beside all requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,30 @@ class Receipt:
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not a receipt: {exc}") from exc
+
+
+def bill(receipt: Receipt, attempts: Sequence[Receipt] = ()) -> dict[str, Any]:
+    """What ``usage.energy`` shows of an answer: its receipt; attempts that came before it are in its totals
+    and each a line of its own."""
+    told = receipt.to_json()
+    if not attempts:
+        return told
+    everything = (receipt, *attempts)
+    told |= sum_of(everything).to_json()
+    told["cpu_s"] = sum(each.cpu_s for each in everything)
+    for name in ("carbon", "water", "cost"):
+        amounts = [amount for each in everything if (amount := getattr(each, name)) is not None]
+        told[name] = _amount(Amount.total(amounts, amounts[0].unit)) if amounts else None
+    told["attempts"] = [attempt.to_json() for attempt in attempts]
+    return told
+
+
+def sum_of(receipts: Sequence[Receipt]) -> Energy:
+    """Joules of several receipts together."""
+    whole = receipts[0].energy
+    for receipt in receipts[1:]:
+        whole += receipt.energy
+    return whole
 
 
 def _amount(amount: Amount | None) -> dict[str, Any] | None:

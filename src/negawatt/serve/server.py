@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.errors import NegawattError
-from negawatt.serve.admission import Caller, Estimate, Gate, Refused
+from negawatt.serve.admission import Caller, Estimate, Gate, Refused, Reservation
 from negawatt.serve.answer import whole
 from negawatt.serve.ask import Ask, chat_ask, check_length, completion_ask
+from negawatt.serve.calls import Calls
+from negawatt.serve.cascade import Cascade, climb
+from negawatt.serve.eco import Eco, intensity_of
+from negawatt.serve.embed import EmbedAsk, embed_ask, embedded
+from negawatt.serve.grid import Grid
 from negawatt.serve.model import ServedModel
 from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import Redactor, redact
-from negawatt.serve.task import Task
+from negawatt.serve.task import Sampling, Task
 
 _log = logging.getLogger("negawatt.serve")
 
@@ -30,6 +36,17 @@ async def stays() -> None:
     await asyncio.Event().wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that has been let in and not been queued yet."""
+
+    model: ServedModel
+    prompts: list[list[int]]
+    sampling: Sampling
+    calls: Calls | None
+    reservation: Reservation
+
+
 class Server:
     """All methods are called from the event loop.
 
@@ -39,13 +56,19 @@ class Server:
         redactor: strikes personal data out of requests; None: nothing is struck out.
 
     Attributes:
+        cascades, ecos: further names, which stand for several of the models.
+        grid: by whose intensity an `Eco` chooses; None: it is not known.
         draining: once true, new requests are refused and those under way go on.
     """
 
     def __init__(self, models: Iterable[ServedModel], gate: Gate, redactor: Redactor | None = None) -> None:
         self.models: dict[str, ServedModel] = {}
+        self.cascades: dict[str, Cascade] = {}
+        self.ecos: dict[str, Eco] = {}
+        self.grid: Grid | None = None
         self.gate, self._redactor = gate, redactor
         self.draining = False
+        self._climbing = 0
         for model in models:
             self.add(model)
 
@@ -71,7 +94,9 @@ class Server:
         """Refuse what is new, and wait until what is under way has ended, but not longer than `most_s`."""
         self.draining = True
         end_s = asyncio.get_running_loop().time() + most_s
-        while any(m.busy for m in self.models.values()) and asyncio.get_running_loop().time() < end_s:
+        while (
+            self._climbing or any(m.busy for m in self.models.values())
+        ) and asyncio.get_running_loop().time() < end_s:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
@@ -93,6 +118,11 @@ class Server:
                 return f"{model.name} has work and has not stepped for long"
         return None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By which clients can ask."""
+        return *self.models, *self.cascades, *self.ecos
+
     def model(self, name: str) -> ServedModel:
         """
         Raises:
@@ -100,61 +130,159 @@ class Server:
         """
         if name not in self.models:
             raise Refused(
-                f"the model {name[:100]!r} does not exist; there are {', '.join(sorted(self.models))}",
+                f"the model {name[:100]!r} does not exist; there are {', '.join(sorted(self.names))}",
                 status=404, code="model_not_found", param="model",
             )  # fmt: skip
         return self.models[name]
 
-    def parse(self, path: str, body: Any) -> Ask:
+    def parse(self, path: str, body: Any) -> Ask | EmbedAsk:
         """Read a body that was sent to a path, without what must not reach a model.
 
         Raises:
             Refused: the path writes no answers, or the body is wrong.
         """
-        readers = {"/v1/chat/completions": chat_ask, "/v1/completions": completion_ask}
+        readers: dict[str, Callable[[Any], Ask | EmbedAsk]] = {
+            "/v1/chat/completions": chat_ask,
+            "/v1/completions": completion_ask,
+            "/v1/embeddings": embed_ask,
+        }
         if path not in readers:
             raise Refused(f"there is nothing to ask at {path[:100]}", status=404)
         if self._redactor is not None:
             body = redact(body, self._redactor).value
         return readers[path](body)
 
-    def submit(self, caller: Caller, ask: Ask) -> tuple[ServedModel, Task]:
+    def submit(self, caller: Caller, ask: Ask | EmbedAsk) -> tuple[ServedModel, Task]:
         """Reserve what a request may cost, and queue it.
 
         Raises:
             Refused: it cannot be served, or not now, or not for this caller.
+        """
+        self.refuse_new()
+        if isinstance(ask, EmbedAsk):
+            return self._embed(caller, ask)
+        prepared = self.prepare(caller, ask)
+        return prepared.model, self.enter(prepared, caller, ask)
+
+    async def begin(
+        self, caller: Caller, ask: Ask | EmbedAsk, gone: Gone = stays
+    ) -> tuple[ServedModel, Task]:
+        """As `submit`, by any of `names`: of a cascade, when it is clear which of its models answers.
+
+        Raises:
+            Refused: it cannot be served, or not now, or not for this caller; the client has left.
+        """
+        if isinstance(ask, Ask) and (eco := self.ecos.get(ask.model)) is not None:
+            now_s = time.time()
+            known = await asyncio.to_thread(intensity_of, self.grid, now_s) if self.grid else None
+            ask = replace(ask, model=eco.choice(known))
+        if not isinstance(ask, Ask) or (cascade := self.cascades.get(ask.model)) is None:
+            return self.submit(caller, ask)
+        self.refuse_new()
+        self._climbing += 1
+        try:
+            return await climb(self, cascade, caller, ask, gone)
+        finally:
+            self._climbing -= 1
+
+    def prepare(self, caller: Caller, ask: Ask, *, follows: bool = False) -> Prepared:
+        """Reserve what a request may cost; the reservation is to be entered or released.
+
+        Args:
+            follows: it is a further part of a request that is counted already.
+
+        Raises:
+            Refused: as `submit`.
+        """
+        model = self._writer(ask.model)
+        prompts = ask.tokens(model.tokenizer)
+        limit = ask.limit(prompts, model.most_tokens)
+        count = ask.n * len(prompts)
+        check_length(prompts, limit, model.most_tokens)
+        energy = model.estimate(prompts, ask.n, limit)
+        estimate = Estimate(ask.model, sum(map(len, prompts)), limit * count, energy, follows=follows)
+        reservation = self.gate.reserve(caller, estimate)
+        try:
+            if reservation.model != ask.model:
+                model = self._writer(reservation.model)
+                prompts = ask.tokens(model.tokenizer)
+            limit = max(1, min(limit, reservation.output_tokens // count))
+            check_length(prompts, limit, model.most_tokens)
+            calls = Calls(ask.tools, model.call_form) if ask.tools is not None else None
+            grammar = ask.sampling.grammar if calls is None else calls.grammar()
+        except BaseException:
+            reservation.release()
+            raise
+        sampling = replace(ask.sampling, max_tokens=limit, grammar=grammar)
+        return Prepared(model, prompts, sampling, calls, reservation)
+
+    def enter(self, prepared: Prepared, caller: Caller, ask: Ask, **how: Any) -> Task:
+        """Queue what was prepared.
+
+        Args:
+            how: `Task`'s ``least_confidence`` and ``attempts``.
+        """
+        model, sampling = prepared.model, prepared.sampling
+        id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        choices = model.choices(prepared.prompts, ask.n, sampling)
+        task = Task(
+            id, caller, prepared.reservation, choices, sampling, streams=ask.stream, calls=prepared.calls,
+            **how,
+        )  # fmt: skip
+        model.submit(task)
+        return task
+
+    def refuse_new(self) -> None:
+        """
+        Raises:
+            Refused: the server is shutting down.
         """
         if self.draining:
             raise Refused(
                 "the server is shutting down; try another one", status=503, kind="server_error",
                 code="shutting_down", retry_after_s=5,
             )  # fmt: skip
+
+    def _embed(self, caller: Caller, ask: EmbedAsk) -> tuple[ServedModel, Task]:
         model = self.model(ask.model)
+        if model.pooling is None:
+            raise Refused(
+                f"{model.name} writes text and makes no embeddings", status=400, param="model",
+                code="unsupported_model",
+            )  # fmt: skip
         model.check_room()
-        prompts = ask.tokens(model.artifact.tokenizer)
-        limit = ask.limit(prompts, model.most_tokens)
-        count = ask.n * len(prompts)
-        check_length(prompts, limit, model.most_tokens)
+        ask.check(model.pooling)
+        prompts = ask.tokens(model.tokenizer, model.pooling, model.most_tokens)
+        energy = model.estimate(prompts, 1, 0)
         reservation = self.gate.reserve(
-            caller,
-            Estimate(ask.model, sum(map(len, prompts)), limit * count, model.estimate(prompts, ask.n, limit)),
+            caller, Estimate(model.name, sum(map(len, prompts)), 0, energy, fixed=True)
         )
-        try:
-            if reservation.model != ask.model:
-                model = self.model(reservation.model)
-                model.check_room()
-                prompts = ask.tokens(model.artifact.tokenizer)
-            limit = max(1, min(limit, reservation.output_tokens // count))
-            check_length(prompts, limit, model.most_tokens)
-            sampling = replace(ask.sampling, max_tokens=limit)
-            id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
-            choices = model.choices(prompts, ask.n, sampling)
-            task = Task(id, caller, reservation, choices, sampling, streams=ask.stream)
-        except BaseException:
-            reservation.release()
-            raise
+        sampling = Sampling(max_tokens=0)
+        choices = model.choices(prompts, 1, sampling)
+        task = Task(f"embd-{uuid.uuid4().hex}", caller, reservation, choices, sampling, streams=False)
         model.submit(task)
         return model, task
+
+    def _writer(self, name: str) -> ServedModel:
+        """A model that writes text, and has room.
+
+        Raises:
+            Refused: there is none of this name, it makes embeddings, or too many wait for it.
+        """
+        model = self.model(name)
+        if model.pooling is not None:
+            raise Refused(
+                f"{name} makes embeddings and writes no text", status=400, param="model",
+                code="unsupported_model",
+            )  # fmt: skip
+        model.check_room()
+        return model
+
+    def told(self, model: ServedModel, ask: Ask | EmbedAsk, task: Task) -> dict[str, Any]:
+        """The body of the answer to a request that was completed."""
+        if isinstance(ask, EmbedAsk):
+            return embedded(ask, task, normalized=model.pooling is not None and model.pooling.normalized)
+        return whole(ask, task)
 
     async def finish(self, model: ServedModel, task: Task, gone: Gone = stays) -> None:
         """Wait until a request is settled; one whose client leaves or whose time is up is aborted.
@@ -189,10 +317,11 @@ class Server:
             Refused: as the route would refuse it.
         """
         ask = self.parse(path, body)
-        ask = replace(ask, stream=False, include_usage=False)
-        model, task = self.submit(caller, ask)
+        if isinstance(ask, Ask):
+            ask = replace(ask, stream=False, include_usage=False)
+        model, task = await self.begin(caller, ask)
         await self.finish(model, task)
-        return whole(ask, task)
+        return self.told(model, ask, task)
 
 
 def _note(receipt: Receipt) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from negawatt.engine.batching import Job
 from negawatt.engine.picker import Picked
 from negawatt.errors import NegawattError
 from negawatt.serve.admission import Caller, Reservation
 from negawatt.serve.books import Account
+from negawatt.serve.calls import Calls
 from negawatt.serve.receipt import Outcome, Receipt
 from negawatt.serve.writing import Pieces, TokenInfo, Writing
 
@@ -26,6 +29,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     log_probs: int | None = None
     ignore_eos: bool = False
+    grammar: str | None = None
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Choice:
         tokens: how many were generated.
         log_probs: one for each token, where they were asked for.
         finish_reason: ``stop`` or ``length`` once it has ended.
+        vector: of a text to embed, as little-endian 32-bit floats.
     """
 
     index: int
@@ -49,6 +54,7 @@ class Choice:
     tokens: int = 0
     log_probs: list[TokenInfo] = field(default_factory=list)
     finish_reason: str | None = None
+    vector: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,9 @@ class Task:
     id: of the request, as the client is told it.
     caller, reservation: who asked, and what was held for it.
     choices: its answers.
+    calls: how its answers may call tools; None where they may not.
+    least_confidence: with less its answers are not good enough; None: any are.
+    attempts: receipts of what was tried before it.
     account: what it owes.
     receipt: once it has been settled.
     """
@@ -78,9 +87,13 @@ class Task:
         sampling: Sampling,
         *,
         streams: bool,
+        calls: Calls | None = None,
+        least_confidence: float | None = None,
+        attempts: tuple[Receipt, ...] = (),
     ) -> None:
         self.id, self.caller, self.reservation = id, caller, reservation
         self.choices, self.sampling, self.streams = choices, sampling, streams
+        self.calls, self.least_confidence, self.attempts = calls, least_confidence, attempts
         self.account = Account()
         self.receipt: Receipt | None = None
         self.created_s = time.time()
@@ -108,6 +121,45 @@ class Task:
     def most_tokens(self) -> int:
         """Of prompt and answers together, at most: the work it asks for."""
         return sum(len(c.prompt) + self.sampling.max_tokens for c in self.choices)
+
+    @property
+    def confidence(self) -> float:
+        """Mean log-probability of a token of its answers, in nats; minus infinity where there is none."""
+        told = [info.log_prob for choice in self.choices for info in choice.log_probs]
+        return sum(told) / len(told) if told else -math.inf
+
+    @property
+    def verdict(self) -> Outcome:
+        """How it ended, where nothing went wrong."""
+        sure = self.least_confidence is None or self.confidence >= self.least_confidence
+        return "completed" if sure else "escalated"
+
+    def jobs(self, eos: frozenset[int], *, embeds: bool) -> Iterator[tuple[Choice, Job]]:
+        """Its choices with what the worker is asked to do for each.
+
+        Args:
+            eos: tokens that end an answer.
+            embeds: whether texts are turned into vectors.
+        """
+        sampling, leaders = self.sampling, dict[int, int]()
+        for choice in self.choices:
+            seed = sampling.seed if sampling.seed is not None else choice.job ^ int(self.created_s * 1000)
+            after = self.choices[0].job if embeds else leaders.setdefault(id(choice.prompt), choice.job)
+            yield (
+                choice,
+                Job(
+                    choice.job,
+                    choice.prompt,
+                    sampling.max_tokens,
+                    frozenset() if sampling.ignore_eos else eos,
+                    sampling.temperature,
+                    sampling.top_p,
+                    (seed + choice.index) % 2**63,
+                    sampling.log_probs,
+                    after,
+                    sampling.grammar,
+                ),
+            )
 
     def start(self, choice: Choice, cached: int, now_s: float) -> None:
         """A choice was admitted, `cached` tokens of its prompt being there already."""

@@ -57,7 +57,7 @@ class Traces:
         )
         if receipt.first_token_s is not None:
             span.add_event("first token", timestamp=_ns(receipt.created_s + receipt.first_token_s))
-        if receipt.outcome != "completed":
+        if receipt.outcome not in ("completed", "escalated"):
             span.set_status(self._kinds.StatusCode.ERROR, receipt.outcome)
         span.end(end_time=_ns(receipt.created_s + receipt.duration_s))
 
@@ -77,7 +77,7 @@ def _attributes(operation: str, receipt: Receipt) -> dict[str, Any]:
         "gen_ai.usage.input_tokens": receipt.input_tokens,
         "gen_ai.usage.output_tokens": receipt.output_tokens,
         "gen_ai.usage.cache_read.input_tokens": receipt.cached_tokens,
-        "error.type": None if receipt.outcome == "completed" else receipt.outcome,
+        "error.type": None if receipt.outcome in ("completed", "escalated") else receipt.outcome,
         "negawatt.key.id": receipt.key_id or None,
         "negawatt.team": receipt.team or None,
         "negawatt.energy": energy.value_j,

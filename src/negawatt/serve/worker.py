@@ -31,6 +31,8 @@ class Worker:
     artifact, settings, options: what to run, and how.
     on_report, on_cancelled: called from the event loop; see `Link`.
     prepared: what the engine loads, where it was made before.
+    embeds: whether it turns texts into vectors.
+    most_tokens: of a text that it is warmed up with.
 
     Attributes:
         books: who owes what (after `open`).
@@ -46,9 +48,12 @@ class Worker:
         on_cancelled: Callable[[int], None],
         *,
         prepared: Path | None = None,
+        embeds: bool = False,
+        most_tokens: int = 2**31,
     ) -> None:
         self._engine = Engine(artifact, settings, session=options, prepared=prepared)
         self._artifact, self._batch = artifact, options.batch
+        self._embeds, self._most_tokens = embeds, most_tokens
         self._on_report, self._on_cancelled = on_report, on_cancelled
         self._link: Link | None = None
         self._watching: Callable[[Report], None] | None = None
@@ -115,8 +120,10 @@ class Worker:
             for length in lengths[: self._batch]:
                 number -= 1
                 left.add(number)
+                length = min(length, self._most_tokens - WARM_UP_TOKENS)
                 tokens = [(7 * i - 31 * number) % (vocabulary - 1) + 1 for i in range(length)]
-                self.submit(Job(number, tokens, 2 if len(lengths) == 1 else WARM_UP_TOKENS))
+                written = 0 if self._embeds else 2 if len(lengths) == 1 else WARM_UP_TOKENS
+                self.submit(Job(number, tokens, written))
             await ended.wait()
         self._watching = None
         assert self._link is not None

@@ -199,7 +199,7 @@ class Study:
     def _tried(self) -> dict[Candidate, Trial]:
         return {trial.candidate: trial for trial in self.trials}
 
-    def keep(self, tried: Trial | Look, proposal: Proposal | None) -> None:
+    def keep(self, tried: Trial | Look, proposal: Proposal | None = None) -> None:
         """Take in what became of a candidate; a trial is in the run before anything else happens.
 
         Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
+from negawatt.engine.classifier import labels_in
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
@@ -21,6 +22,7 @@ from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cascade import Cascades
 from negawatt.tuning.cluster import Cluster
 from negawatt.tuning.crew import crew_for
 from negawatt.tuning.expense import Expense
@@ -29,7 +31,7 @@ from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
-from negawatt.tuning.objectives import check_objectives, frontier
+from negawatt.tuning.objectives import check_objectives, unbeaten
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
@@ -40,7 +42,7 @@ from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
-from negawatt.tuning.verdict import Constraints, pareto, verdict
+from negawatt.tuning.verdict import Constraints, verdict
 from negawatt.tuning.workshop import Workshop
 from negawatt.workload import Difference, Workload
 
@@ -127,6 +129,8 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
+    if all(map(labels_in, (artifact, *others.values()))):
+        space = space.of_classifiers()
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
@@ -188,6 +192,11 @@ class _Session:
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+        )  # fmt: skip
+
+        self.cascades = Cascades(
+            run, self.judge, material.threshold_items, len(self.held_items), fewest_items,
+            self.constraints.max_quality_drop, self.tick,
         )  # fmt: skip
 
     def used_s(self) -> float:
@@ -288,7 +297,10 @@ class _Session:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
             self.search(lambda: pause_s - self.used_s(), self.tick)
 
-        proved, reasons = self.prover.decide(study, rank, search_on)
+        def offer() -> None:
+            self.cascades.offer(study, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME))
+
+        proved, reasons = self.prover.decide(study, rank, search_on, offer)
         return self._compared(study, proved, reasons)
 
     def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
@@ -376,19 +388,7 @@ class _Session:
         return document
 
     def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """Trials that no other beats in all objectives; in cost and quality where only joules were asked.
-
-        Quality is the paired difference to the baseline: trials are judged on different numbers of items.
-        """
-
-        def drop(trial: Trial) -> float:
-            return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
-
-        if study.only_joules:
-            judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
-            best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
-        else:
-            best = frontier(study.trials, study.objectives)
+        """What no other trial beats, as documents."""
         return [
             {
                 "artifact": self.workshop.artifact(t.candidate).name,
@@ -396,5 +396,5 @@ class _Session:
                 "trial": t.number,
                 **t.figures,
             }
-            for t in best
+            for t in unbeaten(study.trials, study.objectives)
         ]
