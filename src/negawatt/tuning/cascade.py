@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.profiling.threshold import Threshold, Tried, cheapest, thresholds
@@ -81,9 +82,19 @@ class Cascades:
         self._offered[first, second] = self._offered.get((first, second), 0) + 1
         offered = replace(first, escalation=Escalation(chosen.margin, second))
         if all(t.candidate != offered for t in study.trials):
-            foreseen = {"passed": chosen.passed, "drop": chosen.drop, "bound": chosen.bound}
-            figures = {"cascade_foreseen": foreseen}
+            figures = self._figures(offered, chosen)
             study.keep(Trial(len(study.trials), offered, "complete", chosen.cost, figures=figures))
+
+    def _figures(self, offered: Candidate, chosen: Threshold) -> dict[str, Any]:
+        """What is known of a cascade before it runs, from what its parts answered and cost."""
+        difference = self.judge.compare(offered, self.items, self.tick, self.judge.confidence)
+        known = self.judge.scores.known(offered, self.items)
+        return {
+            "cascade_foreseen": {"passed": chosen.passed, "drop": chosen.drop, "bound": chosen.bound},
+            "screen_cost": chosen.cost,  # as if a look had shown it
+            "quality": self.judge.summary(known) if known else None,
+            "quality_drop": difference_json(difference),
+        }
 
     def _pairs(self, study: Study, time_left: Callable[[], float]) -> Iterator[tuple[Trial, Trial]]:
         """Trials of two models, the cheaper first; of each model the cheapest that may answer so."""
