@@ -3,9 +3,9 @@
     python benchmarks/compress_heal.py --work FOLDER [--windows N] [--steps N] [--cutter ours|torch-pruning]
 
 A fifth of the decoder's weights leave as feed-forward channels (1,536 → 1,120 of SmolLM2-135M-Instruct, whose
-weights came out of a 4-bit file). Both cutters see the same 256 windows, both results are trained by `heal`
-on the same text, which the model wrote itself, the whole model being the teacher. Judged on all items of PIQA
-as llama.cpp's q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it is.
+weights came out of a 4-bit file). Both cutters see the same text, written by the model itself, and both are
+then trained by `heal` on it, the whole model being the teacher. Judged on PIQA as llama.cpp's
+q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from negawatt.profiling.scores import Scores
 from negawatt.workload import Workload, paired_difference
 
 CUT = "width:ffn=0.27"
-CUT_WINDOWS, HELDOUT, LENGTH = 256, 16, 256
+HELDOUT, LENGTH = 16, 256
 PEER = Path(__file__).parent / "peers" / "compress_torch_pruning.py"
 SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=1024)
 
@@ -40,54 +40,65 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def recipe(model: str, technique: str, windows: int) -> Recipe:
-    return Recipe(
-        model, (parse(technique),), SELF, windows=windows, heldout=HELDOUT, length=LENGTH, threads=2
-    )
+class Bench:
+    """What all share: the text that the whole model wrote, and a folder for what is made."""
 
-
-def cut(work: Path) -> Artifact:
-    output = work / "cut"
-    if not output.exists():
-        compress(recipe(MODEL, CUT, CUT_WINDOWS), output, keep_worse=True)
-    return Artifact.open(output)
-
-
-def cut_by_peer(work: Path, channels: int) -> Artifact:
-    output = work / "cut-torch-pruning"
-    if not output.exists():
-        plain = Artifact.open(MODEL)
+    def __init__(self, work: Path, windows: int) -> None:
+        self.work, self.windows = work, windows
+        self.plain = Artifact.open(MODEL)
+        source = Source.of(self.plain)
         text = calibration(
-            Source.of(plain), SELF, windows=CUT_WINDOWS, heldout=HELDOUT, length=LENGTH, seed=0,
+            source, SELF, windows=windows, heldout=HELDOUT, length=LENGTH, seed=0,
             progress=lambda done, total, what: None,
         )  # fmt: skip
-        np.save(work / "windows.npy", text.windows.numpy())
-        python = environment(work, "torch-pruning", ["torch==2.13.0", "transformers", "torch-pruning"])
-        command = [python, PEER, plain.checkpoint(), str(channels), work / "windows.npy", output]
-        done = subprocess.run(
-            [str(part) for part in command], check=True, capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
-        )  # fmt: skip
-        say(f"torch-pruning: {json.loads(done.stdout)}")
-    return Artifact.open(output)
+        self.tokens = text.windows.numpy()
+        self.text = work / f"text-{windows}.txt"
+        rows = [*text.windows.tolist(), *text.heldout.tolist()]
+        self.text.write_text("\n".join(source.tokenizer.decode(row[1:]) for row in rows), "utf-8")
 
+    def made(self, model: str, technique: str, name: str) -> Artifact:
+        output = self.work / name
+        if not output.exists():
+            recipe = Recipe(
+                model, (parse(technique),), str(self.text), windows=self.windows, heldout=HELDOUT,
+                length=LENGTH, threads=1,
+            )  # fmt: skip
+            compress(recipe, output, keep_worse=True)
+        return Artifact.open(output)
 
-def healed(cut_model: Artifact, work: Path, name: str, windows: int, steps: int, rate: float) -> Artifact:
-    output = work / f"{name}-{windows}-{steps}-{rate:g}"
-    if not output.exists():
+    def cut(self) -> Artifact:
+        return self.made(MODEL, CUT, f"cut-{self.windows}")
+
+    def cut_by_peer(self, channels: int) -> Artifact:
+        output = self.work / f"cut-torch-pruning-{self.windows}"
+        if not output.exists():
+            np.save(self.work / "windows.npy", self.tokens)
+            python = environment(
+                self.work, "torch-pruning", ["torch==2.13.0", "transformers", "torch-pruning"]
+            )
+            command = [
+                python, PEER, self.plain.checkpoint(), channels, self.work / "windows.npy", output
+            ]  # fmt: skip
+            done = subprocess.run(
+                [str(part) for part in command], check=True, capture_output=True, text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            say(f"torch-pruning: {json.loads(done.stdout)}")
+        return Artifact.open(output)
+
+    def healed(self, cut_model: Artifact, name: str, steps: int, rate: float) -> Artifact:
         technique = f"heal:teacher={MODEL},method=full,rate={rate:g},steps={steps}"
-        compress(recipe(str(cut_model.path), technique, windows), output, keep_worse=True)
-    return Artifact.open(output)
+        return self.made(str(cut_model.path), technique, f"{name}-{self.windows}-{steps}-{rate:g}")
 
 
-def answers(artifact: Artifact) -> Quality:
-    piqa = Workload.open("piqa")
+def answers(artifact: Artifact, items: int) -> Quality:
+    piqa = Workload.open("piqa").subset(items)
     with Scores(artifact, piqa, SETTINGS) as scores:
         return scores.quality(SETTINGS, piqa.quality, lambda text: None)
 
 
 def line(name: str, artifact: Artifact, before: Quality) -> None:
-    found = answers(artifact)
+    found = answers(artifact, len(before.scores))
     ids = list(before.scores)
     difference = paired_difference([before.scores[i] for i in ids], [found.scores[i] for i in ids])
     value = sum(found.scores.values()) / len(ids)
@@ -111,24 +122,26 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for results and the peer's environment"
     )
-    parser.add_argument("--windows", type=int, default=1000, help="of 256 tokens, to heal on")
-    parser.add_argument("--steps", type=int, default=500, help="of four windows")
+    parser.add_argument("--windows", type=int, default=256, help="of 256 tokens, of the text")
+    parser.add_argument("--steps", type=int, default=500, help="of four windows; 0: only cut")
+    parser.add_argument("--items", type=int, default=1500, help="of PIQA to judge on")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--cutter", choices=("ours", "torch-pruning", "both"), default="both")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    before = answers(Artifact.open(MODEL))
+    bench = Bench(options.work, options.windows)
+    before = answers(bench.plain, options.items)
     right = sum(before.scores.values())
-    print(f"as it is: PIQA {right / len(before.scores):.2%} of {len(before.scores):,}")
-    ours = cut(options.work)
+    print(f"as it is: PIQA {right / len(before.scores):.2%} of {len(before.scores):,}", flush=True)
+    ours = bench.cut()
     cutters = {"ours": ours}
     if options.cutter != "ours":
-        cutters["torch-pruning"] = cut_by_peer(options.work, ours.shape.ffn)
+        cutters["torch-pruning"] = bench.cut_by_peer(ours.shape.ffn)
     for name, model in cutters.items():
         if options.cutter in (name, "both"):
             line(f"{name}, cut", model, before)
-            made = healed(model, options.work, name, options.windows, options.steps, options.rate)
-            line(f"{name}, healed", made, before)
+            if options.steps:
+                line(f"{name}, healed", bench.healed(model, name, options.steps, options.rate), before)
 
 
 if __name__ == "__main__":

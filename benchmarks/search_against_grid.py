@@ -63,7 +63,7 @@ def main() -> None:
     grid = study("grid")
     for candidate in space.grid():
         say(f"grid: {candidate}")
-        grid._keep(grid.try_candidate(candidate, say, screen=False), None)
+        grid.keep(grid.try_candidate(candidate, say, screen=False), None)
 
     spent = {s: sum(t.figures.get("cpu_s_spent", 0.0) for t in s.trials) for s in (search, grid)}
     best = {

@@ -18,10 +18,11 @@ from statistics import median
 
 from landscape import Account, Landscape, gap, recorded
 from negawatt.engine import Settings
+from negawatt.tuning.bench import SCREEN_FACTOR
 from negawatt.tuning.predicted import promising, traits
 from negawatt.tuning.sampler import Outcome, Sampler, Strategy
 from negawatt.tuning.strategy import strategy
-from negawatt.tuning.study import QUALITY_WITHIN, SCREEN_FACTOR
+from negawatt.tuning.study import QUALITY_WITHIN
 from negawatt.tuning.tree import Exhausted
 
 BUDGETS = (0.05, 0.10, 0.15, 0.25, 0.50)

@@ -17,11 +17,11 @@ import threading
 import time
 from pathlib import Path
 
+from negawatt.database import Database
 from negawatt.energy import Energy
 from negawatt.serve import Estimate, Gate, OpenGate, Receipt, Refused
 from negawatt.serve.account import Account
 from negawatt.serve.budget import Budget, Period
-from negawatt.serve.database import Database
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Keys
 from negawatt.serve.ledger import ReceiptLedger

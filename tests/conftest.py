@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "workload"}
 """Folders of tests of arithmetic and files, which can run beside those that watch machine and engines."""
+MAKING_FILES = {
+    f"test_{name}.py"
+    for name in (
+        "books", "budgets", "crew", "deferral", "docs", "judge", "keys", "ledger", "limits", "observed",
+        "predictor", "project", "proofs", "ray", "receipt", "redact", "sampler", "serve_config", "space",
+        "space_file", "store", "study", "writing",
+    )
+}  # fmt: skip
+"""The same among the other folders."""
+
+
+def is_making(path: str) -> bool:
+    """Whether the tests of a file belong to the group that makes."""
+    parts = path.split("/")
+    return bool(MAKING.intersection(parts) or MAKING_FILES.intersection(parts))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "making" if MAKING.intersection(nodeid.split("/")) else "measuring"
+            return "making" if is_making(nodeid.split("::")[0]) else "measuring"
 
     return Groups(config, log)
 
@@ -51,9 +67,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What makes keeps to one core and steps back for what measures; threads of two that wait for each other
     at barriers would burn more time than the tests take."""
-    making = MAKING.intersection(item.path.parts)
     if (
-        making
+        is_making(item.nodeid.split("::")[0])
         and "PYTEST_XDIST_WORKER" in os.environ
         and os.nice(0) == 0
         and hasattr(os, "sched_setaffinity")
@@ -89,3 +104,12 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "home"
     monkeypatch.setenv("NEGAWATT_HOME", str(place))
     return place
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A real PostgreSQL server on loopback, as `postgres_server.Server`."""
+    from postgres_server import running
+
+    with running() as server:
+        yield server

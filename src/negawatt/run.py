@@ -15,12 +15,49 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from negawatt.errors import RunError
 from negawatt.home import home, write_json
 
 SCHEMA = 1
+
+
+def new_path(kind: str, mark: str = "") -> Path:
+    """A folder that does not exist yet, ``NEGAWATT_HOME/runs/KIND-DATE-TIME``.
+
+    Args:
+        mark: what is put behind the time, where it alone would not tell runs of several machines apart.
+    """
+    base = home() / "runs" / "-".join(filter(None, (kind, time.strftime("%Y%m%d-%H%M%S"), mark)))
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+class Journal(Protocol):
+    """Where a run is kept besides its folder. What a call was given is kept when it returns.
+
+    Every call raises `RunError` where it cannot be kept.
+    """
+
+    def append(self, kind: str, line: str) -> None:
+        """Keep a record, given as the line of JSON that it is."""
+        ...
+
+    def manifest(self, content: Mapping[str, Any]) -> None:
+        """Keep the manifest in the place of the one before."""
+        ...
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Keep the outcome."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
 
 
 class Run:
@@ -29,11 +66,14 @@ class Run:
     Attributes:
         path: the folder.
         manifest: the content of ``run.json``.
+        journal: where it is kept besides; what goes there goes there first, so that it never lacks what
+            the folder has.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.journal: Journal | None = None
         self._lock: IO[str] | None = None
 
     # -- opening ---------------------------------------------------------------------------------
@@ -45,12 +85,7 @@ class Run:
         Raises:
             RunError: the folder exists and holds something already.
         """
-        if path is None:
-            base = home() / "runs" / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path, n = base, 1
-            while path.exists():
-                n += 1
-                path = base.with_name(f"{base.name}-{n}")
+        path = path or new_path(kind)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} exists and is not empty; choose another folder, or resume it")
         from negawatt import __version__
@@ -114,6 +149,9 @@ class Run:
 
     def close(self) -> None:
         """Free the lock."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -134,6 +172,8 @@ class Run:
         """
         line = json.dumps({"record": kind, **record}, ensure_ascii=False, allow_nan=False)
         self.lock()
+        if self.journal is not None:
+            self.journal.append(kind, line)
         try:
             with (self.path / "records.jsonl").open("ab+") as file:
                 if file.tell() and not self._ends_with_newline(file):
@@ -168,10 +208,14 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest, whole or not at all."""
         self.manifest = {**self.manifest, **changes}
+        if self.journal is not None:
+            self.journal.manifest(self.manifest)
         write_json(self.path / "run.json", self.manifest)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``; from now on the run is finished."""
+        if self.journal is not None:
+            self.journal.result(result)
         write_json(self.path / "result.json", result)
 
     @property

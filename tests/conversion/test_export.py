@@ -104,6 +104,15 @@ def test_an_encoder_is_itself_where_it_can_be_written(encoder: Artifact, tmp_pat
     assert result["comparison"]["cosine"] > (0.98 if to == "onnx:int8" else 0.999)
 
 
+@pytest.mark.parametrize("to", ["openvino:fp16", "safetensors"])
+def test_a_classifier_is_itself_where_it_can_be_written(tmp_path: Path, to: str) -> None:
+    artifact = Artifact.open(small_model(tmp_path / "bert", "bert", labels=("dull", "fine")))
+    result = convert(artifact, to, tmp_path / "made")
+    assert result["kind"] == "classifier"
+    assert result["comparison"]["kl_nats"] < 0.001
+    assert result["comparison"]["same"] == 1.0
+
+
 def test_safetensors_load_in_an_environment_without_negawatt(decoder: Artifact, tmp_path: Path) -> None:
     result = convert(decoder, "safetensors", tmp_path / "made")
     assert result["comparison"]["kl_nats"] < EXACT
@@ -158,8 +167,8 @@ def test_encoders_and_models_with_heads_are_refused_by_name(
 ) -> None:
     with pytest.raises(ArtifactError, match="gguf is written for decoders here, and bert is an encoder"):
         convert(encoder, "gguf", tmp_path / "made")
-    headed = write_config(encoder, architectures=["BertForSequenceClassification"])
-    with pytest.raises(ArtifactError, match="is a BertForSequenceClassification; decoders, and encoders"):
+    headed = write_config(encoder, architectures=["BertForTokenClassification"])
+    with pytest.raises(ArtifactError, match="is a BertForTokenClassification; decoders, encoders without"):
         convert(headed, "onnx", tmp_path / "made")
     both = write_config(encoder, architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True)
     with pytest.raises(ArtifactError, match="encoder-decoder, which no format here holds yet"):

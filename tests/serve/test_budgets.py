@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from negawatt.database import Database, DatabaseError
 from negawatt.energy import Energy
 from negawatt.errors import UsageError
 from negawatt.serve import Receipt
 from negawatt.serve.account import LEASE_S, Account, Hold
 from negawatt.serve.budget import Budget, Decision, Period, Price, Spending, Step, Use, decide
-from negawatt.serve.database import Database, DatabaseError
 from negawatt.serve.ledger import ReceiptLedger
 
 SECRET = bytes(range(32))

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from negawatt.carbon import CsvIntensity, Factor, IntensitySource
+from negawatt.database import Database
 from negawatt.energy import Energy
 from negawatt.serve import Caller, Refused
 from negawatt.serve.batch import Batch, read_items, window_s, work_units
 from negawatt.serve.batches import Batches
-from negawatt.serve.database import Database
 from negawatt.serve.deferred import PRIORITY, Deferred
 from negawatt.serve.files import Files
 from negawatt.serve.grid import Grid

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.carbon import Factor
+from negawatt.database import Database
 from negawatt.energy import Energy
 from negawatt.serve import Estimate, Gate, Receipt, Refused
 from negawatt.serve.account import Account
 from negawatt.serve.budget import Budget, Period, Step
-from negawatt.serve.database import Database
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Key, Keys
 from negawatt.serve.ledger import ReceiptLedger

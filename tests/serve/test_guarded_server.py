@@ -20,9 +20,9 @@ import pytest
 from otlp_collector import collecting
 
 from negawatt.artifact import Artifact
+from negawatt.database import Database
 from negawatt.serve.account import Account
 from negawatt.serve.budget import Budget, Period, Step
-from negawatt.serve.database import Database
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from negawatt.database import Database, DatabaseError
 from negawatt.errors import NegawattError, UsageError
-from negawatt.serve.database import Database, DatabaseError
 from negawatt.serve.keys import Key, KeyRefused, Keys, server_secret
 
 SECRET = bytes(range(32))

@@ -17,10 +17,10 @@ import pyarrow.parquet
 import pytest
 
 from negawatt.carbon import GRAMS, Amount
+from negawatt.database import Database, DatabaseError
 from negawatt.energy import Energy, Provenance
 from negawatt.errors import UsageError
 from negawatt.serve import Receipt
-from negawatt.serve.database import Database, DatabaseError
 from negawatt.serve.keys import server_secret
 from negawatt.serve.ledger import COLUMNS, Head, ReceiptLedger, columns_of
 from negawatt.serve.ledger_export import NAMES, export

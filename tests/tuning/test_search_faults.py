@@ -16,6 +16,7 @@ from negawatt.profiling.quality import Quality
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, Study
 from negawatt.tuning.attempt import Look
+from negawatt.tuning.bench import failed
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import PassRange
 from negawatt.tuning.question import Question, open_run
@@ -39,7 +40,7 @@ class Crashing(Study):
 
     def look(self, candidate: Candidate) -> Look | Trial:
         if candidate.settings.engine == self.engine:
-            return self._failed(candidate, WorkerDied("died of SIGILL (Illegal instruction)"), 0.1)
+            return failed(candidate, WorkerDied("died of SIGILL (Illegal instruction)"), 0.1)
         return Look(1.0, 1.0, 0, 1.0)
 
     def try_candidate(

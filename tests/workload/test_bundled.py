@@ -15,6 +15,7 @@ from negawatt.workload import (
     ChooseItem,
     ClassifyItem,
     GenerateAsk,
+    GenerateItem,
     ScoreAsk,
     TrafficItem,
     Workload,
@@ -80,6 +81,21 @@ def test_openbookqa_has_its_labels() -> None:
 
 def test_vader_keeps_what_people_rated_clearly() -> None:
     assert answers("vader-movies") == {"positive": 4598, "negative": 4575}
+
+
+def test_mails_are_asked_once_each() -> None:
+    assert answers("spam") == {"wanted": 4102, "spam": 1730}
+    prompts = [i.prompt for i in Workload.open("spam").quality if isinstance(i, ClassifyItem)]
+    assert len(set(prompts)) == len(prompts)
+    assert not any("Received:" in str(prompt) or "<html" in str(prompt).lower() for prompt in prompts[:500])
+
+
+def test_passages_and_articles_fit_a_small_context() -> None:
+    assert answers("boolq") == {0: 2033, 1: 1237}
+    catalog.pull("xsum")
+    articles = Workload.open("xsum").quality
+    assert len(articles) == 1000
+    assert max(len(prompt_text(i.prompt)) for i in articles if isinstance(i, GenerateItem)) < 1600
 
 
 def test_chat_piqa_joins_two_workloads() -> None:

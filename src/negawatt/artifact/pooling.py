@@ -66,6 +66,8 @@ def pooling_of(folder: Path, asked: str = "default") -> Pooling | None:
     if asked != "default":
         base = stated or Pooling()
         stated = Pooling((asked,), base.normalized, base.max_tokens, (), base.prompt)
+    elif _classifies(config):
+        return None  # its modules.json, if it has one, is of what it was made from
     elif stated is None and _is_encoder(config):
         stated = Pooling()
     if stated is None:
@@ -81,6 +83,10 @@ def pooling_of(folder: Path, asked: str = "default") -> Pooling | None:
     return Pooling(
         stated.modes, stated.normalized, min(limits, default=None), cuts, stated.prompt, width
     )  # fmt: skip
+
+
+def _classifies(config: dict[str, Any]) -> bool:
+    return str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
 
 
 def _is_encoder(config: dict[str, Any]) -> bool:

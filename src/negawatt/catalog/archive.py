@@ -7,6 +7,8 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +30,7 @@ def extract(file: StoredFile, archives: Sequence[Path], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as out:
         for part in file.parts:
-            with _member(part, archives) as source:
+            with _part(part, archives, file.size_bytes) as source:
                 while block := source.read(min(_BLOCK, file.size_bytes - written + 1)):
                     written += len(block)
                     if written > file.size_bytes:
@@ -37,6 +39,30 @@ def extract(file: StoredFile, archives: Sequence[Path], target: Path) -> None:
                     out.write(block)
     if written != file.size_bytes or digest.hexdigest() != file.sha256:
         raise IntegrityError(f"{file.name} in {archives[0].name} is not the file that the catalogue pins")
+
+
+@contextmanager
+def _part(part: str, archives: Sequence[Path], most: int) -> Iterator[IO[bytes]]:
+    """One member, or with a ``*`` in the name all of a tarball that match, in the order of their names."""
+    if "*" not in part:
+        with _member(part, archives) as source:
+            yield source
+        return
+    found: dict[str, bytes] = {}
+    for archive in (a for a in archives if a.suffix not in (".whl", ".zip")):
+        try:
+            with tarfile.open(archive) as tar:
+                for info in tar:
+                    if info.isreg() and fnmatchcase(info.name, part) and (stream := tar.extractfile(info)):
+                        found[info.name] = stream.read(most + 1)
+                        most -= len(found[info.name])  # no more is kept in memory than the file may hold
+                        if most < 0:
+                            raise IntegrityError(f"{archive.name} holds more of {part} than is pinned")
+        except (tarfile.TarError, EOFError) as exc:
+            raise IntegrityError(f"{archive.name} is not a readable archive: {exc}") from exc
+    if not found:
+        raise IntegrityError(f"{', '.join(a.name for a in archives)} hold no {part}")
+    yield BytesIO(b"".join(found[name] for name in sorted(found)))
 
 
 @contextmanager

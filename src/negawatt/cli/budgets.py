@@ -21,8 +21,8 @@ _PERIOD = click.option(
 
 
 def _account(database: str | None, secret_file: Path | None) -> Account:
+    from negawatt.database import Database, default_url
     from negawatt.serve.account import Account
-    from negawatt.serve.database import Database, default_url
     from negawatt.serve.keys import server_secret
     from negawatt.serve.ledger import ReceiptLedger
 
@@ -74,7 +74,7 @@ def set_budget(
     budget = Budget(owner, Period(period), **limits, steps=tuple(Step.parse(text) for text in steps))
     account = _account(database, secret_file)
     if owner.startswith("key:"):
-        from negawatt.serve.database import Database, default_url
+        from negawatt.database import Database, default_url
         from negawatt.serve.keys import Keys, server_secret
 
         keys = Keys(Database(database or default_url()), server_secret(secret_file))

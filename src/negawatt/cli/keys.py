@@ -39,7 +39,7 @@ def secret_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keys(database: str | None, secret_file: Path | None) -> Keys:
-    from negawatt.serve.database import Database, default_url
+    from negawatt.database import Database, default_url
     from negawatt.serve.keys import Keys, server_secret
 
     return Keys(Database(database or default_url()), server_secret(secret_file))

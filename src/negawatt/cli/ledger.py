@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _ledger(database: str | None, secret_file: Path | None) -> ReceiptLedger:
-    from negawatt.serve.database import Database, default_url
+    from negawatt.database import Database, default_url
     from negawatt.serve.keys import server_secret
     from negawatt.serve.ledger import ReceiptLedger
 

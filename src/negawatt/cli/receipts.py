@@ -65,7 +65,7 @@ def command(
 
     Of a sum that lacks a part the known part is told, and that it is not all.
     """
-    from negawatt.serve.database import Database, default_url
+    from negawatt.database import Database, default_url
     from negawatt.serve.keys import server_secret
     from negawatt.serve.ledger import ReceiptLedger
     from negawatt.serve.sums import Filter, sums

@@ -20,6 +20,8 @@ from negawatt.errors import UsageError
         "negawatt tune ./my-model --engines llamacpp --p95-tpot 40 --max-memory 800MB --json",
         "negawatt tune ./my-model --pass vocabulary --pass 'depth:ratio=0.1|0.2' --time-budget 1h",
         "negawatt tune ./my-model --from my-run --energy-budget 2Wh",
+        "negawatt tune ./my-model -o my-run --store postgresql://db.example/negawatt",
+        "negawatt tune ./my-model --ray auto --time-budget 30m",
         "negawatt tune ./large ./small --space space.toml --energy-budget 5Wh --tokens-per-day 2000000",
         "negawatt tune ./my-model --from my-run --watch receipts.csv --every 6h -o my-watch",
     )
@@ -92,6 +94,18 @@ from negawatt.errors import UsageError
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Run folder; an unfinished one is continued."
+)
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="NEGAWATT_STORE",
+    help="Database that keeps the run besides, postgresql://HOST/NAME or a SQLite file; by default "
+    "NEGAWATT_STORE. Under the name of its folder it is continued from anywhere.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Ray cluster whose nodes try the candidates: auto, HOST:PORT or ray://HOST:PORT.",
 )
 @json_option
 def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -213,6 +227,8 @@ def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
         "strategy": options["strategy"],
         "objectives": options["objectives"],
         "path": options["output"],
+        "store": options["store"],
+        "ray": options["ray"],
     }
 
 

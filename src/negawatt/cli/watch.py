@@ -78,7 +78,7 @@ def _receipts(source: str) -> Observed:
 
     if source.endswith(".csv"):
         return Observed.read(Path(source), LATEST_S)
-    from negawatt.serve.database import Database
+    from negawatt.database import Database
     from negawatt.serve.keys import server_secret
     from negawatt.serve.ledger import ReceiptLedger
     from negawatt.serve.ledger_export import export

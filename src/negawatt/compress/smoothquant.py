@@ -21,13 +21,15 @@ from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import finish_outer
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
-from negawatt.engine.openvino_ir import ARCHITECTURES
+from negawatt.engine import openvino_classifier, openvino_ir
 from negawatt.engine.rounded_inputs import MOST, install, rounded
 
 if TYPE_CHECKING:
     import torch
 
 _BITS = 8
+ABLE = (*openvino_ir.ARCHITECTURES, *openvino_classifier.FAMILIES)
+"""Architectures whose integers OpenVINO multiplies: decoders, and classifiers."""
 INTEGER_WORK = 0.7
 """What integers take of the arithmetic of weights in 8 bits alone: 0.65 to 0.75 where it was measured."""
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -70,7 +72,7 @@ class SmoothQuant(Pass):
 
     def effect(self, at: Situation) -> Effect:
         found = in_bits(at, _BITS, True, self.values["embeddings"])
-        if at.engine != "openvino" or at.shape.architecture not in ARCHITECTURES:
+        if at.engine != "openvino" or at.shape.architecture not in ABLE:
             return replace(found, why=f"{found.why}; its integers are multiplied by OpenVINO alone")
         return replace(found, arithmetic=INTEGER_WORK, why=f"{found.why}, multiplied in integers")
 
@@ -95,7 +97,7 @@ class SmoothQuant(Pass):
         found = [draft.kept(f"block {number}") or {} for number in range(n_blocks)]
         count = {name: sum(len(f[name]) for f in found) for name in ("rounded", "kept")}
         draft.outcome["inputs_kept"] = [layer for f in found for layer in f["kept"]]
-        who = INTEGERS if work.source.config.get("model_type") in ARCHITECTURES else NOBODY
+        who = INTEGERS if work.source.config.get("model_type") in ABLE else NOBODY
         draft.notes.append(NOTE.format(rounded=count["rounded"], layers=sum(count.values()), who=who))
 
     def _block(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from negawatt.artifact import Artifact, Tokenizer
 from negawatt.conversion.runner import Reader, Speaker
+from negawatt.engine.padding import Padded
 from negawatt.errors import ArtifactError
 
 PROMPTS = (
@@ -88,6 +89,36 @@ class Likeness:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelling:
+    """A classifier against its source.
+
+    Attributes:
+        kl_nats: mean over texts of the divergence KL(source ‖ made) of the labels' distributions.
+        same: share of texts that both give the same label.
+        n_texts: how many texts that is over.
+    """
+
+    kl_nats: float
+    same: float
+    n_texts: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def require(self, kl_nats: float) -> None:
+        """Refuse a model further from its source than its types explain.
+
+        Raises:
+            ArtifactError: the divergence is above `kl_nats`, or no number.
+        """
+        if not self.kl_nats <= kl_nats:
+            raise ArtifactError(
+                f"what was written does not say what its source says (KL {self.kl_nats:.3g} nats a text, at "
+                f"most {kl_nats:g} expected), so nothing was kept"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Spoken:
     """What a decoder says: its answers to `PROMPTS`, and its distributions along the source's."""
 
@@ -135,15 +166,33 @@ def compared(source: Spoken, made: Spoken, *, where: str) -> Comparison:
 
 def likeness(source: Reader, made: Reader, artifact: Artifact) -> Likeness:
     """Compare the hidden states of two encoders on `PROMPTS`, one alone and the rest padded together."""
-    asked = prompts(artifact.tokenizer)
     least, furthest, n = 1.0, 0.0, 0
-    for batch in ([asked[0]], asked):
-        length = max(map(len, batch))
-        mask = np.array([[1] * len(t) + [0] * (length - len(t)) for t in batch], np.int64)
-        tokens = np.array([t + [0] * (length - len(t)) for t in batch], np.int64)
-        theirs, ours = (r.hidden(tokens, mask)[mask == 1].astype(np.float64) for r in (source, made))
+    for tokens, mask in _batches(artifact):
+        theirs, ours = (r.read(tokens, mask)[mask == 1].astype(np.float64) for r in (source, made))
         cosine = (theirs * ours).sum(axis=1) / (np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1))
         least = min(least, float(cosine.min())) if np.isfinite(cosine).all() else float("nan")
         furthest = max(furthest, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
         n += len(theirs)
     return Likeness(least, furthest, n)
+
+
+def labelling(source: Reader, made: Reader, artifact: Artifact) -> Labelling:
+    """Compare the labels that two classifiers give to `PROMPTS`, one alone and the rest padded together."""
+    rows = [[_log_softmax(r.read(*batch)) for batch in _batches(artifact)] for r in (source, made)]
+    theirs, ours = (np.concatenate(each) for each in rows)
+    nats = float((np.exp(theirs) * (theirs - ours)).sum(axis=1).mean())
+    same = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    return Labelling(max(nats, 0.0) if np.isfinite(nats) else nats, same, len(theirs))
+
+
+def _batches(artifact: Artifact) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Token ids and masks: the first of `PROMPTS` alone, and all together."""
+    asked = prompts(artifact.tokenizer)
+    given = [Padded.of(batch, 0) for batch in ([asked[0]], asked)]
+    return [(each.tokens, each.mask) for each in given]
+
+
+def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = rows.astype(np.float64) - rows.max(axis=1, keepdims=True)
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found

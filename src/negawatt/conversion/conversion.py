@@ -12,7 +12,16 @@ from negawatt.artifact import Artifact
 from negawatt.catalog.hashing import sha256_of
 from negawatt.catalog.manifest import NAME, FileRecord, Manifest
 from negawatt.conversion import encoders
-from negawatt.conversion.comparison import Comparison, Likeness, compared, likeness, prompts, spoken
+from negawatt.conversion.comparison import (
+    Comparison,
+    Labelling,
+    Likeness,
+    compared,
+    labelling,
+    likeness,
+    prompts,
+    spoken,
+)
 from negawatt.conversion.forms import Target, bits_of, parse
 from negawatt.conversion.runner import CallReader, in_engine
 from negawatt.conversion.sizes import as_promised, predicted
@@ -95,12 +104,21 @@ def _heard(
     return comparison, ran
 
 
-def _read(artifact: Artifact, target: Target, folder: Path, say: Progress) -> tuple[Likeness, dict[str, Any]]:
-    source = CallReader(encoders.call(encoders.load(artifact.checkpoint())), {})
+def _read(
+    artifact: Artifact, target: Target, folder: Path, say: Progress
+) -> tuple[Likeness | Labelling, dict[str, Any]]:
+    kind, bits = encoders.kind_of(artifact), bits_of(target.type)
+    source = CallReader(encoders.call(artifact.checkpoint(), kind), {})
     say(2, 3, "comparing")
     with target.form.reader(folder, artifact, target.type) as reader:
-        found, ran = likeness(source, reader, artifact), reader.info()
-    found.require(COSINE[bits_of(target.type)])
+        ran = reader.info()
+        found: Likeness | Labelling
+        if kind == "classifier":
+            found = labelling(source, reader, artifact)
+            found.require(KL_NATS[bits])
+        else:
+            found = likeness(source, reader, artifact)
+            found.require(COSINE[bits])
     return found, ran
 
 

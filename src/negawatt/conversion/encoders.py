@@ -1,4 +1,4 @@
-"""Text encoders: loaded with transformers, and as functions of token ids and mask."""
+"""Text encoders, with or without a head: loaded with transformers, as functions of token ids and mask."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from negawatt.artifact import Artifact
 from negawatt.artifact.safetensors_file import read_json
 from negawatt.conversion.runner import of_torch
-from negawatt.engine import traced
-from negawatt.engine.transformers import TransformersBackend
+from negawatt.engine import classifier, traced
+from negawatt.engine.transformers import TransformersBackend, classifier_of
 from negawatt.errors import ArtifactError, EngineError, require
 
 
 def kind_of(artifact: Artifact) -> str:
-    """``decoder`` or ``encoder``.
+    """``decoder``, ``encoder``, or ``classifier``: an encoder with a head that labels texts.
 
     Raises:
-        ArtifactError: a model of another kind, or an encoder with a head.
+        ArtifactError: a model of another kind.
     """
     if not artifact.formats & {"checkpoint", "packed"}:
         return "decoder"  # a GGUF file that has a checkpoint form; others are refused when that is made
@@ -32,18 +32,38 @@ def kind_of(artifact: Artifact) -> str:
         return "decoder"
     if name.endswith("Model"):
         return "encoder"
+    if classifier.labels_of(artifact.checkpoint()):
+        return "classifier"
     raise ArtifactError(
-        f"{artifact.name} is a {name}; decoders, and encoders without a head, are exported here"
+        f"{artifact.name} is a {name}; decoders, encoders without a head and classifiers of texts are "
+        "exported here"
     )
 
 
-def load(checkpoint: Path) -> Any:
-    """The encoder of a checkpoint folder in fp32, ready to infer.
+def program(checkpoint: Path, kind: str) -> traced.Traced:
+    """The encoder or classifier of a checkpoint folder as a function of tensors.
 
     Raises:
         EngineError: its files do not fit transformers' code for it.
         MissingDependency: torch or transformers is not installed.
     """
+    return function(load(checkpoint, kind), kind)
+
+
+def function(model: Any, kind: str) -> traced.Traced:
+    """A model that `load` gave as a function of tensors."""
+    return traced.encoder(model, traced.LOGITS if kind == "classifier" else traced.HIDDEN)
+
+
+def load(checkpoint: Path, kind: str) -> Any:
+    """The encoder or classifier of a checkpoint folder in fp32, ready to infer.
+
+    Raises:
+        EngineError: its files do not fit transformers' code for it.
+        MissingDependency: torch or transformers is not installed.
+    """
+    if kind == "classifier":
+        return classifier_of(checkpoint, "fp32")
     torch = require("torch", extra="transformers")
     transformers = require("transformers", extra="transformers")
     transformers.utils.logging.set_verbosity_error()
@@ -62,9 +82,9 @@ def load(checkpoint: Path) -> Any:
     return model.eval()
 
 
-def call(model: Any) -> Callable[..., Any]:
-    """An encoder of transformers as a function of numpy arrays."""
-    return of_torch(traced.encoder(model).module)
+def call(checkpoint: Path, kind: str) -> Callable[..., Any]:
+    """An encoder or classifier, run by transformers, as a function of numpy arrays."""
+    return of_torch(program(checkpoint, kind).module)
 
 
 def info() -> dict[str, Any]:

@@ -34,14 +34,14 @@ class Form(ABC):
         name: as the command calls it.
         types: of the weights, what is meant without one first.
         aliases: other names of types.
-        kinds: ``decoder``, ``encoder``, or both.
+        kinds: of ``decoder``, ``encoder`` and ``classifier``.
         notes: what a user of the result must know.
     """
 
     name: ClassVar[str]
     types: ClassVar[tuple[str, ...]]
     aliases: ClassVar[Mapping[str, str]] = {}
-    kinds: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    kinds: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "classifier")
     notes: ClassVar[tuple[str, ...]] = ()
 
     def refuse(self, artifact: Artifact, type: str, kind: str) -> None:
@@ -52,7 +52,8 @@ class Form(ABC):
         """
         if kind not in self.kinds:
             raise ArtifactError(
-                f"{self.name} is written for {self.kinds[0]}s here, and {artifact.name} is an {kind}; "
+                f"{self.name} is written for {self.kinds[0]}s here, and {artifact.name} is "
+                f"{'an' if kind == 'encoder' else 'a'} {kind}; "
                 "export it as safetensors, onnx, openvino or torch-export"
             )
 
@@ -73,7 +74,7 @@ class Form(ABC):
         """The decoder that was written, loaded from `folder`."""
 
     def reader(self, folder: Path, artifact: Artifact, type: str) -> AbstractContextManager[Reader]:
-        """The encoder that was written, loaded from `folder`."""
+        """The encoder or classifier that was written, loaded from `folder`."""
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from negawatt.conversion import encoders
 from negawatt.conversion.forms import Form, packed_matrices, refuse_packed
 from negawatt.conversion.runner import CallReader, Reader, Speaker, in_engine, put_weights
 from negawatt.conversion.sizes import Widths
-from negawatt.engine import onnx_graph, onnx_modules, onnxruntime, traced
+from negawatt.engine import onnx_graph, onnx_modules, onnxruntime
 from negawatt.errors import installed_version
 
 
@@ -34,9 +34,9 @@ class Onnx(Form):
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
         if kind == "encoder":
-            model = encoders.load(artifact.checkpoint())
+            model = encoders.load(artifact.checkpoint(), kind)
             onnx_graph.quantize(model, artifact, type)
-            onnx_graph.write_onnx(traced.encoder(model), scratch / "encoder")
+            onnx_graph.write_onnx(encoders.function(model, kind), scratch / "encoder")
             for file in (scratch / "encoder").iterdir():
                 file.rename(folder / file.name)
         else:

@@ -28,11 +28,12 @@ class OpenVino(Form):
     def refuse(self, artifact: Artifact, type: str, kind: str) -> None:
         super().refuse(artifact, type, kind)
         if type == "native":
-            refuse_packed(artifact, "OpenVINO's reader", _read, "openvino:f16 writes such matrices in full")
+            fits = _rounds if kind == "classifier" else _read
+            refuse_packed(artifact, "OpenVINO's reader", fits, "openvino:f16 writes such matrices in full")
 
     def write(self, artifact: Artifact, type: str, kind: str, folder: Path, scratch: Path) -> None:
         if kind == "encoder":
-            openvino_encoder.write(encoders.load(artifact.checkpoint()), type, folder)
+            openvino_encoder.write(encoders.load(artifact.checkpoint(), kind), type, folder)
             return
         put_weights(artifact, "openvino", type, scratch, folder)
 
@@ -69,3 +70,8 @@ def _read(tensor: PackedTensor) -> bool:
     """What becomes a GGUF type that OpenVINO GenAI reads as it is."""
     known = (tensor.bits, tensor.offsets is None) in {(4, True), (4, False), (8, True)}
     return known and tensor.group % 32 == 0 and not tensor.transposed
+
+
+def _rounds(tensor: PackedTensor) -> bool:
+    """What becomes a multiplication of integers in a classifier."""
+    return tensor.input_scale is not None

@@ -1,4 +1,4 @@
-"""What runs a model that was written, to compare it: `Speaker` for decoders, `Reader` for encoders."""
+"""What runs a model that was written, to compare it: `Speaker` for decoders, `Reader` for the rest."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Speaker(ABC):
 
 
 class Reader(ABC):
-    """An encoder that was loaded."""
+    """An encoder or a classifier that was loaded."""
 
     @abstractmethod
-    def hidden(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Its last hidden states, shape ``(batch, length, hidden)``."""
+    def read(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Last hidden states, shape ``(batch, length, hidden)``; of a classifier logits, one row a text."""
 
     @abstractmethod
     def info(self) -> dict[str, Any]:
@@ -116,12 +116,12 @@ class ProgramSpeaker(Speaker):
 
 
 class CallReader(Reader):
-    """An encoder as a function of token ids and mask, both numpy arrays."""
+    """An encoder or a classifier as a function of token ids and mask, both numpy arrays."""
 
     def __init__(self, call: Callable[..., Any], info: dict[str, Any]) -> None:
         self._call, self._info = call, info
 
-    def hidden(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def read(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.asarray(self._call(tokens, mask))
 
     def info(self) -> dict[str, Any]:

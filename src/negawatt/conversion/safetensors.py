@@ -37,4 +37,4 @@ class Safetensors(Form):
 
     @contextmanager
     def reader(self, folder: Path, artifact: Artifact, type: str) -> Iterator[Reader]:
-        yield CallReader(encoders.call(encoders.load(folder)), encoders.info())
+        yield CallReader(encoders.call(folder, encoders.kind_of(artifact)), encoders.info())

@@ -25,8 +25,8 @@ from negawatt.errors import EngineError, installed_version, require
 
 def traced_form(artifact: Artifact, kind: str) -> traced.Traced:
     """An artifact in fp32 as a function of tensors."""
-    if kind == "encoder":
-        return traced.encoder(encoders.load(artifact.checkpoint()))
+    if kind != "decoder":
+        return encoders.program(artifact.checkpoint(), kind)
     return traced.decoder(causal_lm(artifact.checkpoint(), "fp32"))
 
 

@@ -88,6 +88,7 @@ class Backend(ABC):
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
         embeds: whether it can turn texts into vectors.
+        classifies: whether it runs classifiers of texts.
         shares: whether `reserve` and `share` work: more slots than are decoded at once, over one pool of
             cells, in which the beginning of one sequence can be that of another.
         ragged: whether slots advance independently. When False (lockstep), the first step after
@@ -103,6 +104,7 @@ class Backend(ABC):
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     shares: ClassVar[bool] = False
     ragged: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Classifiers of texts under transformers: an encoder with a head, no cache, no next token."""
+"""Classifiers of texts: an encoder with a head, no cache, no next token."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from negawatt.artifact import Artifact
 from negawatt.artifact.safetensors_file import read_json
 from negawatt.engine.backend import Chunk, Logits
+from negawatt.engine.padding import Padded
 
 
 def labels_of(checkpoint: Path) -> tuple[str, ...]:
@@ -22,30 +21,29 @@ def labels_of(checkpoint: Path) -> tuple[str, ...]:
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
+def labels_in(artifact: Artifact) -> tuple[str, ...]:
+    """As `labels_of`, of an artifact."""
+    return labels_of(artifact.path) if artifact.formats & {"checkpoint", "packed"} else ()
+
+
 def forward(model: Any, chunks: Sequence[Chunk]) -> list[Logits]:
-    """One row of logits, one for each label, for each chunk, which is a whole text."""
+    """What a model of transformers says of whole texts: one row of logits, one for each label, for each."""
     import torch
 
     with torch.inference_mode():
-        logits = model(**padded(chunks, int(model.config.pad_token_id or 0))).logits.float().numpy()
+        given = padded(chunks, int(model.config.pad_token_id or 0))
+        return rows_of(model(**given).logits.float().numpy())
+
+
+def rows_of(logits: Logits) -> list[Logits]:
+    """Logits of several texts, shape ``(texts, labels)``, as `Backend.forward` returns them."""
     return [row[None] for row in logits]
 
 
 def padded(chunks: Sequence[Chunk], pad: int) -> dict[str, Any]:
-    """Whole texts as a model's arguments: filled up on the right, with a mask if need be."""
+    """Whole texts as the arguments of a model of transformers, with a mask if need be."""
     import torch
 
-    ids, mask = filled_up(chunks, pad)
-    found = {"input_ids": torch.from_numpy(ids)}
-    return found if mask.all() else {**found, "attention_mask": torch.from_numpy(mask)}
-
-
-def filled_up(chunks: Sequence[Chunk], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole texts side by side and where there are tokens, both of shape ``(texts, longest)``."""
-    longest = max(len(chunk.tokens) for chunk in chunks)
-    ids = np.full((len(chunks), longest), pad, np.int64)
-    mask = np.zeros((len(chunks), longest), np.int64)
-    for row, chunk in enumerate(chunks):
-        ids[row, : len(chunk.tokens)] = chunk.tokens
-        mask[row, : len(chunk.tokens)] = 1
-    return ids, mask
+    given = Padded.of([chunk.tokens for chunk in chunks], pad)
+    found = {"input_ids": torch.from_numpy(given.tokens)}
+    return found if given.mask.all() else {**found, "attention_mask": torch.from_numpy(given.mask)}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.ngrams import NGrams
+from negawatt.engine.padding import together
 
 SCORE_TOKENS_PER_STEP = 512
 """Scoring gathers sequences up to this many tokens into one step."""
@@ -287,11 +288,8 @@ class Decoder:
 
     def embed(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The row that the backend has for each whole text, shape ``(len(texts), vocab_size)``."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = np.empty((len(texts), self.backend.vocab_size), np.float32)
-        batch = self.backend.settings.batch
-        for start in range(0, len(order), batch):  # similar lengths together: little padding
-            group = order[start : start + batch]
+        for group in together([len(text) for text in texts], self.backend.settings.batch):
             chunks = [Chunk(slot, texts[index]) for slot, index in enumerate(group)]
             for index, rows in zip(group, self._forward("prefill", chunks, 0, 0), strict=True):
                 found[index] = rows[0]

@@ -10,8 +10,9 @@ from typing import Any
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import read_packed
 from negawatt.engine import embedder, factored, onnx_modules, traced
+from negawatt.engine.classifier import labels_of
 from negawatt.engine.onnx_modules import Grid
-from negawatt.engine.transformers import causal_lm, encoder_of
+from negawatt.engine.transformers import causal_lm, classifier_of, encoder_of
 from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
@@ -36,19 +37,24 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     ``fp32`` is plain ONNX; formats of few bits use two operators of ONNX Runtime's own. ``native`` keeps
     the grid of a packed artifact where those operators have it, and is fp32 for everything else.
 
+    Of a classifier its ``config.json`` lies there too, which says what its outputs stand for.
+
     Raises:
         EngineError: transformers has no such decoder, or it cannot be traced, or a grid does not fit.
         MissingDependency: onnx, onnxscript or torch is missing.
     """
-    pooling = artifact.pooling()
+    checkpoint, pooling = artifact.checkpoint(), artifact.pooling()
     if pooling is not None:
-        encoder = encoder_of(artifact.checkpoint(), "fp32")
+        encoder = encoder_of(checkpoint, "fp32")
         quantize(encoder, artifact, weight_format)
         write_onnx(traced.encoder(encoder), target, {embedder.POOLING: embedder.kept(artifact, pooling)})
         return
-    model = causal_lm(artifact.checkpoint(), "fp32")
+    classifies = bool(labels_of(checkpoint))
+    model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
-    write_onnx(traced.decoder(model), target)
+    function = traced.encoder(model, traced.LOGITS) if classifies else traced.decoder(model)
+    config = (checkpoint / "config.json").read_text("utf-8")
+    write_onnx(function, target, {"config.json": config} if classifies else {})
 
 
 def quantize(model: Any, artifact: Artifact, weight_format: str) -> None:

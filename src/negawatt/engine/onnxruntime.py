@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from negawatt.artifact import Artifact
-from negawatt.engine import embedder, onnx_graph
+from negawatt.engine import classifier, embedder, onnx_graph
 from negawatt.engine.backend import Backend, Chunk, Logits
-from negawatt.engine.classifier import filled_up
 from negawatt.engine.lockstep import Lockstep, rows_of
+from negawatt.engine.padding import Padded, pad_of
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
 
 class OnnxRuntimeBackend(Backend):
-    """Any causal language model or encoder that transformers has code for and torch.onnx can trace.
+    """Any causal language model, encoder or classifier of texts that torch.onnx can trace in transformers.
 
     Layers that an artifact holds as two factors run as two layers.
 
@@ -35,6 +35,7 @@ class OnnxRuntimeBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     searched: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
     embeds: ClassVar[bool] = True
 
     @classmethod
@@ -51,6 +52,10 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, path: Path) -> None:
         self._session = session(path, self.settings.threads)
+        self.labels = classifier.labels_of(path) if (path / "config.json").exists() else ()
+        if self.labels:
+            self._pad, self.vocab_size = pad_of(path), len(self.labels)
+            return
         if (known := embedder.found(path, self.settings.pooling)) is not None:
             self.pooling, self._pad = known
             self.vocab_size = int(self.pooling.width or 0)
@@ -64,11 +69,14 @@ class OnnxRuntimeBackend(Backend):
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        if self.pooling is not None:
-            ids, mask = filled_up(chunks, self._pad)
+        if self.labels or self.pooling is not None:
+            given = Padded.of([chunk.tokens for chunk in chunks], self._pad)
             with _translated("run the model"):
-                (states,) = self._session.run(None, {"input_ids": ids, "attention_mask": mask})
-            return embedder.rows_of(states, chunks, self.pooling)
+                feeds = {"input_ids": given.tokens, "attention_mask": given.mask}
+                (found,) = self._session.run(None, feeds)
+            if self.pooling is None:
+                return classifier.rows_of(found)
+            return embedder.rows_of(found, chunks, self.pooling)
         step = self._batch.step(chunks)
         with _translated("run the model"):
             if step.fresh:
@@ -94,7 +102,7 @@ class OnnxRuntimeBackend(Backend):
             return rows_of(logits.numpy(), chunks)
 
     def release(self, slot: int) -> None:
-        if self.pooling is None:
+        if self.pooling is None and not self.labels:
             self._batch.release(slot)
 
     def truncate(self, slot: int, length: int) -> None:

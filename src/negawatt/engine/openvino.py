@@ -13,9 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact import Artifact
-from negawatt.engine import embedder, factored, openvino_encoder, openvino_ir, rounded_inputs
+from negawatt.engine import (
+    classifier,
+    embedder,
+    factored,
+    openvino_classifier,
+    openvino_encoder,
+    openvino_ir,
+    rounded_inputs,
+)
 from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
-from negawatt.engine.classifier import filled_up
+from negawatt.engine.padding import Padded
 from negawatt.engine.transformers import encoder_of
 from negawatt.errors import EngineError, installed_version, require
 from negawatt.home import written_beside
@@ -27,7 +35,8 @@ PAGE_TOKENS = 32
 
 
 class OpenVinoBackend(Backend):
-    """Architectures that OpenVINO GenAI reads from GGUF: Llama, Qwen2 and Qwen3; and encoders, as traced.
+    """Architectures that OpenVINO GenAI reads from GGUF: Llama, Qwen2 and Qwen3; and encoders, as traced,
+    also those with a head that labels texts.
 
     Matrices that an artifact holds as two factors are multiplied with one after the other.
 
@@ -45,6 +54,7 @@ class OpenVinoBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "u8", "f16", "bf16")
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
     embeds: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
@@ -58,6 +68,10 @@ class OpenVinoBackend(Backend):
         target = cache / f"{cls.version()}-{weight_format}"
         if not target.exists():
             artifact = Artifact.open(artifact_path)
+            if classifier.labels_in(artifact):
+                with _translated(f"convert {artifact.name}"):
+                    openvino_classifier.make(artifact, weight_format, target)
+                return target
             if (pooling := artifact.pooling()) is not None:
                 _prepare_encoder(artifact, weight_format, target, embedder.kept(artifact, pooling))
                 return target
@@ -79,6 +93,12 @@ class OpenVinoBackend(Backend):
         with _translated(f"load {path}"):
             core = openvino.Core()
             model = core.read_model(path / openvino_ir.MODEL)
+            self.labels = classifier.labels_of(path) if (path / "config.json").exists() else ()
+            if self.labels:
+                self._compiled = core.compile_model(model, "CPU", properties)
+                self._texts = openvino_classifier.Texts(self._compiled, path)
+                self.vocab_size = len(self.labels)
+                return
             if self.settings.threads == 1 and openvino_ir.has_plain_matrices(model):
                 # On one thread the kernels for AMX divide by zero over such matrices (2026.4.1).
                 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
@@ -107,10 +127,13 @@ class OpenVinoBackend(Backend):
                 self._request.set_tensor(name, self._openvino.Tensor(entry.get_element_type(), shape))
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Logits]:
-        if self.pooling is not None:
-            ids, mask = filled_up(chunks, self._pad)
+        if self.labels:
             with _translated("run the model"):
-                states = self._request.infer({"input_ids": ids, "attention_mask": mask})[0]
+                return self._texts.forward(chunks)
+        if self.pooling is not None:
+            given = Padded.of([chunk.tokens for chunk in chunks], self._pad)
+            with _translated("run the model"):
+                states = self._request.infer({"input_ids": given.tokens, "attention_mask": given.mask})[0]
             return embedder.rows_of(states, chunks, self.pooling)
         return in_parts(chunks, TOKENS_PER_STEP, self._step)
 

@@ -16,15 +16,30 @@ def write(model: Any, weights: str, folder: Path) -> None:
         EngineError: OpenVINO cannot convert it.
         MissingDependency: OpenVINO or torch is not installed.
     """
+    made = converted(traced.encoder(model))
+    save(openvino_ir.compress(made, weights) if weights.startswith("int") else made, folder)
+
+
+def converted(function: traced.Traced) -> Any:
+    """A traced function of token ids and mask as a model of OpenVINO.
+
+    Raises:
+        EngineError: OpenVINO cannot convert it.
+    """
     openvino, torch = require("openvino", extra="openvino"), require("torch", extra="transformers")
-    function = traced.encoder(model)
     try:
         with traced.quietly(), torch.inference_mode():
             program = torch.export.export(function.module, function.example, dynamic_shapes=function.shapes)
-            converted = openvino.convert_model(program)
+            model = openvino.convert_model(program)
     except (RuntimeError, ValueError, TypeError) as exc:
-        raise EngineError(f"openvino cannot convert {type(model).__name__}: {exc}") from exc
-    for port, name in zip(converted.inputs, function.inputs, strict=True):
+        kind = type(function.module.model).__name__
+        raise EngineError(f"openvino cannot convert {kind}: {exc}") from exc
+    for port, name in zip(model.inputs, function.inputs, strict=True):
         port.get_tensor().set_names({name})
-    converted = openvino_ir.compress(converted, weights) if weights.startswith("int") else converted
-    openvino.save_model(converted, folder / openvino_ir.MODEL, compress_to_fp16=True)
+    return model
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write a model of OpenVINO into `folder`, what is not rounded in half precision."""
+    openvino = require("openvino", extra="openvino")
+    openvino.save_model(model, folder / openvino_ir.MODEL, compress_to_fp16=True)

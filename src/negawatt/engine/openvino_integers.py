@@ -30,13 +30,13 @@ def multiply_in_integers(model: Any, found: Mapping[str, PackedTensor]) -> Any:
 
     Args:
         model: with those matrices as constants in full or half precision.
-        found: by their names in a checkpoint; symmetric 8 bits, one scale an output.
+        found: by their names in the model; symmetric 8 bits, one scale an output.
 
     Raises:
         EngineError: a matrix is not in the model, or holds something else.
     """
     opset = require("openvino.opset13", extra="openvino")
-    wanted = {graph_name(name): tensor for name, tensor in found.items()}
+    wanted = dict(found)
     before: dict[tuple[str, int, float], Any] = {}  # layers with common inputs share their rounding
     for constant in model.get_ordered_ops():
         tensor = wanted.pop(constant.get_friendly_name(), None)
@@ -59,6 +59,6 @@ def multiply_in_integers(model: Any, found: Mapping[str, PackedTensor]) -> Any:
         multiply.input(0).replace_source_output(before[key])
         multiply.input(1).replace_source_output(weight.output(0))
     if wanted:
-        raise EngineError(f"OpenVINO GenAI read no {next(iter(wanted))} from the GGUF file")
+        raise EngineError(f"OpenVINO's model has no {next(iter(wanted))}")
     model.validate_nodes_and_infer_types()
     return model

@@ -79,7 +79,8 @@ def make_ir(
             make_ir(gguf, "f16", half, factors)
         with written_beside(target) as folder:
             folder.mkdir()
-            _rewrite(half, folder, lambda model: compress(multiply_in_integers(model, rounding), "int8"))
+            named = {graph_name(name): tensor for name, tensor in rounding.items()}
+            _rewrite(half, folder, lambda model: compress(multiply_in_integers(model, named), "int8"))
     elif weight_format == "native" and not plain:
         with written_beside(target) as folder:
             folder.mkdir()

@@ -78,22 +78,25 @@ def decoder(model: Any) -> Traced:
     )  # fmt: skip
 
 
-def encoder(model: Any) -> Traced:
-    """A text encoder.
+HIDDEN, LOGITS = "last_hidden_state", "logits"
+
+
+def encoder(model: Any, output: str = HIDDEN) -> Traced:
+    """A text encoder, or with ``output=LOGITS`` a classifier of texts.
 
     Inputs: ``input_ids`` and ``attention_mask``, shape ``(batch, length)``. Output: ``last_hidden_state``,
-    shape ``(batch, length, hidden)``.
+    shape ``(batch, length, hidden)``, or ``logits``, shape ``(batch, labels)``.
     """
     torch = require("torch", extra="transformers")
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=_longest(model))
     tokens = torch.ones(BATCH, NEW, dtype=torch.int64)
     free = {0: batch, 1: length}
     return Traced(
-        module=_module(model),
+        module=_module(model, output),
         example=(tokens + 4, tokens),  # past the token that some take for padding
         shapes={"input_ids": free, "attention_mask": free},
         inputs=("input_ids", "attention_mask"),
-        outputs=("last_hidden_state",),
+        outputs=(output,),
     )
 
 
@@ -128,7 +131,7 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _module(model: Any) -> Any:
+def _module(model: Any, output: str = HIDDEN) -> Any:
     import torch
     import transformers
 
@@ -157,7 +160,8 @@ def _module(model: Any) -> Any:
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any, ...]:
-            return (self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state,)
+            found = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            return (getattr(found, output),)
 
     return (Decoder() if argument else Encoder()).eval()
 

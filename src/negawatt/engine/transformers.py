@@ -35,6 +35,7 @@ class TransformersBackend(Backend):
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
     has_speculation: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
     embeds: ClassVar[bool] = True
 
     @classmethod

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from negawatt.engine import backends
+from negawatt.artifact import Artifact
+from negawatt.engine import backends, classifier
 from negawatt.engine.backend import Backend
 from negawatt.engine.decode import Decoder, Request
 from negawatt.engine.host import peak_rss_bytes
@@ -82,6 +83,8 @@ class Worker:
     def do_prepare(self, settings: dict[str, Any], artifact: str, cache: str) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         backend = backends.backend(chosen.engine)
+        if not backend.classifies and classifier.labels_in(Artifact.open(artifact)):
+            raise EngineError(f"{backend.name} runs no classifiers of texts; openvino and transformers do")
         backend.check(chosen)
         path = backend.prepare(Path(artifact), chosen.weight_format, Path(cache))
         return {"path": str(path)}, []

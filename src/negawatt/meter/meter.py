@@ -17,7 +17,7 @@ from negawatt.meter.calibrated import power_here
 from negawatt.meter.footprint import Footprint, FootprintTotal, Held
 from negawatt.meter.machine import Share
 from negawatt.meter.measurement import Measurement
-from negawatt.meter.process import OwnTree, ProcessTree
+from negawatt.meter.process import OwnTree, ProcessTree, Trees
 from negawatt.meter.reader import election
 from negawatt.meter.sensor import Boundary
 from negawatt.meter.stages import Ledger
@@ -341,15 +341,17 @@ class ProcessMeter:
 
     Args:
         pid: the process; it must be running.
+        others: further processes that are measured with it as one.
         station: the sensors to use; by default all that can be trusted here.
 
     Raises:
         UsageError: there is no such process.
     """
 
-    def __init__(self, pid: int, station: Station | None = None) -> None:
+    def __init__(self, pid: int, station: Station | None = None, *, others: Sequence[int] = ()) -> None:
+        tree: Tree
         try:
-            tree = ProcessTree(pid)
+            tree = Trees((pid, *others)) if others else ProcessTree(pid)
         except ProcessLookupError as exc:
             raise UsageError(f"there is no process {pid} to measure") from exc
         self.pid = pid

@@ -234,6 +234,36 @@ class ProcessTree:
         return now
 
 
+class Trees:
+    """Several process trees, none of which is part of another, measured as one.
+
+    Args:
+        pids: their roots, at least one.
+
+    Raises:
+        ProcessLookupError: one of them does not run.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._trees = [ProcessTree(pid) for pid in pids]
+
+    def pids(self) -> list[int]:
+        """Their processes that run now, the first root first."""
+        return [pid for tree in self._trees for pid in tree.pids()]
+
+    def cpu_s(self, pids: Sequence[int] | None = None) -> float:
+        """CPU seconds of all so far, or as they were when the `pids` were."""
+        return sum(tree.cpu_s(pids) for tree in self._trees)
+
+    def held(self, pids: Sequence[int]) -> Held:
+        """What these processes of them hold now."""
+        return held(pids)
+
+    def footprint(self) -> FootprintTotal:
+        """Adds up what they hold from now on."""
+        return self._trees[0].footprint()
+
+
 _Identity = tuple[int, int]
 """Process id and start time in ticks since the machine started."""
 

@@ -27,6 +27,7 @@ from negawatt.workload import (
     ask,
     judge,
     judge_agreement,
+    margin,
     prompt_text,
     weight,
 )
@@ -47,6 +48,7 @@ class Quality:
         metric: its name.
         scores: item id → score.
         weights: item id → weight in the aggregate.
+        margins: item id → how sure the answer was, see `negawatt.workload.margin`; of choices only.
         cpu_s: CPU seconds that answering took.
     """
 
@@ -54,6 +56,7 @@ class Quality:
     scores: Mapping[str, float]
     weights: Mapping[str, float] = field(default_factory=dict)
     cpu_s: float = 0.0
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def interval(self) -> Interval:
@@ -91,6 +94,7 @@ class Answered:
         fed: tokens fed for each question.
         steps: the engine's calls.
         cpu_s, wall_s: of the worker.
+        own_waits_s: seconds that each question waited, where that is not to be told from the steps.
     """
 
     responses: tuple[Response, ...]
@@ -98,6 +102,16 @@ class Answered:
     steps: tuple[Step, ...]
     cpu_s: float
     wall_s: float
+    own_waits_s: tuple[float, ...] = ()
+
+    @property
+    def waits_s(self) -> list[float]:
+        """Seconds that each question waited for the engine's call that answered it."""
+        if self.own_waits_s:
+            return list(self.own_waits_s)
+        waits = [step.wall_s for step in self.steps for _ in range(step.sequences)]
+        share = len(waits) / len(self.fed)  # sequences a question: its choices, maybe in several calls
+        return [waits[min(len(waits) - 1, int((i + 1) * share) - 1)] for i in range(len(self.fed))]
 
 
 def answered(engine: Engine, items: Sequence[QualityItem]) -> Answered:
@@ -232,6 +246,7 @@ def judged(
     """
     scores: dict[str, float] = {}
     weights: dict[str, float] = {}
+    margins: dict[str, float] = {}
     cpu_s = 0.0
     for start in range(0, len(items), ITEMS_PER_CALL):
         part = items[start : start + ITEMS_PER_CALL]
@@ -240,9 +255,11 @@ def judged(
         for item, response in zip(part, found.responses, strict=True):
             scores[item.id] = judge(metrics[item.kind], item, response)
             weights[item.id] = weight(metrics[item.kind], response)
+            if (lead := margin(metrics[item.kind], item, response)) is not None:
+                margins[item.id] = lead
         progress(len(scores))
     names = sorted({metrics[item.kind] for item in items})
-    return Quality(names[0] if len(names) == 1 else "mixed", scores, weights, cpu_s)
+    return Quality(names[0] if len(names) == 1 else "mixed", scores, weights, cpu_s, margins)
 
 
 # -- without labels: agreement with a reference -----------------------------------------------------

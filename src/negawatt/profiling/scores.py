@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Settings
@@ -43,15 +44,23 @@ class Scores:
         artifact, workload: what answers, and what is asked.
         reference: settings that answers are compared with where there are no labels.
         origin: of the model whose answers those are, where it is another than `artifact`.
+        apart: where not empty, the scores are kept apart from others under this name.
     """
 
     def __init__(
-        self, artifact: Artifact, workload: Workload, reference: Settings, *, origin: Scores | None = None
+        self,
+        artifact: Artifact,
+        workload: Workload,
+        reference: Settings,
+        *,
+        origin: Scores | None = None,
+        apart: str = "",
     ) -> None:
         self.artifact, self.workload, self.reference, self.origin = artifact, workload, reference, origin
+        self._apart = apart
         self.labelled = bool(workload.quality)
         self._engines: dict[Settings, Engine] = {}
-        self._scores: dict[str, dict[str, tuple[float, float]]] = {}
+        self._scores: dict[str, dict[str, _Kept]] = {}
         self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
         self._pace_s: dict[str, float] = {}
 
@@ -68,18 +77,23 @@ class Scores:
         while self._engines:
             self._engines.popitem()[1].close()
 
-    def quality(self, settings: Settings, items: Items, tick: Tick = lambda text: None) -> Quality:
-        """Scores of the items, answering those not answered before; kept after every few items."""
+    def quality(
+        self, settings: Settings, items: Items, tick: Tick = lambda text: None, *, margins: bool = False
+    ) -> Quality:
+        """Scores of the items, answering those not answered before; kept after every few items.
+
+        With `margins`, those too are answered whose margin was not kept.
+        """
         key = self._key(settings)
         known = self._known(key)
-        missing = [item for item in items if item.id not in known]
+        missing = [i for i in items if i.id not in known or (margins and known[i.id].margin is None)]
         for start in range(0, len(missing), ITEMS_PER_CALL):
             done = len(items) - len(missing) + start
             tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
             asked, started = missing[start : start + ITEMS_PER_CALL], time.monotonic()
             fresh = self._answer(settings, asked)
             self._pace_s[key] = (time.monotonic() - started) / len(asked)
-            known |= {i: (fresh.scores[i], fresh.weights.get(i, 1.0)) for i in fresh.scores}
+            known |= _kept(fresh)
             write_json(self._file(key), known)
         return self._of(known, items)
 
@@ -88,6 +102,13 @@ class Scores:
         known = self._known(self._key(settings))
         answered = [item for item in items if item.id in known]
         return self._of(known, answered) if answered else None
+
+    def teach(self, settings: Settings, quality: Quality) -> None:
+        """Take in scores that were given elsewhere to the same answers."""
+        key = self._key(settings)
+        known = self._known(key)
+        known |= _kept(quality)
+        write_json(self._file(key), known)
 
     def foreseen_s(self, settings: Settings, items: Items) -> float:
         """Seconds that those of the items would take which were not answered before, at the last pace seen.
@@ -98,9 +119,14 @@ class Scores:
         known = self._known(key)
         return self._pace_s.get(key, 0.0) * sum(item.id not in known for item in items)
 
-    def _of(self, known: dict[str, tuple[float, float]], items: Items) -> Quality:
+    def _of(self, known: dict[str, _Kept], items: Items) -> Quality:
         name = (self.workload.metric or "mixed") if self.labelled else "top1_match"
-        return Quality(name, {i.id: known[i.id][0] for i in items}, {i.id: known[i.id][1] for i in items})
+        return Quality(
+            name,
+            {i.id: known[i.id].score for i in items},
+            {i.id: known[i.id].weight for i in items},
+            margins={i.id: lead for i in items if (lead := known[i.id].margin) is not None},
+        )
 
     # -- answering -------------------------------------------------------------------------------
 
@@ -133,19 +159,39 @@ class Scores:
         if not self.labelled:
             parts.append(str(self.reference))
             parts += [] if self.origin is None else [self.origin.artifact.sha256]
+        parts += [self._apart] if self._apart else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
     def _file(self, key: str) -> Path:
         return home() / "cache" / self.artifact.sha256[:16] / "quality" / f"{key}.json"
 
-    def _known(self, key: str) -> dict[str, tuple[float, float]]:
+    def _known(self, key: str) -> dict[str, _Kept]:
         if key not in self._scores:
             try:
                 stored = json.loads(self._file(key).read_text("utf-8"))
-                self._scores[key] = {str(i): (float(s), float(w)) for i, (s, w) in stored.items()}
+                self._scores[key] = {str(i): _Kept.of(*row) for i, row in stored.items()}
             except (OSError, ValueError, TypeError, AttributeError):
                 self._scores[key] = {}  # never judged, or the cache is damaged: answer again
         return self._scores[key]
+
+
+class _Kept(NamedTuple):
+    """What is kept of an answer; one of a time before margins were has none."""
+
+    score: float
+    weight: float
+    margin: float | None
+
+    @classmethod
+    def of(cls, score: float, weight: float, margin: float | None = None) -> _Kept:
+        return cls(float(score), float(weight), None if margin is None else float(margin))
+
+
+def _kept(quality: Quality) -> dict[str, _Kept]:
+    return {
+        i: _Kept(score, quality.weights.get(i, 1.0), quality.margins.get(i))
+        for i, score in quality.scores.items()
+    }
 
 
 def _alone(settings: Settings) -> Settings:

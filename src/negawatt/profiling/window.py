@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from negawatt.artifact import Tokenizer
 from negawatt.energy import Energy
 from negawatt.engine import Completion, Engine, Request, Step
-from negawatt.errors import WorkloadError
+from negawatt.errors import EngineError, WorkloadError
 from negawatt.meter import Measurement, ProcessMeter
+from negawatt.profiling.cascade import Runner, answers_of, engines_of
 from negawatt.profiling.cost_model import Cost
 from negawatt.profiling.quality import answered, prompt_tokens
 from negawatt.profiling.reference_load import reference_load
@@ -160,9 +161,10 @@ def groups_for(jobs: Sequence[T], batch: int, rounds: int, per_round: int) -> li
     return [chosen[number::rounds] for number in range(rounds)]
 
 
-def measure(engine: Engine, jobs: Sequence[Job]) -> Window:
-    """Run a group of jobs, all of one kind, on an open engine under a meter."""
-    meter = ProcessMeter(engine.pid)
+def measure(engine: Runner, jobs: Sequence[Job]) -> Window:
+    """Run a group of jobs, all of one kind, on an open engine, or a cascade of two, under a meter."""
+    pid, *others = (each.pid for each in engines_of(engine))
+    meter = ProcessMeter(pid, others=others)
     before = reference_load()
     meter.start()
     done = _done(engine, jobs)
@@ -174,19 +176,21 @@ def measure(engine: Engine, jobs: Sequence[Job]) -> Window:
     )  # fmt: skip
 
 
-def completions_of(engine: Engine, jobs: Sequence[Job]) -> tuple[Completion, ...]:
+def completions_of(engine: Runner, jobs: Sequence[Job]) -> tuple[Completion, ...]:
     """The answers to a group of jobs, all of one kind, with their times and nothing else."""
     completions: tuple[Completion, ...] = _done(engine, jobs)["completions"]
     return completions
 
 
-def _done(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+def _done(engine: Runner, jobs: Sequence[Job]) -> dict[str, Any]:
     """What a window tells of a group of jobs, but for what the meter and the reference load say."""
     return _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
 
 
-def _generated(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+def _generated(engine: Runner, jobs: Sequence[Job]) -> dict[str, Any]:
     requests = [job for job in jobs if isinstance(job, Request)]
+    if not isinstance(engine, Engine):
+        raise EngineError("a cascade answers questions by choosing, and writes no text")
     generation = engine.generate(requests)
     return {
         "inputs": tuple(len(r.tokens) for r in requests),
@@ -198,35 +202,31 @@ def _generated(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def _answered(engine: Engine, jobs: Sequence[Job]) -> dict[str, Any]:
+def _answered(engine: Runner, jobs: Sequence[Job]) -> dict[str, Any]:
     """Questions answered by scoring or labelling. Each waits for the engine call that it was part of."""
-    found = answered(engine, [job for job in jobs if not isinstance(job, Request)])
-    waits = [step.wall_s for step in found.steps for _ in range(step.sequences)]
-    share = len(waits) / len(jobs)  # sequences a question: its choices, which may lie in several calls
+    found = answers_of(engine, [job for job in jobs if not isinstance(job, Request)])
     return {
         "inputs": found.fed,
         "outputs": (1,) * len(jobs),
-        "completions": tuple(
-            Completion(token_times_s=[waits[min(len(waits) - 1, int((i + 1) * share) - 1)]])
-            for i in range(len(jobs))
-        ),
+        "completions": tuple(Completion(token_times_s=[wait_s]) for wait_s in found.waits_s),
         "steps": tuple(found.steps),
         "cpu_s": found.cpu_s,
         "wall_s": found.wall_s,
     }
 
 
-def warm_up(engine: Engine, job: Job) -> None:
+def warm_up(engine: Runner, job: Job) -> None:
     """One short answer, so that caches, thread pools and lazily compiled kernels are in place."""
-    n = min(2, engine.settings.batch)
-    if isinstance(job, Request):
-        engine.generate([Request(job.tokens, 4)] * n)
-    else:
-        answered(engine, [job] * n)
+    for each in engines_of(engine):
+        n = min(2, each.settings.batch)
+        if isinstance(job, Request):
+            each.generate([Request(job.tokens, 4)] * n)
+        else:
+            answered(each, [job] * n)
 
 
 def interleave(
-    engines: Sequence[Engine],
+    engines: Sequence[Runner],
     rounds: Sequence[Sequence[Sequence[Job]]],
     progress: Callable[[int], None] = lambda done: None,
     enough: Callable[[int], bool] = lambda rounds: False,

@@ -61,6 +61,8 @@ def spoken(settings: Mapping[str, Any]) -> str:
         parts.append(f"made smaller by {settings['passes']}")
     if text(settings.get("model")):
         parts[0] = f"{settings['model']} on {parts[0]}"
+    if text(settings.get("cascade")):
+        parts.append(f"and what it is not sure of by {settings['cascade']}")
     return ", ".join(parts)
 
 

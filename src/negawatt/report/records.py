@@ -265,9 +265,14 @@ class Step:
 
 
 def way(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a record, with the ``model`` and ``passes`` that its weights come from, where told."""
+    """Settings of a record, with the ``model`` and ``passes`` that its weights come from, where told.
+
+    ``cascade`` says of a cascade who answers what this way is not sure of.
+    """
     made = " + ".join(texts(data.get("passes")))
     extra = {"model": text(data.get("model")), "passes": made}
+    if after := mapping(data.get("cascade")):
+        extra["cascade"] = label(way({k: v for k, v in after.items() if k != "cascade"}))
     settings = mapping(data.get("settings"))
     return {**settings, **{k: v for k, v in extra.items() if v}} if settings else settings
 
@@ -285,7 +290,7 @@ def label(settings: Mapping[str, Any]) -> str:
     ]
     parts.append("default threads" if threads is None else f"{threads} thread{'' if threads == 1 else 's'}")
     parts.append(f"batch {settings.get('batch') or 1}")
-    for name in sorted(set(settings) - {"model", "passes", "engine", "weight_format", "threads", "batch"}):
+    for name in sorted(set(settings) - _FIRST):
         value = settings[name]
         if value is None or value == _DEFAULTS.get(name):
             continue
@@ -293,7 +298,13 @@ def label(settings: Mapping[str, Any]) -> str:
         parts.append(f"{value} {spoken}" if isinstance(value, str) else f"{spoken} {value}")
         if isinstance(value, bool):
             parts[-1] = spoken if value else f"no {spoken}"
+    if settings.get("cascade"):
+        parts.append(f"in doubt: {text(settings['cascade'])}")
     return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+
+
+_FIRST = {"model", "passes", "cascade", "engine", "weight_format", "threads", "batch"}
+"""Of settings what `label` tells in an order of its own."""
 
 
 def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from negawatt.carbon import GRAMS
+from negawatt.database import Database, DatabaseError, Row, Session
 from negawatt.errors import UsageError
 from negawatt.serve.budget import DAY_S, HOUR_S, Budget, Decision, Period, Price, Spending, Step, Use, decide
-from negawatt.serve.database import Database, DatabaseError, Row, Session
 from negawatt.serve.ledger import LOCK, ReceiptLedger
 from negawatt.serve.receipt import Receipt
 

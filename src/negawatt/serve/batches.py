@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from negawatt.database import Database, Row, Session
 from negawatt.energy import Energy, Provenance
 from negawatt.serve.batch import Batch, Item, Slice, window_s
-from negawatt.serve.database import Database, Row, Session
 
 _AT_ONCE = 500
 _NOTING_S = 600.0

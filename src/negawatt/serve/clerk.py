@@ -7,8 +7,8 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+from negawatt.database import DatabaseError
 from negawatt.serve.account import Account, Hold
-from negawatt.serve.database import DatabaseError
 from negawatt.serve.receipt import Receipt
 
 RETRY_S = 1.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from negawatt.database import Database, Row
 from negawatt.errors import NegawattError
 from negawatt.home import written_beside
-from negawatt.serve.database import Database, Row
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, owner TEXT NOT NULL, filename TEXT NOT NULL, "

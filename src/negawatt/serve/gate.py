@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 from negawatt.carbon import KWH_J, Factor
+from negawatt.database import DatabaseError
 from negawatt.energy import Energy
 from negawatt.serve.account import Account, Hold
 from negawatt.serve.admission import Caller, Estimate, Refused
 from negawatt.serve.budget import Decision, Spending
 from negawatt.serve.clerk import Clerk
-from negawatt.serve.database import DatabaseError
 from negawatt.serve.keys import Key, KeyRefused, Keys
 from negawatt.serve.rates import Rates
 from negawatt.serve.receipt import Receipt

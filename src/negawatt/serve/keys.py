@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from negawatt.database import Database, Row
 from negawatt.errors import NegawattError, UsageError
 from negawatt.home import home
-from negawatt.serve.database import Database, Row
 
 FRESH_S = 0.5
 """A revoked key works for at most this long."""

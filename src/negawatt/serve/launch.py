@@ -14,13 +14,13 @@ import uvicorn
 from starlette.middleware import Middleware
 
 from negawatt.artifact import Artifact
+from negawatt.database import Database, default_url
 from negawatt.errors import NegawattError, UsageError, require
 from negawatt.serve.account import Account
 from negawatt.serve.app import application
 from negawatt.serve.cascade import Cascade
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
 from negawatt.serve.connection import Connection
-from negawatt.serve.database import Database, default_url
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.grid import Grid

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from negawatt.carbon import Amount
+from negawatt.database import Database, DatabaseError, Row, Session
 from negawatt.energy import Energy
-from negawatt.serve.database import Database, DatabaseError, Row, Session
 from negawatt.serve.receipt import Receipt
 
 ENERGIES = ("energy", "prefill", "decode", "idle")

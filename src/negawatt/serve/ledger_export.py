@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from negawatt.database import Row
 from negawatt.errors import UsageError, require
 from negawatt.home import written_beside
-from negawatt.serve.database import Row
 from negawatt.serve.ledger import COLUMNS, ReceiptLedger
 
 NAMES = ("seq", "created", *COLUMNS)

@@ -9,13 +9,13 @@ from pathlib import Path
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from negawatt.database import Database, default_url
 from negawatt.errors import MissingDependency
 from negawatt.home import home
 from negawatt.serve.admission import Caller
 from negawatt.serve.batch_routes import BatchRoutes
 from negawatt.serve.batches import Batches
 from negawatt.serve.config import ServerConfig
-from negawatt.serve.database import Database, default_url
 from negawatt.serve.deferred import Deferred
 from negawatt.serve.files import Files
 from negawatt.serve.gate import KeyGate

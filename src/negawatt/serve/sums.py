@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from negawatt.carbon import Amount
+from negawatt.database import Database, Row
 from negawatt.energy import Energy, Provenance
 from negawatt.errors import UsageError
-from negawatt.serve.database import Database, Row
 from negawatt.serve.ledger import AMOUNTS, ENERGIES
 
 By = Literal["key", "team", "model", "day", "outcome"]

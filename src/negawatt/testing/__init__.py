@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "ClassifierContract": "classifier_contract",
     "EmbedderContract": "embedder_contract",
     "EngineContract": "engine_contract",
     "PassContract": "pass_contract",
@@ -16,9 +17,17 @@ _HOMES = {
     "SensorContract": "sensor_contract",
 }
 
-__all__ = ["EmbedderContract", "EngineContract", "PassContract", "SamplerContract", "SensorContract"]
+__all__ = [
+    "ClassifierContract",
+    "EmbedderContract",
+    "EngineContract",
+    "PassContract",
+    "SamplerContract",
+    "SensorContract",
+]
 
 if TYPE_CHECKING:
+    from negawatt.testing.classifier_contract import ClassifierContract
     from negawatt.testing.embedder_contract import EmbedderContract
     from negawatt.testing.engine_contract import EngineContract
     from negawatt.testing.pass_contract import PassContract

@@ -21,12 +21,13 @@ from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.attempt import Look
+from negawatt.tuning.bench import SCREEN_FACTOR
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import FINAL_ROUNDS
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.prover import Prover
 from negawatt.tuning.space import Space
-from negawatt.tuning.study import SCREEN_FACTOR, Study
+from negawatt.tuning.study import Study
 from negawatt.tuning.trial import Trial
 from negawatt.tuning.verdict import Constraints, Verdict, verdict
 from negawatt.workload import ChooseItem, Workload

@@ -7,6 +7,7 @@ trips a pass: grouped-query attention, tied and untied heads, biases, norms on q
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,16 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def small_model(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
+def small_model(
+    folder: Path, family: str = "llama", seed: int = 0, *, labels: Sequence[str] = (), **changes: Any
+) -> Path:
     """Write a random model of a family into `folder`, with a tokenizer trained on `TEXT`.
 
     Args:
         folder: where to write; made when absent.
         family: one of `FAMILIES` or `MORE_FAMILIES`.
         seed: of the weights.
+        labels: of an encoder what its head tells apart; no head without them.
         changes: fields of its config.json.
     """
     import torch
@@ -81,6 +85,9 @@ def small_model(folder: Path, family: str = "llama", seed: int = 0, **changes: A
     folder.mkdir(parents=True, exist_ok=True)
     n_tokens = _tokenizer(folder)
     name, content = _CONFIGS[family]
+    if labels:
+        name = name.replace("Model", "ForSequenceClassification")
+        changes |= {"id2label": dict(enumerate(labels)), "label2id": {v: k for k, v in enumerate(labels)}}
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = transformers.AutoConfig.for_model(
         family, **{**content, **ends, "vocab_size": n_tokens, **changes}

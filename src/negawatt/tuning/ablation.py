@@ -37,8 +37,12 @@ def path(baseline: Candidate, winner: Candidate) -> list[Step]:
 
     The model first, then its engine, the passes, how weights are stored, and how the engine runs them. The
     first step is the baseline itself, the last is the winner. Levers that are alike on both sides are left
-    out, and one that cannot be run alone goes together with the next.
+    out, and one that cannot be run alone goes together with the next. The way to a cascade leads over its
+    large model, which answers everything before the small one is put before it.
     """
+    if winner.escalation is not None:
+        small = " + ".join(filter(None, (winner.model, *winner.passes))) or "the first"
+        return [*path(baseline, winner.escalation.to), Step("cascade", f"{small} answers first", winner)]
     steps = [Step("", "what you run today", baseline)]
     now, waiting = baseline, []
     for name, change in _LEVERS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from negawatt.errors import UsageError
@@ -21,12 +22,14 @@ class Budget:
         time_s: seconds for all of it.
         energy_j: joules for all of it; None for as many as the time takes.
         earlier_s, earlier_j: spent by earlier sittings.
+        elsewhere_j: tells the joules that other machines spent on this one.
     """
 
     time_s: float
     energy_j: float | None = None
     earlier_s: float = 0.0
     earlier_j: float = 0.0
+    elsewhere_j: Callable[[], float] = field(default=lambda: 0.0, repr=False)
     _meter: Meter | None = field(default=None, repr=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
 
@@ -51,7 +54,7 @@ class Budget:
     def used_j(self) -> float:
         """Joules so far; only asked where they are to be kept."""
         now = self._meter.so_far().energy.value_j if self._meter else None
-        return self.earlier_j + (now or 0.0)
+        return self.earlier_j + (now or 0.0) + self.elsewhere_j()
 
     def left_s(self, share: float = 1.0) -> float:
         """Seconds until a share of the time or of the joules is used up; negative when it is."""

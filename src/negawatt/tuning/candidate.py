@@ -10,6 +10,19 @@ from negawatt.engine import Settings
 
 
 @dataclass(frozen=True)
+class Escalation:
+    """Whom the questions are passed on to that a candidate is not sure of.
+
+    Attributes:
+        threshold: margin in nats, see `negawatt.workload.margin`, below which a question is passed on.
+        to: who answers then; it passes nothing on itself.
+    """
+
+    threshold: float
+    to: Candidate
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A point of the search.
 
@@ -18,11 +31,20 @@ class Candidate:
         passes: of `negawatt.compress`, in the order in which they are applied, each as on the command
             line (``rtn:bits=4``) and in the form that `str` of the pass gives.
         model: name of the model where it is another than the one that the baseline runs.
+        escalation: of a cascade; None where it answers everything itself.
     """
 
     settings: Settings
     passes: tuple[str, ...] = ()
     model: str = ""
+    escalation: Escalation | None = None
+
+    @property
+    def parts(self) -> tuple[Candidate, ...]:
+        """The single candidates in it, that which answers first before the other."""
+        if self.escalation is None:
+            return (self,)
+        return replace(self, escalation=None), self.escalation.to
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,19 +59,25 @@ class Candidate:
     @property
     def arithmetic(self) -> tuple[str, ...]:
         """What the numbers of its answers depend on; see `Settings.arithmetic`."""
-        return (self.model, *self.passes, *self.settings.arithmetic)
+        own = (self.model, *self.passes, *self.settings.arithmetic)
+        if self.escalation is None:
+            return own
+        return (*own, str(self.escalation.threshold), *self.escalation.to.arithmetic)
 
     def run_as(self, **changes: Any) -> Candidate:
         """The same weights with some settings changed."""
         return replace(self, settings=self.settings.replace(**changes))
 
     def to_json(self) -> dict[str, Any]:
-        """``model`` is null for the model that the baseline runs."""
-        return {
+        """``model`` is null for the model that the baseline runs; ``cascade`` is there only of a cascade."""
+        own: dict[str, Any] = {
             "settings": self.settings.to_json(),
             "model": self.model or None,
             "passes": list(self.passes),
         }
+        if self.escalation is not None:
+            own["cascade"] = {"threshold": self.escalation.threshold, **self.escalation.to.to_json()}
+        return own
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
@@ -59,9 +87,15 @@ class Candidate:
             UsageError: a setting is unknown or has an impossible value.
         """
         passes = tuple(str(each) for each in data.get("passes") or ())
-        return cls(Settings.from_json(data["settings"]), passes, str(data.get("model") or ""))
+        after = data.get("cascade")
+        escalation = Escalation(float(after["threshold"]), cls.from_json(after)) if after else None
+        return cls(Settings.from_json(data["settings"]), passes, str(data.get("model") or ""), escalation)
 
     def __str__(self) -> str:
         """Short form for tables, such as ``rtn:bits=4 → llamacpp · native · 1 thread · batch 1``."""
         made = " + ".join(filter(None, (self.model, *self.passes)))
-        return f"{made} → {self.settings}" if made else str(self.settings)
+        own = f"{made} → {self.settings}" if made else str(self.settings)
+        if self.escalation is None:
+            return own
+        after = self.escalation
+        return f"{own}, and where its answer leads by less than {after.threshold:.3g} nats {after.to}"

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from negawatt.artifact import Artifact
-from negawatt.engine import Completion, Engine
+from negawatt.engine import Completion
 from negawatt.errors import EngineError, NegawattError
-from negawatt.home import write_json, written_beside
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel, Profile, Summary
+from negawatt.profiling.cascade import Runner, engines_of
 from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, completions_of, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.ablation import Step, levers
 from negawatt.tuning.attempt import answered_in
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.kept import keep
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
 from negawatt.workload import Ratio
@@ -52,7 +50,7 @@ class Finals:
 
     def __init__(self, run: Run, workshop: Workshop, traffic: Traffic, tick: Callable[[str], None]) -> None:
         self.run, self.workshop, self.traffic, self.tick = run, workshop, traffic, tick
-        self._engines: dict[Candidate, Engine] = {}  # closed again; kept for what they tell of themselves
+        self._engines: dict[Candidate, Runner] = {}  # closed again; kept for what they tell of themselves
 
     def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
         """The finalists by their cost in fresh, interleaved windows, cheapest first."""
@@ -76,7 +74,7 @@ class Finals:
         found: list[Completion] = []
         jobs = [job for each in traffic for job in each.jobs(candidate)]
         batch = candidate.settings.batch
-        with self.workshop.engine(candidate) as engine:
+        with self.workshop.runner(candidate) as engine:
             warm_up(engine, jobs[0])
             for start in range(0, len(jobs), batch):
                 if found and time_left() <= 0:
@@ -150,13 +148,14 @@ class Finals:
     ) -> dict[Candidate, list[Window]]:
         """Windows of several candidates, taken in turn; one that fails now is left out, with a note."""
         with ExitStack() as stack:
-            opened: dict[Candidate, Engine] = {}
+            opened: dict[Candidate, Runner] = {}
             for each in candidates:
                 self.tick(f"loading {each}")
                 try:
-                    engine = stack.enter_context(self.workshop.engine(each))
-                    warm_up(engine, self.traffic.jobs(each)[0])
-                    opened[each] = engine
+                    runner = self.workshop.runner(each)
+                    stack.enter_context(runner)
+                    warm_up(runner, self.traffic.jobs(each)[0])
+                    opened[each] = runner
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
             engines = list(opened.values())
@@ -174,7 +173,7 @@ class Finals:
 
     def _profile(self, candidate: Candidate, windows: Sequence[Window]) -> Profile:
         """A profile whose cost model is fitted on all windows but the last two, and tested on those."""
-        summary, engine = Summary(tuple(windows)), self._engines[candidate]
+        summary, engines = Summary(tuple(windows)), engines_of(self._engines[candidate])
         cut = len(windows) - 2 if len(windows) > 3 else len(windows)
         fitted, held_back = windows[:cut], windows[cut:]
         model = CostModel.fit(
@@ -183,57 +182,24 @@ class Finals:
             cpu_s=sum(w.cpu_s for w in fitted),
             energy_per_cpu_s=summary.energy.scaled(1 / summary.cpu_s),
         ).tested_on([w.cost for w in held_back])
+        load_cpu_s = sum(each.load_usage.cpu_s for each in engines)
+        infos = [each.info for each in engines]
         return Profile(
-            artifact=engine.artifact.name,
+            artifact=" + ".join(each.artifact.name for each in engines),
             settings=candidate.settings,
             summary=summary,
-            load_cpu_s=engine.load_usage.cpu_s,
-            load_energy=energy_of_cpu_time(engine.load_usage.cpu_s),
-            peak_rss_bytes=engine.last_usage.peak_rss_bytes,
+            load_cpu_s=load_cpu_s,
+            load_energy=energy_of_cpu_time(load_cpu_s),
+            peak_rss_bytes=sum(each.last_usage.peak_rss_bytes for each in engines),
             cost_model=model,
-            version=engine.version,
-            info=engine.info,
+            version=" + ".join(dict.fromkeys(each.version for each in engines)),
+            info=infos[0] if len(infos) == 1 else dict(zip(("small", "large"), infos, strict=True)),
         )
 
     def keep_artifact(self, candidate: Candidate, verdict: str) -> Path:
-        """The winner's weights with settings, hashes and lineage, as an artifact that opens.
-
-        Weights in an engine's own form lie in a folder of that engine's name, beside the model.
-        """
-        settings, artifact = candidate.settings, self.workshop.artifact(candidate)
-        prepared, target = self._engines[candidate].model_path, self.run.path / "artifact"
-        with written_beside(target) as folder:
-            folder.mkdir()
-            if prepared.suffix == ".gguf":
-                _link_or_copy(prepared, folder / prepared.name)
-                settings = settings.replace(weight_format="native")  # it is in the file now
-            else:
-                source = artifact.path
-                members = sorted(source.iterdir()) if source.is_dir() else [source]
-                for file in members:
-                    if file.is_file() and file.name != "negawatt.json":
-                        _link_or_copy(file, folder / file.name)
-                if not prepared.is_relative_to(source):
-                    shutil.copytree(prepared, folder / settings.engine, copy_function=_link_or_copy)
-            write_json(folder / "settings.json", settings.to_json())
-            step = {"pass": "tune", "parameters": settings.to_json(), "verdict": verdict}
-            Artifact.create(
-                folder,
-                name=f"{self.workshop.base.name}-tuned",
-                source=artifact.source,
-                license=artifact.license,
-                lineage=(*artifact.lineage, step),
-                notes=artifact.notes,
-            )
-        return target
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A hard link costs nothing; across file systems the bytes are copied."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        """The winner as an artifact in the run; see `negawatt.tuning.kept.keep`."""
+        name = f"{self.workshop.base.name}-tuned"
+        return keep(self._engines[candidate], self.run.path / "artifact", name, verdict)
 
 
 def waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:

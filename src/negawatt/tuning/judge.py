@@ -57,14 +57,20 @@ class Judge:
         workshop, workload: what is judged, and on what.
         baseline: to compare with.
         confidence: of the one-sided bound.
+        apart: as in `Scores`.
     """
 
     def __init__(
-        self, workshop: Workshop, workload: Workload, baseline: Candidate, confidence: float
+        self,
+        workshop: Workshop,
+        workload: Workload,
+        baseline: Candidate,
+        confidence: float,
+        apart: str = "",
     ) -> None:
         self.workshop, self.workload, self.baseline = workshop, workload, baseline
         self.confidence = confidence
-        self.scores = Answers(workshop, workload, baseline)
+        self.scores = Answers(workshop, workload, baseline, apart)
 
     def compare(self, candidate: Candidate, items: Items, tick: Tick, confidence: float) -> Difference:
         """The paired difference of a candidate to the baseline; higher is made better."""

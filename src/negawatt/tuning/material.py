@@ -11,12 +11,15 @@ from negawatt.profiling.window import counted_on
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.space import Space
 from negawatt.workload import QualityItem, TrafficItem, Workload
+from negawatt.workload.items import answers_are_choices
 from negawatt.workload.split import draw_order
 
 SEARCH_ITEMS = 96
 """Quality items that the search may look at; all others are kept for the proof."""
 CALIBRATION_ITEMS = 256
 """Further ones whose texts passes may be calibrated on, where the space has such passes."""
+THRESHOLD_ITEMS = 384
+"""Further ones that thresholds of cascades are chosen on, where several models are searched."""
 FEWEST_REQUESTS = 4
 
 Items = Sequence[QualityItem | TrafficItem]
@@ -31,6 +34,8 @@ class Material:
             as the quality items, where the workload has no traffic.
         search_items, held_items: the same of quality items; requests where there are no labels.
         usage: what passes may see: nothing of what is held back.
+        threshold_items: what thresholds of cascades are chosen on: those of the search and, where there are
+            several models, more of them.
     """
 
     searched: Items
@@ -38,6 +43,7 @@ class Material:
     search_items: Items
     held_items: Items
     usage: Workload
+    threshold_items: Items = ()
 
     @classmethod
     def of(cls, workload: Workload, space: Space, seed: int, starts: Sequence[Candidate] = ()) -> Material:
@@ -69,10 +75,12 @@ class Material:
         drawn = draw_order(workload.quality, 0)  # as `Workload.subset` draws: a profile's answers are reused
         names = {each.name for each in space.passes} | {name for start in starts for name in start.names}
         calibrated = any(technique(name).calibrated for name in names)
-        more = min(CALIBRATION_ITEMS, len(workload.quality) // 3) if calibrated else 0
+        chosen = len(space.models) > 1 and answers_are_choices(workload.quality)
+        most = max(CALIBRATION_ITEMS * calibrated, THRESHOLD_ITEMS * chosen)
+        more = min(most, len(workload.quality) // 3)
         usage = replace(searched, name=name, quality=tuple(drawn[: n + more]))
         if workload.traffic:
-            return cls(searched.traffic, held.traffic, drawn[:n], drawn[n + more :], usage)
+            return cls(searched.traffic, held.traffic, drawn[:n], drawn[n + more :], usage, drawn[: n + more])
         jobs = {item.id: item for item in counted}
         first, rest = ([jobs[i.id] for i in part] for part in (drawn[:n], drawn[n + more :]))
-        return cls(first, rest, drawn[:n], drawn[n + more :], usage)
+        return cls(first, rest, drawn[:n], drawn[n + more :], usage, drawn[: n + more])

@@ -72,6 +72,21 @@ def frontier(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
     return [trial for trial, _ in pareto(known, lambda pair: pair[1])]
 
 
+def unbeaten(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """Trials that no other beats in all objectives; in cost and quality where only joules were asked.
+
+    Quality is the paired difference to the baseline: trials are judged on different numbers of items.
+    """
+    if len(objectives) > 1:
+        return frontier(trials, objectives)
+
+    def drop(trial: Trial) -> float:
+        return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
+
+    judged = [t for t in trials if t.state == "complete" and t.figures.get("quality")]
+    return pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
+
+
 def since_improvement(trials: Sequence[Trial], objectives: Sequence[str]) -> int:
     """Trials since the last that was cheaper than all before it, or that is on the frontier of several."""
     if len(objectives) > 1:

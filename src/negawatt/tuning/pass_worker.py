@@ -24,7 +24,7 @@ TELL_EVERY_S = 0.2
 
 def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not tear our lines
     told = 0.0
@@ -51,7 +51,8 @@ def main() -> None:
         out.write(json.dumps(answer) + "\n")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait until standard input ends, as it does with who started this process; then end, wherever it is."""
     os.read(0, 1)  # nothing more is ever sent: it returns when the other end is closed
     os._exit(1)
 

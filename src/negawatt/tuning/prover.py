@@ -81,6 +81,7 @@ class Prover:
         study: Study,
         rank: Callable[[Sequence[Candidate]], list[Candidate]],
         search_on: Callable[[], None],
+        offer: Callable[[], None] = lambda: None,
     ) -> tuple[Proved, list[str]]:
         """Finalists and proofs in turn, until one is proved or nothing cheaper than the baseline is left.
 
@@ -88,6 +89,7 @@ class Prover:
         time may be over before a bolder one is proved.
 
         Args:
+            offer: adds cascades of what was tried to the study.
             rank: finalists by fresh measurements, cheapest first; what no longer runs is left out.
             search_on: lets the study search on after a refutation.
 
@@ -96,6 +98,7 @@ class Prover:
         """
         reasons: list[str] = []
         proved, most = Proved(None, None), math.inf
+        offer()
         standing_by = self._standing_by(study, reasons)
         if standing_by.winner is not None:
             most = min(_cost(t) for t in study.trials if t.candidate == standing_by.winner)
@@ -108,6 +111,7 @@ class Prover:
                 break
             if proved.winner is None:
                 search_on()
+                offer()
         if proved.winner is None and standing_by.winner is not None:
             return standing_by, reasons
         if proved.winner is None and not reasons:

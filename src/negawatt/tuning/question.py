@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
+from negawatt.database import without_secrets
 from negawatt.errors import RunError
 from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
-from negawatt.run import Run
+from negawatt.run import Run, new_path
+from negawatt.store import Store
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.objectives import ENERGY
 from negawatt.tuning.space import Space
@@ -50,27 +53,66 @@ class Question:
 
 
 def open_run(
-    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
+    path: Path | None,
+    question: Question,
+    artifact: Artifact,
+    workload: Workload,
+    command: Sequence[str],
+    store: str | None = None,
 ) -> Run:
     """A new run for a question, or the unfinished one of the same question at `path`; locked.
 
+    Args:
+        path: the folder; by default a new one in Negawatt's home.
+        command: what the user typed; secrets in it are left out.
+        store: URL of a database that the run is kept in besides, under the name of the folder. What it has
+            of a run of that name is laid out in the folder.
+
     Raises:
-        RunError: the folder holds something else, or a run that this machine or version cannot continue.
+        RunError: the folder holds something else, or a run that this machine or version cannot continue, or
+            another process writes to it.
     """
-    if path is not None and (path / "run.json").exists():
-        run = Run.open(path, kind="tune")
-        if run.result is not None:
-            raise RunError(
-                f"{path} is finished; see it with: negawatt report {path}, or choose another folder"
-            )
-        if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
-            raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
-        if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
-            raise RunError(
-                f"{path} was begun on another machine, whose figures do not compare with this one's"
-            )
-        run.lock()
-        return run
+    if store is None:
+        run = _unfinished(path, question) if path is not None and (path / "run.json").exists() else None
+        if run is not None and (kept_in := run.manifest.get("kept_in")):
+            raise RunError(f"{path} is kept in {kept_in} too, which must not be left behind; name it again")
+        return _locked(run) if run is not None else _created(path, question, artifact, workload, command)
+    path = path or new_path("tune", secrets.token_hex(3))
+    journal = Store(store).take_up(path)
+    run = None
+    try:
+        if (path / "run.json").exists():
+            run = _locked(_unfinished(path, question))
+        else:
+            run = _created(path, question, artifact, workload, command)
+        journal.keep(run)
+    except BaseException:
+        journal.close()
+        if run is not None:
+            run.close()
+        raise
+    return run
+
+
+def _unfinished(path: Path, question: Question) -> Run:
+    run = Run.open(path, kind="tune")
+    if run.result is not None:
+        raise RunError(f"{path} is finished; see it with: negawatt report {path}, or choose another folder")
+    if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
+        raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
+    if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
+        raise RunError(f"{path} was begun on another machine, whose figures do not compare with this one's")
+    return run
+
+
+def _locked(run: Run) -> Run:
+    run.lock()
+    return run
+
+
+def _created(
+    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
+) -> Run:
     return Run.create(
         "tune",
         path=path,
@@ -78,7 +120,7 @@ def open_run(
         **about(artifact, workload),
         constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
         baseline=question.baseline.settings.to_json(),
-        command=list(command),
+        command=[without_secrets(each) for each in command],
         machine=fingerprint(),
         sensors=[status.to_json() for status in station().statuses],
-    )  # fmt: skip
+    )

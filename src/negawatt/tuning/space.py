@@ -22,6 +22,8 @@ USUAL_PASSES = ("gptq:bits=4,group=32,symmetric=true,clip=true,damping=0.05,alig
 """Passes considered unasked: what keeps more of a model's quality in as few bytes as engines' own formats
 do. It is made only where those lost too much quality and there is time for it. Passes that fit a model to a
 workload (vocabulary), or lose more than a point of quality without training (depth, width), are asked for."""
+CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
+"""The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
 
@@ -41,6 +43,7 @@ class Space:
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
         flash_attention: of `FLASH`, on engines that have the switch.
+        unasked: the engines are those that are searched where none are named.
     """
 
     engines: tuple[str, ...]
@@ -53,6 +56,7 @@ class Space:
     kv_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     speculation: tuple[str, ...] = ("none", "ngram")
     flash_attention: tuple[str, ...] = ("default",)
+    unasked: bool = False
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.passes]
@@ -93,7 +97,30 @@ class Space:
         cores = len(os.sched_getaffinity(0))
         return cls(
             usable(only), tuple(batches), tuple(sorted({1, cores})), max_context, {},
-            models=tuple(models), passes=tuple(passes),
+            models=tuple(models), passes=tuple(passes), unasked=only is None,
+        )  # fmt: skip
+
+    def of_classifiers(self) -> Space:
+        """The same for models that label texts: no cache, nothing speculated, only engines that run them.
+
+        Where none were named these are all that can run here, and of names for one and the same weights
+        one is tried. `USUAL_PASSES` give way to `CLASSIFIER_PASSES`.
+
+        Raises:
+            UsageError: no engine is left.
+        """
+        able = [name for name in sorted(BACKENDS) if backend(name).classifies]
+        engines = usable(able) if self.unasked else tuple(name for name in self.engines if name in able)
+        if not engines:
+            raise UsageError(f"{', '.join(self.engines)} runs no classifiers of texts; {', '.join(able)} do")
+        passes = self.passes
+        if passes and passes == tuple(map(PassRange.parse, USUAL_PASSES)):
+            passes = tuple(map(PassRange.parse, CLASSIFIER_PASSES))
+        plain = {name: tuple(f for f in backend(name).weight_formats if f != "native") for name in engines}
+        return replace(
+            self, engines=engines, passes=passes, weight_formats={**plain, **self.weight_formats},
+            kv_caches=dict.fromkeys(engines, ("default",)), speculation=("none",),
+            flash_attention=("default",),
         )  # fmt: skip
 
     def pick(self, choose: Choose) -> Candidate:

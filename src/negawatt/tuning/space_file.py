@@ -82,6 +82,7 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
     return replace(
         default,
         engines=engines,
+        unasked=default.unasked and "engines" not in data,
         threads=_numbers(data, "threads", default.threads, 1),
         batches=_numbers(data, "batches", default.batches, 1),
         max_context=_numbers(data, "max_context", (default.max_context,), 2, single=True)[0],

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
-from negawatt.meter import energy_of_cpu_time
+from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.reference_load import reference_load
-from negawatt.profiling.window import warm_up
 from negawatt.run import Run
-from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
+from negawatt.tuning.attempt import Look
+from negawatt.tuning.bench import Bench, Tick
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.memory import Memory
@@ -26,12 +24,10 @@ from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.shortfall import says_nothing
 from negawatt.tuning.space import Space
 from negawatt.tuning.traffic import Traffic
-from negawatt.tuning.trial import QUALITY, Trial, difference_json
+from negawatt.tuning.trial import QUALITY, Trial
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
-SCREEN_FACTOR = 1.3
-"""A candidate whose first look costs more than this times the best one's is dropped."""
 QUALITY_WITHIN = 1.15
 """Quality is judged only for candidates that cost at most this times the best one."""
 PATIENCE = 20
@@ -40,8 +36,6 @@ HOPELESS = 3.0
 """An engine whose best trial costs more than this times the best of all is not tried again."""
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
-
-Tick = Callable[[str], None]
 
 
 class Study:
@@ -95,6 +89,7 @@ class Study:
         if not self.reference_s:
             self.reference_s = median(reference_load() for _ in range(7))
             run.update(reference_load_s=self.reference_s)
+        self.bench = Bench(judge, traffic, items, held_out, constraints.max_quality_drop, self.reference_s)
         self.proposals = Proposals(
             space,
             strategy,
@@ -114,29 +109,35 @@ class Study:
 
     def search(self, time_left: Callable[[], float], tick: Tick) -> None:
         """Try candidates until the time is over, the space is exhausted, or nothing improves any more."""
-        self._take_over()
-        self._time_left = time_left
-        if not any(t.candidate == self.baseline for t in self.trials):
-            tick("measuring what you run today")
-            self._keep(self.try_candidate(self.baseline, tick, screen=False), None)
-        for candidate in self.first:
-            if candidate not in self._tried and time_left() > 0:
-                tick(f"known from before: {candidate}")
-                self._keep(self.try_candidate(candidate, tick, screen=False), None)
+        self.begin(time_left, tick)
         alone = len(self.trials) < 2  # on a busy machine the baseline may use up all the time: try one yet
-        while (alone or time_left() > 0) and self._patient:
-            proposed = self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
+        while alone or time_left() > 0:
+            proposed = self.next()
             if proposed is None:
                 return
             proposal, candidate = proposed
             tick(f"trial {len(self.trials)}: {candidate}")
             tried = self.try_candidate(candidate, tick) if proposal.whole else self.look(candidate)
-            if isinstance(tried, Look):
-                self._looks[candidate] = tried
-                self.proposals.looked(proposal, tried.cost)
-            else:
-                self._keep(tried, proposal)
+            self.keep(tried, proposal)
             alone = False
+
+    def begin(self, time_left: Callable[[], float], tick: Tick) -> None:
+        """What goes before proposals: trials of earlier sittings, the baseline, what is known to be good."""
+        self._take_over()
+        self._time_left = time_left
+        if not any(t.candidate == self.baseline for t in self.trials):
+            tick("measuring what you run today")
+            self.keep(self.try_candidate(self.baseline, tick, screen=False), None)
+        for candidate in self.first:
+            if candidate not in self._tried and time_left() > 0:
+                tick(f"known from before: {candidate}")
+                self.keep(self.try_candidate(candidate, tick, screen=False), None)
+
+    def next(self) -> tuple[Proposal, Candidate] | None:
+        """What to try next; None where nothing is left, or nothing has improved for long."""
+        if not self._patient:
+            return None
+        return self.proposals.next(lambda c: self._tried.get(c) or self._reason_to_skip(c))
 
     def _take_over(self) -> None:
         """Trials of an earlier, interrupted session."""
@@ -198,14 +199,41 @@ class Study:
     def _tried(self) -> dict[Candidate, Trial]:
         return {trial.candidate: trial for trial in self.trials}
 
-    def _keep(self, trial: Trial, proposal: Proposal | None) -> None:
-        joules = energy_of_cpu_time(float(trial.figures.get("cpu_s_spent") or 0.0)).to_json()
-        trial = replace(trial, figures={**trial.figures, "energy_spent": joules})
+    def keep(self, tried: Trial | Look, proposal: Proposal | None = None) -> None:
+        """Take in what became of a candidate; a trial is in the run before anything else happens.
+
+        Args:
+            tried: by this machine or one like it; numbered here.
+            proposal: that it came from, if any.
+        """
+        if isinstance(tried, Look):
+            assert proposal is not None
+            candidate = self.space.pick(lambda name, _: proposal.point[name])
+            self._looks[candidate] = tried
+            self._learn(candidate, tried.cost, tried.read_bytes)
+            self.proposals.looked(proposal, tried.cost)
+            return
+        joules = energy_of_cpu_time(float(tried.figures.get("cpu_s_spent") or 0.0)).to_json()
+        figures = {"machine": fingerprint()["id"], **tried.figures, "energy_spent": joules}
+        trial = replace(tried, number=len(self.trials), figures=figures)
         self.trials.append(trial)
         self.run.append("trial", trial.to_record("search"))
+        self._learn(trial.candidate, figures.get("screen_cost"), figures.get("read_bytes"))
+        if figures.get("died"):
+            self._died(trial)
         if QUALITY in trial.violations:
             self._strike(trial.candidate, trial.reason)
         self.proposals.tell(trial, proposal)
+
+    def _died(self, trial: Trial) -> None:
+        engine = trial.settings.engine
+        self._deaths[engine] += 1
+        if self._deaths[engine] == DEATHS:
+            text = (
+                f"{engine} is not tried any more: its process died {DEATHS} times, the last time so: "
+                f"{trial.reason}"
+            )
+            self.run.append("note", {"text": text})
 
     def refute(self, candidate: Candidate, reason: str, figures: Mapping[str, Any]) -> None:
         """Take note that held-out items speak against the quality of `candidate` and its like.
@@ -275,18 +303,7 @@ class Study:
 
     def look(self, candidate: Candidate) -> Look | Trial:
         """A first look at one candidate, or the trial that failed."""
-        started = time.monotonic()
-        try:
-            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
-            with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, jobs[0])
-                look = first_look(engine, jobs, self.reference_s, per_token)
-        except MissingDependency:
-            raise
-        except EngineError as exc:
-            return self._failed(candidate, exc, time.monotonic() - started)
-        self._learn(candidate, look.cost, look.read_bytes)
-        return replace(look, lasted_s=time.monotonic() - started)
+        return self.bench.look(candidate)
 
     def _learn(self, candidate: Candidate, cost: float | None, read_bytes: Sequence[float] | None) -> None:
         if cost is not None and read_bytes is not None:
@@ -294,104 +311,48 @@ class Study:
 
     def try_candidate(self, candidate: Candidate, tick: Tick, *, screen: bool = True) -> Trial:
         """Try one candidate: load, look cheaply, measure, then judge quality if it is worth it."""
-        started, earlier = time.monotonic(), self._looks.get(candidate)
-        screen = screen and self.only_joules
-        if screen and earlier is not None and (reason := self._too_dear(earlier)):
-            return self._pruned(candidate, earlier, reason)
-        try:
-            jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
-            with self.judge.workshop.engine(candidate) as engine:
-                warm_up(engine, jobs[0])
-                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
-                self._learn(candidate, look.cost, look.read_bytes)
-                if screen and (reason := self._too_dear(look)):
-                    return self._pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
-                groups = 2 if candidate == self.baseline else None
-                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
-                peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
-        except MissingDependency:
-            raise
-        except EngineError as exc:
-            return self._failed(candidate, exc, time.monotonic() - started)
-        figures |= {"screen_cost": look.cost, "peak_rss_bytes": peak, "read_bytes": list(look.read_bytes)}
-        if per_token != 1.0:
-            figures["tokens_per_baseline_token"] = per_token
-        trial = Trial(len(self.trials), candidate, "complete", cost, figures=figures).checked(
-            self.constraints
-        )
-        try:
-            trial = self._judged(trial, tick) if trial.feasible else trial
-        except (EngineError, WorkloadError) as exc:
-            if candidate == self.baseline or isinstance(exc, MissingDependency):
-                raise
-            return self._failed(candidate, exc, time.monotonic() - started)
-        lasted_s = time.monotonic() - started
-        if earlier is not None:
-            lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
-        return replace(trial, figures={**trial.figures, "duration_s": lasted_s, "cpu_s_spent": spent_cpu_s})
+        foreseen = self.foreseen() if screen else None
+        trial = self.bench.measure(candidate, foreseen, self._looks.get(candidate)).checked(self.constraints)
+        return self._judged(trial, tick) if trial.feasible else trial
 
-    def _pruned(self, candidate: Candidate, look: Look, reason: str) -> Trial:
-        figures = {
-            "screen_cost": look.cost,
-            "read_bytes": list(look.read_bytes),
-            "peak_rss_bytes": look.peak_rss_bytes,
-            "cpu_s_spent": look.spent_cpu_s,
-            "duration_s": look.lasted_s,
-        }
-        return Trial(len(self.trials), candidate, "pruned", look.cost, reason, figures=figures)
-
-    def _failed(self, candidate: Candidate, error: NegawattError, lasted_s: float) -> Trial:
-        died = isinstance(error, WorkerDied)
-        engine = candidate.settings.engine
-        self._deaths[engine] += died
-        if died and self._deaths[engine] == DEATHS:
-            text = (
-                f"{engine} is not tried any more: its process died {DEATHS} times, the last time so: {error}"
-            )
-            self.run.append("note", {"text": text})
-        figures = {"died": died, "duration_s": lasted_s, "cpu_s_spent": 0.0}
-        return Trial(len(self.trials), candidate, "failed", None, str(error), figures=figures)
-
-    def _too_dear(self, look: Look) -> str:
-        """Why a candidate of such a first look is not worth measuring, or nothing.
-
-        It is compared with what a first look at the best would show, going by what looks showed of whole
-        measurements so far: the look at the best itself may have been a lucky one.
+    def foreseen(self) -> float | None:
+        """What a first look at the best candidate would show, going by what looks showed of whole
+        measurements so far: the look at the best itself may have been a lucky one. None without any, and
+        where more than joules counts.
         """
+        if not self.only_joules:
+            return None
         whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
         if (best := self.best) is None or not whole:
-            return ""
-        foreseen = _cost(best) * median(t.figures["screen_cost"] / _cost(t) for t in whole)
-        if look.cost <= SCREEN_FACTOR * foreseen:
-            return ""
-        return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
+            return None
+        shown: float = median(t.figures["screen_cost"] / _cost(t) for t in whole)
+        return _cost(best) * shown
 
-    def _judged(self, trial: Trial, tick: Tick) -> Trial:
-        """Quality on the search's own items, where the candidate could still win."""
-        limit, best = self.constraints.max_quality_drop, self.best
-        if trial.candidate == self.baseline and self.items and self.judge.scores.labelled:
-            quality = self.judge.scores.quality(trial.candidate, self.items, tick)
-            if text := says_nothing(quality):
-                self.run.append("note", {"text": text})
-            return replace(trial, figures={**trial.figures, "quality": self.judge.summary(quality)})
+    def look_at(self, candidate: Candidate) -> Look | None:
+        """The first look at a candidate, if it had one."""
+        return self._looks.get(candidate)
+
+    def worth_judging(self, trial: Trial) -> bool:
+        """Whether it could still win: quality is judged only then, and the baseline's always."""
+        best = self.best
         rival = (
             self.only_joules
             and best is not None
             and best.candidate != self.baseline
             and _cost(trial) > QUALITY_WITHIN * _cost(best)
         )
-        if not self.items or rival:
+        return trial.feasible and (trial.candidate == self.baseline or not rival)
+
+    def _judged(self, trial: Trial, tick: Tick) -> Trial:
+        """Quality on the search's own items, where the candidate could still win."""
+        if not self.worth_judging(trial):
             return trial
-        allowed = math.inf if limit is None else limit
-        difference, reason = self.judge.screen(trial.candidate, self.items, allowed, self.held_out, tick)
-        known = self.judge.scores.known(trial.candidate, self.items)
-        figures = {
-            **trial.figures,
-            "quality": self.judge.summary(known) if known else None,
-            "quality_drop": difference_json(difference),
-        }
-        violations = (QUALITY,) if reason else ()
-        return replace(trial, reason=reason, violations=violations, figures=figures)
+        judged = self.bench.judged(trial, tick)
+        if trial.candidate == self.baseline and self.items and self.judge.scores.labelled:
+            known = self.judge.scores.known(self.baseline, self.items)
+            if known is not None and (text := says_nothing(known)):
+                self.run.append("note", {"text": text})
+        return judged
 
 
 def _cost(trial: Trial) -> float:

@@ -73,7 +73,7 @@ class Trial:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
         own = (
-            "record", "number", "settings", "model", "passes", "state", "stage", "cost", "reason",
+            "record", "number", "settings", "model", "passes", "cascade", "state", "stage", "cost", "reason",
             "violations",
         )  # fmt: skip
         return cls(

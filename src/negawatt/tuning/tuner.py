@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
+from negawatt.engine.classifier import labels_in
 from negawatt.errors import EngineError, NegawattError, UsageError
-from negawatt.meter import Meter, energy_of_cpu_time, fingerprint
+from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
 from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
@@ -21,12 +22,16 @@ from negawatt.tuning.ablation import levers, path
 from negawatt.tuning.accounts import accounts
 from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cascade import Cascades
+from negawatt.tuning.cluster import Cluster
+from negawatt.tuning.crew import crew_for
+from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable
-from negawatt.tuning.objectives import check_objectives, frontier
+from negawatt.tuning.objectives import check_objectives, unbeaten
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
@@ -37,12 +42,9 @@ from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
-from negawatt.tuning.verdict import Constraints, pareto, verdict
+from negawatt.tuning.verdict import Constraints, verdict
 from negawatt.tuning.workshop import Workshop
-from negawatt.workload import (
-    Difference,
-    Workload,
-)
+from negawatt.workload import Difference, Workload
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -72,6 +74,8 @@ def tune(
     strategy: str = "default",
     objectives: Sequence[str] = (),
     path: Path | None = None,
+    store: str | None = None,
+    ray: str | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:
@@ -97,6 +101,10 @@ def tune(
             the verdict is on the fewest joules all the same.
         command: what the user typed, kept in the run for who wants to repeat it.
         path: the run folder. An unfinished run of the same question there is continued.
+        store: URL of a database (``postgresql://…``) that the run is kept in besides, under the name of its
+            folder: every finished trial is committed there, and any folder of that name goes on with it.
+        ray: address of a Ray cluster whose nodes try the candidates: ``auto``, ``HOST:PORT`` or
+            ``ray://HOST:PORT``. The verdict is for machines like this one; other nodes only judge quality.
         progress: called with (seconds used, seconds in all, what is being done).
 
     Returns:
@@ -121,6 +129,8 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
+    if all(map(labels_in, (artifact, *others.values()))):
+        space = space.of_classifiers()
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
@@ -131,10 +141,13 @@ def tune(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
         check_objectives(objectives),
     )  # fmt: skip
-    with open_run(path, question, artifact, workload, command) as run:
+    with (
+        Cluster(ray) if ray else nullcontext() as cluster,
+        open_run(path, question, artifact, workload, command, store) as run,
+    ):
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress,
+            progress, cluster,
         )  # fmt: skip
         session.note(note)
         return session.go(tokens_per_day)
@@ -156,7 +169,9 @@ class _Session:
         fewest_items: int,
         confidence: float,
         progress: Progress,
+        cluster: Cluster | None,
     ) -> None:
+        self.cluster, self.expense = cluster, Expense(run, self.used_s)
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -165,10 +180,9 @@ class _Session:
             artifact, others, usage=material.usage, seed=question.seed, tick=self.tick,
             told=lambda making: run.append("making", making.to_record()),
         )  # fmt: skip
-        earlier = [*run.records("trial"), *run.records("making")]
-        self.earlier_cpu_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in earlier)
-        budget.earlier_s = sum(float(r.get("duration_s") or 0.0) for r in run.records("trial"))
-        budget.earlier_j = energy_of_cpu_time(self.earlier_cpu_s).value_j or 0.0
+        budget.earlier_s = self.expense.earlier_s
+        budget.earlier_j = self.expense.earlier_energy.value_j or 0.0
+        budget.elsewhere_j = lambda: self.expense.energy.value_j or 0.0
         most = question.space.max_context
         self.searched = Traffic(self.workshop, material.searched, most)
         self.held = Traffic(self.workshop, material.held, most)
@@ -178,6 +192,11 @@ class _Session:
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+        )  # fmt: skip
+
+        self.cascades = Cascades(
+            run, self.judge, material.threshold_items, len(self.held_items), fewest_items,
+            self.constraints.max_quality_drop, self.tick,
         )  # fmt: skip
 
     def used_s(self) -> float:
@@ -209,26 +228,30 @@ class _Session:
                 for name, why in far.items():
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
-                study.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
+                if self.cluster is not None:
+                    crew = crew_for(self.cluster, study, self.material, self.question.seed, self.expense)
+                    self.search = crew.search
+                else:
+                    self.search = study.search
+                self.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
                 if study.trials[0].state == "failed":
                     raise EngineError(f"what you run today does not run here: {study.trials[0].reason}")
                 result = self._decide(study)
             finally:
                 self.judge.scores.close()
-        measurement, energy = meter.measurement, meter.measurement.energy
-        if self.earlier_cpu_s:
-            energy = energy + energy_of_cpu_time(self.earlier_cpu_s)
+        own_s, spent_s = time.process_time() - own_s, meter.measurement.cpu_s + self.expense.cpu_s
         result["search"] = accounts(
-            study.trials, list(self.run.records("making")), energy, result=result,
-            cpu_s=measurement.cpu_s + self.earlier_cpu_s, duration_s=self.used_s(),
-            own_share=(time.process_time() - own_s) / max(measurement.cpu_s, 1e-9),
-            tokens_per_day=tokens_per_day,
+            study.trials, list(self.run.records("making")),
+            meter.measurement.energy + self.expense.energy + self.expense.earlier_energy, result=result,
+            cpu_s=spent_s + self.expense.earlier_cpu_s, duration_s=self.used_s(),
+            own_share=(own_s + self.expense.own_cpu_s) / max(spent_s, 1e-9), tokens_per_day=tokens_per_day,
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
             "objectives": list(self.question.objectives),
             "prediction": study.proposals.trust(),
             "ended": study.proposals.ended or None,
+            "machines": self.expense.by_machine(),
         }
         left_out = {**far, **study.not_tried}
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
@@ -272,9 +295,12 @@ class _Session:
 
         def search_on() -> None:
             pause_s = self.used_s() + AGAIN_SHARE_OF_TIME * max(0.0, self.left_s())
-            study.search(lambda: pause_s - self.used_s(), self.tick)
+            self.search(lambda: pause_s - self.used_s(), self.tick)
 
-        proved, reasons = self.prover.decide(study, rank, search_on)
+        def offer() -> None:
+            self.cascades.offer(study, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME))
+
+        proved, reasons = self.prover.decide(study, rank, search_on, offer)
         return self._compared(study, proved, reasons)
 
     def _compared(self, study: Study, proved: Proved, reasons: list[str]) -> dict[str, Any]:
@@ -362,19 +388,7 @@ class _Session:
         return document
 
     def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """Trials that no other beats in all objectives; in cost and quality where only joules were asked.
-
-        Quality is the paired difference to the baseline: trials are judged on different numbers of items.
-        """
-
-        def drop(trial: Trial) -> float:
-            return float((trial.figures.get("quality_drop") or {}).get("drop", 0.0))
-
-        if study.only_joules:
-            judged = [t for t in study.trials if t.state == "complete" and t.figures.get("quality")]
-            best = pareto(judged, lambda t: (t.cost or math.inf, drop(t)))
-        else:
-            best = frontier(study.trials, study.objectives)
+        """What no other trial beats, as documents."""
         return [
             {
                 "artifact": self.workshop.artifact(t.candidate).name,
@@ -382,5 +396,5 @@ class _Session:
                 "trial": t.number,
                 **t.figures,
             }
-            for t in best
+            for t in unbeaten(study.trials, study.objectives)
         ]

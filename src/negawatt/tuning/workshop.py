@@ -27,6 +27,7 @@ from negawatt.catalog.lock import locked
 from negawatt.engine import Engine
 from negawatt.errors import ArtifactError, EngineError, MissingDependency, NegawattError, UsageError
 from negawatt.home import home, write_json
+from negawatt.profiling.cascade import Cascade, Runner
 from negawatt.tuning.candidate import Candidate
 from negawatt.workload import ChooseItem, PerplexityItem, QualityItem, TrafficItem, Workload
 from negawatt.workload.items import prompt_text
@@ -131,6 +132,18 @@ class Workshop:
             EngineError: as for `artifact`.
         """
         return Engine(self.artifact(candidate), candidate.settings, prepared=prepared)
+
+    def runner(self, candidate: Candidate) -> Runner:
+        """An engine, or for a cascade both of its.
+
+        Raises:
+            EngineError: as for `artifact`.
+        """
+        if candidate.escalation is None:
+            return self.engine(candidate)
+        small, large = map(self.engine, candidate.parts)
+        metrics = self.usage.metrics if self.usage else {}
+        return Cascade(small, large, candidate.escalation.threshold, metrics)
 
     def is_made(self, candidate: Candidate) -> bool:
         """Whether its weights are there already."""

@@ -24,6 +24,7 @@ from negawatt.workload.metrics import Metric as Metric
 from negawatt.workload.metrics import aggregate as aggregate
 from negawatt.workload.metrics import judge as judge
 from negawatt.workload.metrics import judge_agreement as judge_agreement
+from negawatt.workload.metrics import margin as margin
 from negawatt.workload.metrics import metric as metric
 from negawatt.workload.metrics import weight as weight
 from negawatt.workload.statistics import Difference as Difference

@@ -1,4 +1,4 @@
-"""Quality sets made from data of the catalogue: PIQA, OpenBookQA, VADER's movie snippets."""
+"""Quality sets made from data of the catalogue: questions, mails, snippets of reviews, news."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from pathlib import Path
 
 from negawatt import catalog
 from negawatt.errors import WorkloadError
-from negawatt.workload.items import ChooseItem, ClassifyItem, QualityItem
+from negawatt.workload.items import ChooseItem, ClassifyItem, GenerateItem, Message, QualityItem
+from negawatt.workload.mails import spam_items
 
 LEAST_VALENCE = 1.0
 """Snippets rated closer to neutral than this, on VADER's scale from −4 to 4, are left out."""
+
+ARTICLE_CHARACTERS = 1500
+"""Of an article, from its beginning; news tells first what matters."""
+SUMMARY_TOKENS = 40
 
 _OPTION = re.compile(r"(?:^|\n)([A-Z])\. ")
 
@@ -57,10 +62,34 @@ def vader_items(text: str) -> tuple[QualityItem, ...]:
     return tuple(items)
 
 
+def boolq_items(text: str) -> tuple[QualityItem, ...]:
+    """BoolQ (Clark et al., NAACL 2019) in the form of lm-evaluation-harness: passage, question, yes or no."""
+    items = []
+    for number, record in enumerate(map(json.loads, text.splitlines()), start=1):
+        context = f"{record['passage'].strip()}\nQuestion: {record['question'].strip()}?\nAnswer:"
+        right = {"True": 0, "False": 1}[str(record["answer"])]
+        items.append(ChooseItem(f"boolq-{number}", context, ("yes", "no"), right))
+    return tuple(items)
+
+
+def xsum_items(text: str) -> tuple[QualityItem, ...]:
+    """XSum (Narayan et al., EMNLP 2018): the beginning of a news article, to be told in one sentence."""
+    items = []
+    for record in map(json.loads, text.splitlines()):
+        article = record["document"].strip()[:ARTICLE_CHARACTERS]
+        asked = Message("user", f"Summarise this article in one sentence.\n\n{article}")
+        answer = record["summary"].strip()
+        items.append(GenerateItem(f"xsum-{record['id']}", (asked,), (answer,), SUMMARY_TOKENS))
+    return tuple(items)
+
+
 DATASETS = {
+    "boolq": DataSet("dev.jsonl", boolq_items),
     "piqa": DataSet("validation.jsonl", piqa_items),
     "openbookqa": DataSet("test.jsonl", openbookqa_items),
+    "spam": DataSet("mails.json", spam_items),
     "vader-movies": DataSet("movieReviewSnippets_GroundTruth.txt", vader_items),
+    "xsum": DataSet("test.jsonl", xsum_items),
 }
 
 

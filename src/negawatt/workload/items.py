@@ -6,7 +6,7 @@ Every record is frozen, hashable and engine-neutral. `to_record` and the readers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -88,6 +88,11 @@ class PerplexityItem:
 
 QualityItem = GenerateItem | ChooseItem | ClassifyItem | PerplexityItem
 KINDS: tuple[str, ...] = ("generate", "choose", "classify", "perplexity")
+
+
+def answers_are_choices(items: Sequence[QualityItem | TrafficItem]) -> bool:
+    """Whether every item, of at least one, is answered by choosing; such answers have a margin."""
+    return bool(items) and all(isinstance(item, ChooseItem | ClassifyItem) for item in items)
 
 
 def prompt_text(prompt: Prompt) -> str:

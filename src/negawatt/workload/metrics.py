@@ -141,6 +141,20 @@ def weight(name: str, response: Response) -> float:
     return 1.0
 
 
+def margin(name: str, item: QualityItem, response: Response) -> float | None:
+    """How sure an answer is: by how much it leads the next best; None where nothing is chosen.
+
+    In nats, as the metric compares: of summed log-probabilities, or per byte for ``accuracy_norm``.
+    """
+    if not isinstance(item, ChooseItem | ClassifyItem) or not isinstance(response, Scored):
+        return None
+    options, _ = _options(item)
+    sums = _scored(item, response, len(options)).log_probs
+    per = [len(o.encode()) for o in options] if name == "accuracy_norm" else [1] * len(options)
+    *_, second, first = sorted(s / n for s, n in zip(sums, per, strict=True))
+    return first - second
+
+
 def aggregate(
     name: str, scores: Sequence[float], *, weights: Sequence[float] | None = None, confidence: float = 0.95
 ) -> Interval:

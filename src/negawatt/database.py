@@ -1,7 +1,9 @@
-"""`Database`: where keys, budgets, receipts and batches are kept: SQLite, or PostgreSQL by its URL."""
+"""`Database`: what several processes share, such as receipts and runs: SQLite, or PostgreSQL by its URL."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import queue
 import re
@@ -11,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import IO, Any, Protocol
 
 from negawatt.errors import NegawattError, UsageError, require
 from negawatt.home import home
@@ -27,6 +28,26 @@ Row = tuple[Any, ...]
 
 class DatabaseError(NegawattError):
     """The database cannot be opened, read or written."""
+
+
+class Held(DatabaseError):
+    """Another process holds what was asked for."""
+
+
+class Unreachable(DatabaseError):
+    """The server cannot be reached or ended the connection; later it may be there again."""
+
+
+class Hold(Protocol):
+    """A name that this process holds and no other may."""
+
+    def lasts(self) -> bool:
+        """Whether it still does: a server that was started anew knows nothing of it."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class Session(Protocol):
@@ -53,6 +74,9 @@ class Database:
     Args:
         url: ``sqlite:///relative.db``, ``sqlite:////absolute.db``, a path, or ``postgresql://…``.
 
+    Attributes:
+        shown: the URL for people: without user, password and parameters.
+
     Raises:
         UsageError: no such kind of URL.
         DatabaseError: it cannot be opened.
@@ -62,6 +86,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self._dialect = _dialect(url)
+        self.shown = self._dialect.shown
         self._free: queue.LifoQueue[Any] = queue.LifoQueue()
         self._slots = threading.BoundedSemaphore(CONNECTIONS)
         self._closed = False
@@ -94,6 +119,18 @@ class Database:
         """
         with self._transaction(lock, durable) as session:
             yield session
+
+    def hold(self, name: str) -> Hold:
+        """Hold a name that one process at a time may hold; it is not waited for.
+
+        It is let go of when this process ends, however it ends. Where it is another machine that is gone,
+        PostgreSQL notices within a minute.
+
+        Raises:
+            Held: another process holds it.
+        """
+        with self._dialect.translated():
+            return self._dialect.hold(name)
 
     def close(self) -> None:
         """Close the connections that nobody uses; the others close when given back."""
@@ -175,6 +212,32 @@ class _Session:
             cursor.close()
 
 
+class _HeldFile:
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def lasts(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _HeldConnection:
+    def __init__(self, connection: Any, errors: type[Exception]) -> None:
+        self._connection, self._errors = connection, errors
+
+    def lasts(self) -> bool:
+        try:
+            self._connection.execute("SELECT 1")
+        except self._errors:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class _Sqlite:
     def __init__(self, path: Path) -> None:
         import sqlite3
@@ -182,7 +245,7 @@ class _Sqlite:
         self._module: ModuleType = sqlite3
         self.lost: type[Exception] = sqlite3.ProgrammingError
         self.errors: type[Exception] = sqlite3.Error
-        self._path = path
+        self._path, self.shown = path, str(path)
         self._writer = threading.Lock()  # fairer than SQLite's own waiting, which sleeps
 
     def connect(self) -> Any:
@@ -200,6 +263,21 @@ class _Sqlite:
 
     def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         connection.execute("BEGIN" if lock is None else "BEGIN IMMEDIATE")
+
+    def hold(self, name: str) -> Hold:
+        beside = self._path.with_name(
+            f"{self._path.name}.{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+        )
+        try:
+            file = beside.open("w")
+        except OSError as exc:
+            raise DatabaseError(f"cannot write {beside}: {exc.strerror or exc}") from exc
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            file.close()
+            raise Held(f"{name} in {self._path} is in use by another process") from exc
+        return _HeldFile(file)
 
     @contextmanager
     def exclusive(self, lock: str | None) -> Iterator[None]:
@@ -226,11 +304,40 @@ class _Postgres:
         self.lost: type[Exception] = self._module.OperationalError
         self.errors: type[Exception] = self._module.Error
         self._url = url
-        parts = urlsplit(url)
-        self._shown = f"{parts.hostname or 'localhost'}{parts.path}"  # without user and password
+        self.shown = without_secrets(url)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a URL that is not read as it is meant: errors of it would tell the password."""
+        before, at, _ = self._url.partition("://")[2].rpartition("@")
+        if at and any(mark in before for mark in "@/?"):
+            raise UsageError(
+                "the user or password in the database's URL holds @, / or ?; write %40, %2F or %3F, or keep "
+                "the password in ~/.pgpass or PGPASSWORD"
+            )
+        try:
+            self._module.conninfo.conninfo_to_dict(self._url)
+        except self._module.Error:
+            raise UsageError(
+                "the database's URL cannot be read; expected postgresql://USER@HOST:PORT/NAME"
+            ) from None
 
     def connect(self) -> Any:
         return self._module.connect(self._url, autocommit=True, connect_timeout=10)
+
+    def hold(self, name: str) -> Hold:
+        connection = self.connect()
+        try:
+            number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            for setting in ("idle TO 15", "interval TO 5", "count TO 4"):  # a machine that is gone lets go
+                connection.execute(f"SET tcp_keepalives_{setting}")
+            if connection.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone()[0]:
+                return _HeldConnection(connection, self.errors)
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        raise Held(f"{name} in {self.shown} is in use by another process")
 
     def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         if lock is None:
@@ -250,7 +357,8 @@ class _Postgres:
             yield
         except self._module.Error as exc:
             lines = str(exc).strip().splitlines()
-            raise DatabaseError(f"PostgreSQL at {self._shown}: {lines[0] if lines else exc}") from exc
+            kind = Unreachable if isinstance(exc, self.lost) else DatabaseError
+            raise kind(f"{self.shown}: {lines[0] if lines else type(exc).__name__}") from exc
 
     def spelled(self, statement: str) -> str:
         return statement.replace("?", "%s")
@@ -266,8 +374,13 @@ def _dialect(url: str) -> _Sqlite | _Postgres:
         return _Sqlite(Path(rest[1:]).expanduser().absolute())
     if scheme in ("postgresql", "postgres"):
         return _Postgres(url)
-    hidden = re.sub(r"//[^@/]*@", "//…@", url)
+    hidden = re.sub(r"//\S*@", "//…@", url)
     raise UsageError(f"expected a file, sqlite:///FILE or postgresql://HOST/NAME, not {hidden!r}")
+
+
+def without_secrets(text: str) -> str:
+    """A text in which URLs of PostgreSQL have no user, password or parameters any more."""
+    return re.sub(r"(postgres(?:ql)?://)(?:\S*@)?([^\s?]*)(\?\S*)?", r"\1\2", text)
 
 
 def default_url() -> str:

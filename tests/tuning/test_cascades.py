@@ -1,0 +1,106 @@
+"""A search over a large and a small classifier finds that the small one may answer what it is sure of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from negawatt.compress import Recipe, compress, parse
+from negawatt.engine import Settings
+from negawatt.profiling.cascade import Cascade
+from negawatt.report import render
+from negawatt.run import Run
+from negawatt.testing.small_models import small_model
+from negawatt.testing.small_workload import small_workload
+from negawatt.tuning import Constraints, Space, tune
+from negawatt.tuning.ablation import path
+from negawatt.tuning.candidate import Candidate, Escalation
+from negawatt.tuning.material import Material
+from negawatt.tuning.trial import Trial
+from negawatt.workload import ClassifyItem, Workload
+from negawatt.workload.writer import write_workload
+
+SETTINGS = Settings(engine="transformers", weight_format="fp32", threads=1, max_context=64)
+SPACE = Space(
+    ("transformers",), (1,), (1,), 64, {"transformers": ("fp32",)}, kv_caches={"transformers": ("default",)},
+    speculation=("none",),
+)  # fmt: skip
+STRANGE = {"warm": "kettle coin gull fed", "cold": "boats key nine cart"}
+"""Words that the small model never saw."""
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What the small model learns from, and that with as many texts of strange words among it."""
+    place = tmp_path_factory.mktemp("texts")
+    known = Workload.open(small_workload(place / "known", 300))
+    strange = []
+    for number, item in enumerate(known.quality[:150]):
+        assert isinstance(item, ClassifyItem)
+        words = STRANGE[item.answer].split()
+        prompt = " ".join(words[(number + n) % len(words)] for n in range(2 + number % 4))
+        strange.append(replace(item, id=f"strange-{number}", prompt=prompt))
+    whole = replace(known, name="both", quality=(*known.quality, *strange))
+    return {"known": place / "known", "both": write_workload(whole, place / "both")}
+
+
+def made(model: Path, technique: str, texts: Path, output: Path) -> str:
+    recipe = Recipe(str(model), (parse(technique),), str(texts), windows=4, heldout=2, length=64, threads=1)
+    compress(recipe, output, keep_worse=True)
+    return str(output)
+
+
+def test_a_cascade_is_proved_and_kept(texts: dict[str, Path], tmp_path: Path) -> None:
+    large = {"num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024}
+    head = "classifier:epochs=6,batch=8,rate=0.002,frozen={}"
+    teacher = made(small_model(tmp_path / "l", "bert", seed=1, **large), head.format(7), texts["both"],
+                   tmp_path / "teacher")  # fmt: skip
+    student = made(small_model(tmp_path / "s", "bert", num_hidden_layers=1), head.format(0), texts["known"],
+                   tmp_path / "student")  # fmt: skip
+    found = tune(
+        teacher, str(texts["both"]), models=(student,), space=SPACE, baseline=SETTINGS, time_budget_s=120,
+        constraints=Constraints(max_quality_drop=0.06), path=tmp_path / "run",
+    )  # fmt: skip
+    text = found["verdict"]["text"]
+    assert found["verdict"]["accepted"], text
+    assert "and where its answer leads by less than" in text
+    assert found["best"]["cascade"]["threshold"] > 0
+    assert found["best"]["artifact"] == "student + teacher"
+    assert found["verdict"]["ratio"]["low"] > 1
+    assert found["best"]["quality"]["value"] > 0.9
+    levers = [row["lever"] for row in found["waterfall"] if row.get("lever")]
+    assert levers[-1:] == ["cascade"] or found["waterfall"] == found["phases"]
+    kept = Cascade.read(Path(found["artifact"]))
+    items = Workload.open(str(texts["both"])).quality[-20:]
+    with kept:
+        answers = kept.answered(items)
+    assert sum(step.sequences for step in answers.steps) > len(items)  # strange words are passed on
+    trials = list(map(Trial.from_record, Run.open(tmp_path / "run", kind="tune").records("trial")))
+    assert any(t.candidate.escalation for t in trials)
+    assert "in doubt" in render(tmp_path / "run", "markdown").replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_cascade_survives_its_record() -> None:
+    small = Candidate(
+        SETTINGS, model="student", escalation=Escalation(0.75, Candidate(SETTINGS.replace(batch=4)))
+    )
+    assert Candidate.from_json(json.loads(json.dumps(small.to_json()))) == small
+    assert [each.model for each in small.parts] == ["student", ""]
+    assert small.arithmetic != small.parts[0].arithmetic
+    assert "leads by less than 0.75 nats" in str(small)
+    steps = path(Candidate(SETTINGS), small)
+    assert [step.lever for step in steps] == ["", "batch", "cascade"]
+    assert steps[-1].candidate == small
+
+
+def test_thresholds_are_not_chosen_on_what_proves_them(texts: dict[str, Path]) -> None:
+    workload = Workload.open(str(texts["both"]))
+    several = Material.of(workload, replace(SPACE, models=("", "student")), 0)
+    chosen, held = ({item.id for item in part} for part in (several.threshold_items, several.held_items))
+    assert not chosen & held
+    assert len(chosen) > len(several.search_items)
+    one = Material.of(workload, SPACE, 0)
+    assert {i.id for i in one.threshold_items} == {i.id for i in one.search_items}
