@@ -336,7 +336,9 @@ def crashed_at(running: Running, text: str) -> str:
         timeout=60,
     ) as answer:  # fmt: skip
         pieces = answer.iter_text()
-        said = next(pieces)
+        said = ""
+        while not re.search('"content":"[^"]', said):  # before, it would only wait for another worker
+            said += next(pieces)
         children = Path(f"/proc/{running.process.pid}/task").glob("*/children")
         for worker in {pid for file in children for pid in file.read_text().split()}:
             limits = Path(f"/proc/{worker}/limits").read_text()
