@@ -36,9 +36,9 @@ STRANGE = {"warm": "kettle coin gull fed", "cold": "boats key nine cart"}
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What the small model learns from, and that with as many texts of strange words among it."""
     place = tmp_path_factory.mktemp("texts")
-    known = Workload.open(small_workload(place / "known", 300))
+    known = Workload.open(small_workload(place / "known", 240))
     strange = []
-    for number, item in enumerate(known.quality[:150]):
+    for number, item in enumerate(known.quality[:120]):
         assert isinstance(item, ClassifyItem)
         words = STRANGE[item.answer].split()
         prompt = " ".join(words[(number + n) % len(words)] for n in range(2 + number % 4))
@@ -61,7 +61,7 @@ def test_a_cascade_is_proved_and_kept(texts: dict[str, Path], tmp_path: Path) ->
     student = made(small_model(tmp_path / "s", "bert", num_hidden_layers=1), head.format(0), texts["known"],
                    tmp_path / "student")  # fmt: skip
     found = tune(
-        teacher, str(texts["both"]), models=(student,), space=SPACE, baseline=SETTINGS, time_budget_s=120,
+        teacher, str(texts["both"]), models=(student,), space=SPACE, baseline=SETTINGS, time_budget_s=300,
         constraints=Constraints(max_quality_drop=0.06), path=tmp_path / "run",
     )  # fmt: skip
     text = found["verdict"]["text"]

@@ -88,3 +88,20 @@ def test_violations_are_named_with_what_was_found() -> None:
     figures = {"ttft_ms": {"p95": 250.0}, "tpot_ms": {"p95": 9.0}, "peak_rss_bytes": 900}
     assert limits.violations(figures) == {"p95 TTFT (ms)": (250.0, 100)}
     assert limits.violations({}) == {}
+
+
+def test_classifiers_have_a_space_of_their_own() -> None:
+    found = Space.default(batches=(1, 8), models=("", "small")).of_classifiers()
+    assert "llamacpp" not in found.engines
+    assert {"openvino", "transformers"} <= set(found.engines)
+    assert [each.name for each in found.passes] == ["smoothquant"]
+    points = list(found.grid())
+    assert all(point.settings.kv_cache == "default" for point in points)
+    assert all(point.settings.speculation == "none" for point in points)
+    assert all(point.settings.weight_format != "native" for point in points if not point.passes)
+    assert all(point.settings.weight_format == "native" for point in points if point.passes)
+    named = Space.default(only=["transformers"], passes=[]).of_classifiers()
+    assert named.engines == ("transformers",)
+    assert not named.passes
+    with pytest.raises(UsageError, match="llamacpp runs no classifiers"):
+        Space.default(only=["llamacpp"]).of_classifiers()

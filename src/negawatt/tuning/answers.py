@@ -35,22 +35,26 @@ class Answers:
 
         Of a cascade both models answer on their own what they have to, and the answers are put together.
         """
+        self._make_room(candidate)
         if candidate.escalation is not None:
             return self._cascaded(candidate, items, tick)
-        scores = self._scores(candidate)
+        return self._scores(candidate).quality(candidate.settings, items, tick, margins=margins)
+
+    def _make_room(self, candidate: Candidate) -> None:
+        """One candidate at a time, beside the reference; of a cascade both parts."""
+        own = [self._base, *map(self._scores, candidate.parts)]
         for other in self._of.values():
-            if other is not scores and other is not self._base:
-                other.close()  # one candidate at a time, beside the reference
-        return scores.quality(candidate.settings, items, tick, margins=margins)
+            if other not in own:
+                other.close()
 
     def _cascaded(self, candidate: Candidate, items: Items, tick: Tick) -> Quality:
         first, second = candidate.parts
         threshold = candidate.escalation.threshold if candidate.escalation else -math.inf
-        ours = self.quality(first, items, tick, margins=True)
+        ours = self._scores(first).quality(first.settings, items, tick, margins=True)
         unsure = [item for item in items if ours.margins[item.id] < threshold]
         if not unsure:
             return ours
-        theirs = self.quality(second, unsure, tick)
+        theirs = self._scores(second).quality(second.settings, unsure, tick)
         return replace(ours, scores={**ours.scores, **theirs.scores})
 
     def known(self, candidate: Candidate, items: Items) -> Quality | None:

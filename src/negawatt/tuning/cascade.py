@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.profiling.threshold import Threshold, Tried, cheapest, thresholds
@@ -11,7 +12,7 @@ from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, Escalation
 from negawatt.tuning.judge import Judge, look_plan
 from negawatt.tuning.study import Study
-from negawatt.tuning.trial import QUALITY, Trial
+from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.workload import QualityItem, TrafficItem
 from negawatt.workload.items import answers_are_choices
 from negawatt.workload.sequential import shares_of_error
@@ -71,18 +72,29 @@ class Cascades:
                 continue
             if chosen is not None and 0 < chosen.passed < 1:
                 found.append((chosen, small.candidate, large.candidate))
+                self._strike(small, study)
         if not found:
             return
         chosen, first, second = min(found, key=lambda each: each[0].cost)
-        best = study.best
-        if best is not None and best.cost is not None and chosen.cost > WORTH * best.cost:
+        rivals = [t.cost for t in study.trials if t.feasible and t.cost and t.candidate.model != first.model]
+        if rivals and chosen.cost > WORTH * min(rivals):
             return
         self._offered[first, second] = self._offered.get((first, second), 0) + 1
         offered = replace(first, escalation=Escalation(chosen.margin, second))
         if all(t.candidate != offered for t in study.trials):
-            foreseen = {"passed": chosen.passed, "drop": chosen.drop, "bound": chosen.bound}
-            figures = {"cascade_foreseen": foreseen}
+            figures = self._figures(offered, chosen)
             study.keep(Trial(len(study.trials), offered, "complete", chosen.cost, figures=figures))
+
+    def _figures(self, offered: Candidate, chosen: Threshold) -> dict[str, Any]:
+        """What is known of a cascade before it runs, from what its parts answered and cost."""
+        difference = self.judge.compare(offered, self.items, self.tick, self.judge.confidence)
+        known = self.judge.scores.known(offered, self.items)
+        return {
+            "cascade_foreseen": {"passed": chosen.passed, "drop": chosen.drop, "bound": chosen.bound},
+            "screen_cost": chosen.cost,  # as if a look had shown it
+            "quality": self.judge.summary(known) if known else None,
+            "quality_drop": difference_json(difference),
+        }
 
     def _pairs(self, study: Study, time_left: Callable[[], float]) -> Iterator[tuple[Trial, Trial]]:
         """Trials of two models, the cheaper first; of each model the cheapest that may answer so."""
@@ -120,6 +132,13 @@ class Cascades:
             tried, small.cost, large.cost, max(1, self.held_out), confidence, PRUDENCE[turn]
         )  # fmt: skip
         return cheapest(found, self.limit - self._lost(large.candidate))
+
+    def _strike(self, small: Trial, study: Study) -> None:
+        """So many questions may show that the small model alone will not do, before a proof is spent."""
+        difference = self.judge.compare(small.candidate, self.items, self.tick, self.judge.confidence)
+        if self.limit is not None and -difference.high > self.limit and QUALITY not in small.violations:
+            figures = {"quality_drop": difference_json(difference)}
+            study.refute(small.candidate, f"quality drops: {difference.text}", figures)
 
     def _lost(self, large: Candidate) -> float:
         """What the large model itself is seen to lose against the baseline."""
