@@ -154,3 +154,46 @@ def test_without_keeping_nothing_stays(kind: type[Shelf]) -> None:
     assert cells.used == 0 and not any(shelf.held)
     again = cells.place([1, 2, 3], 5)
     assert again is not None and again.cached == 0
+
+
+def test_what_is_kept_goes_when_keeping_it_has_cost_what_it_is_worth() -> None:
+    shelf = Shelf(4)
+    cells = Cells(shelf, 4, 100, kept_steps=20)
+
+    def read(text: list[int]) -> tuple[int, int]:
+        place = cells.place(text, len(text) + 1)
+        assert place is not None
+        shelf.forward([Chunk(place.slot, text[place.cached :])])
+        cells.feed(place.slot, text[place.cached :])
+        return place.slot, place.cached
+
+    slot, _ = read([1, 1, 1, 1, 1, 1, 1])
+    cells.finish(slot)
+    for _ in range(5):
+        cells.passed(4)
+    other, cached = read([1, 1, 1, 2])  # a side branch: the first one stays whole, and counts anew
+    assert cached == 3
+    cells.passed(4)
+    assert [1, 1, 1, 1, 1, 1, 1] in shelf.held
+    for _ in range(5):
+        cells.passed(4)
+    assert [1, 1, 1, 1, 1, 1, 1] not in shelf.held
+    assert shelf.held[other] == [1, 1, 1, 2], "one that is being written stays however long it takes"
+    assert cells.used == 4
+    cells.finish(other)
+    for _ in range(100):
+        cells.passed(0)  # while nobody writes nothing passes over it
+    assert shelf.held[other] == [1, 1, 1, 2]
+
+
+def test_slots_that_share_no_pool_keep_what_they_hold() -> None:
+    shelf = OwnShelf(2)
+    cells = Cells(shelf, 2, 20, kept_steps=1)
+    place = cells.place([1, 2, 3], 5)
+    assert place is not None
+    shelf.forward([Chunk(place.slot, [1, 2, 3])])
+    cells.feed(place.slot, [1, 2, 3])
+    cells.finish(place.slot)
+    for _ in range(10):
+        cells.passed(2)
+    assert shelf.held[place.slot] == [1, 2, 3]

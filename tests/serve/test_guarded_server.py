@@ -29,8 +29,8 @@ from negawatt.serve.ledger import ReceiptLedger
 CLI = [sys.executable, "-c", "import sys; from negawatt.cli import main; sys.argv[0] = 'negawatt'; main()"]
 SECRETS = [
     f"planted-{place}-{number}"
-    for number in range(4)
-    for place in ("prompt", "header", "tool", "error", "key")
+    for number in range(3)
+    for place in ("prompt", "header", "tool", "error", "key", "metadata", "crash")
 ]
 
 
@@ -267,8 +267,9 @@ def test_uploads_that_cannot_be_are_refused(running: Running) -> None:
 
 
 def test_what_is_planted_in_requests_is_in_no_log_no_metric_and_no_ledger(running: Running) -> None:
-    prompt, header, tool, error, key = (
-        [s for s in SECRETS if f"-{kind}-" in s] for kind in ("prompt", "header", "tool", "error", "key")
+    prompt, header, tool, error, key, metadata, crash = (
+        [s for s in SECRETS if f"-{kind}-" in s]
+        for kind in ("prompt", "header", "tool", "error", "key", "metadata", "crash")
     )
     client = running.red_client
     for text in prompt:
@@ -295,6 +296,14 @@ def test_what_is_planted_in_requests_is_in_no_log_no_metric_and_no_ledger(runnin
             openai.OpenAI(
                 base_url=f"{running.address}/v1", api_key=f"nw-0123456789ab-{text}", max_retries=0
             ).models.list()
+    for text in metadata:
+        client.chat.completions.create(
+            model=running.model, max_tokens=2, messages=[{"role": "user", "content": "Hi"}], user=text,
+            metadata={"note": text}, safety_identifier=text,
+        )  # fmt: skip
+    for text in crash:
+        told_of_crash = crashed_at(running, text)
+        assert "engine_failed" in told_of_crash and text not in told_of_crash
     kept = running.said() + "".join(json.dumps(row, default=str) for row in running.ledger.rows())
     with running.database.read() as session:
         for table in ("keys", "spending", "reservations"):
@@ -312,6 +321,32 @@ def test_what_is_planted_in_requests_is_in_no_log_no_metric_and_no_ledger(runnin
     assert [s for s in (*SECRETS, *running.texts.values()) if s in kept] == []
     for line in running.said().splitlines():
         json.loads(line)
+
+
+def crashed_at(running: Running, text: str) -> str:
+    """What a client is told whose worker aborts, as at a failed assertion in C, while it writes to a text."""
+    with httpx.stream(
+        "POST",
+        f"{running.address}/v1/chat/completions",
+        headers={"authorization": f"Bearer {running.texts['red']}"},
+        json={
+            "model": running.model, "stream": True, "max_tokens": 400, "ignore_eos": True,
+            "messages": [{"role": "user", "content": f"Tell a story of {text}."}],
+        },
+        timeout=60,
+    ) as answer:  # fmt: skip
+        pieces = answer.iter_text()
+        said = ""
+        while not re.search('"content":"[^"]', said):  # before, it would only wait for another worker
+            said += next(pieces)
+        children = Path(f"/proc/{running.process.pid}/task").glob("*/children")
+        for worker in {pid for file in children for pid in file.read_text().split()}:
+            limits = Path(f"/proc/{worker}/limits").read_text()
+            assert re.search(r"Max core file size +0 ", limits), "it would leave an image of what it knows"
+            os.kill(int(worker), signal.SIGABRT)
+        said += "".join(pieces)
+    chat(running.red_client, running.model)  # waits until there is a worker again
+    return said.rpartition("data: ")[2]
 
 
 def test_a_revoked_key_is_refused_within_a_second(running: Running) -> None:

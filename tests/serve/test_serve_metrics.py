@@ -275,9 +275,9 @@ def test_alerts_fire_on_what_they_are_about(tmp_path: Path) -> None:
 
 def test_the_unit_is_one_that_systemd_accepts(tmp_path: Path) -> None:
     program = needed("systemd-analyze", "systemd")
-    unit = tmp_path / "negawatt.service"
+    unit = tmp_path / "negawatt@blue.service"
     unit.write_text(
-        (ROOT / "deploy/negawatt.service").read_text().replace("/opt/negawatt/bin/negawatt", "/bin/true")
+        (ROOT / "deploy/negawatt@.service").read_text().replace("/opt/negawatt/bin/negawatt", "/bin/true")
     )
     done = subprocess.run([program, "verify", unit], text=True, capture_output=True, check=False)
     assert unit.name not in done.stderr, done.stderr

@@ -18,7 +18,7 @@ _MODEL = (
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
-    "litres_per_kwh", "traces",
+    "litres_per_kwh", "traces", "handover",
 )  # fmt: skip
 
 
@@ -47,6 +47,9 @@ _SERVER = (
 @click.option("--kv-tokens", type=click.IntRange(2), help="Tokens the KV cache holds over all sequences.")
 @click.option("--step-tokens", type=click.IntRange(1), help="Most tokens of an engine step.")
 @click.option("--queue-limit", type=click.IntRange(0), help="Requests that may wait; more are refused.")
+@click.option(
+    "--max-wait", metavar="TIME", help="Refuse what would wait longer for a slot; 0: any wait.  [default: 1m]"
+)
 @click.option("--chat-template", help="File of a Jinja template in place of the model's own.")
 @click.option("--deadline", metavar="TIME", help="After which a request is given up.  [default: 10m]")
 @click.option("--sleep", metavar="TIME", help="Free the model's memory after so long without work.")
@@ -63,6 +66,9 @@ _SERVER = (
 @click.option("--litres-per-kwh", type=click.FloatRange(0), help="Water in receipts.")
 @click.option("--redact/--no-redact", default=None, help="Strike personal data out of requests.")
 @click.option("--traces", metavar="URL", help="Send a span of every request to this OpenTelemetry collector.")
+@click.option(
+    "--handover", metavar="PATH", help="Take over from the server that waits there; wait there after."
+)
 @json_option
 def command(models: tuple[str, ...], config: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODELS to OpenAI's clients, with the joules of every request in its answer.
@@ -84,6 +90,8 @@ def command(models: tuple[str, ...], config: Path | None, as_json: bool, **optio
     for option, name in (("deadline", "deadline_s"), ("sleep", "sleep_s")):
         if options[option] is not None:
             chosen[name] = seconds(options[option])
+    if (most := options["max_wait"]) is not None:
+        chosen["wait_s"] = 0.0 if most.strip() == "0" else seconds(most)
     configured = (*read.models, *(ModelConfig(model) for model in models))
     own = {
         name: options[name]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from negawatt.engine.backend import Backend, Chunk, Logits
-from negawatt.engine.cells import Cells
+from negawatt.engine.cells import Cells, Occupancy
 from negawatt.engine.grammar import Constraint, Grammars
 from negawatt.engine.ngrams import NGrams
 from negawatt.engine.picker import Picked, Picker
@@ -159,6 +159,11 @@ class Batching:
         """Whether there is anything to do."""
         return bool(self._live or self._waiting)
 
+    @property
+    def occupancy(self) -> Occupancy:
+        """Of the cache."""
+        return self.cells.occupancy
+
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
 
@@ -201,6 +206,7 @@ class Batching:
                     self._force(live, outcome)
                 except EngineError as exc:  # of this one's grammar
                     outcome.failed.append((live.job.id, str(exc)))
+            self.cells.passed(sum(part.phase == "decode" for part in parts))
         parts = [_with_own(part, live) for part, live in zip(parts, fed, strict=True)]
         for job in outcome.ended:
             if (live_or_none := self._live.pop(job, None)) is not None:

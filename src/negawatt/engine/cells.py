@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 
 from negawatt.engine.backend import Backend
 
+KEPT_STEPS = 2000
+"""A sequence that nobody uses is kept until so many tokens of others have been written. In a pool each of
+these passes over every cell that is held; after about so many, that has cost what computing the cells again
+would. So at most twice the best is spent, whether or not somebody comes for them (rent or buy)."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -20,6 +25,7 @@ class _Slot:
     promised: int = 0
     live: bool = False
     used_at: int = 0
+    written_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,21 @@ class Place:
     cached: int
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What lies in a cache.
+
+    Attributes:
+        live: sequences that are being read or written.
+        promised: tokens that these may still add.
+        kept: tokens that the cache holds, those of ended sequences included; shared ones count once.
+    """
+
+    live: int = 0
+    promised: int = 0
+    kept: int = 0
+
+
 class Cells:
     """The book over a backend's cache. Every change of the cache goes through it.
 
@@ -38,15 +59,24 @@ class Cells:
         slots: sequences that the cache holds.
         capacity: tokens that it holds in all.
         keep: whether finished sequences stay, for prompts that begin like them.
+        kept_steps: for how many tokens of others, in a pool.
     """
 
-    def __init__(self, backend: Backend, slots: int, capacity: int, *, keep: bool = True) -> None:
-        self._backend, self.capacity = backend, capacity
+    def __init__(
+        self,
+        backend: Backend,
+        slots: int,
+        capacity: int,
+        *,
+        keep: bool = True,
+        kept_steps: int = KEPT_STEPS,
+    ) -> None:
+        self._backend, self.capacity, self._kept_steps = backend, capacity, kept_steps
         self._keep = keep and backend.ragged and (backend.shares or backend.has_speculation)
         self._slots = [_Slot() for _ in range(slots)]
         self._holders: Counter[int] = Counter()  # cell -> slots that hold it
         self._next = 0
-        self._clock = 0
+        self._clock = self._written = 0
 
     @property
     def used(self) -> int:
@@ -61,6 +91,10 @@ class Cells:
     @property
     def live(self) -> int:
         return sum(slot.live for slot in self._slots)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return Occupancy(self.live, self.promised, self.used)
 
     def place(self, prompt: Sequence[int], total: int) -> Place | None:
         """Find room for a sequence of up to `total` tokens, or None while there is none.
@@ -83,6 +117,7 @@ class Cells:
             if cached:
                 self._backend.share(source, target, cached)
                 self._hold(target, self._slots[source].tokens[:cached], self._slots[source].cells[:cached])
+            self._slots[source].written_at = self._written  # somebody came for it
         slot = self._slots[target]
         slot.live, slot.promised = True, total
         self._touch(target)
@@ -97,6 +132,14 @@ class Cells:
         cells = list(range(self._next, self._next + len(tokens)))
         self._next += len(tokens)
         self._hold(slot, list(tokens), cells)
+
+    def passed(self, sequences: int) -> None:
+        """Note a step in which so many sequences were written; what was kept for long enough is forgotten."""
+        self._written += sequences
+        if self._backend.shares:
+            for number, slot in enumerate(self._slots):
+                if not slot.live and slot.tokens and self._written - slot.written_at > self._kept_steps:
+                    self._shorten(number, 0)
 
     def take_back(self, slot: int, length: int) -> None:
         """Shorten a live sequence, as after proposed tokens that were wrong."""
@@ -170,4 +213,4 @@ class Cells:
 
     def _touch(self, number: int) -> None:
         self._clock += 1
-        self._slots[number].used_at = self._clock
+        self._slots[number].used_at, self._slots[number].written_at = self._clock, self._written

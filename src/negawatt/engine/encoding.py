@@ -11,6 +11,7 @@ import time
 
 from negawatt.engine.backend import Backend, Chunk
 from negawatt.engine.batching import STEP_TOKENS, Job, Part, Report
+from negawatt.engine.cells import Occupancy
 
 
 class Encoding:
@@ -31,6 +32,11 @@ class Encoding:
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._waiting)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Nothing: texts that were read leave nothing behind."""
+        return Occupancy()
 
     def submit(self, job: Job) -> None:
         jobs = self._waiting.setdefault(job.id if job.after is None else job.after, [])

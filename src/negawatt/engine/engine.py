@@ -24,7 +24,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine import backends, wire
 from negawatt.engine.answers import Classification, Embedding, Generation, Usage
 from negawatt.engine.decode import Completion, Request, Step, TokenCallback
-from negawatt.engine.host import available_memory_bytes, worker_environment
+from negawatt.engine.host import available_memory_bytes, cpu_s_of, has_ended, last_line, worker_environment
 from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, NegawattError, WorkerDied
@@ -62,6 +62,8 @@ class Engine:
         version: of the underlying library (after `open`).
         prepare_usage, load_usage: what making and loading the weights cost (after `open`).
         last_usage: of the latest call, with the worker's peak memory so far.
+        whole_cpu_s: CPU seconds of the worker in all, once it has ended; None before, and where the system
+            does not tell.
         last_steps: the engine's calls of the latest score.
     """
 
@@ -83,6 +85,7 @@ class Engine:
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
         self.last_steps: list[Step] = []
+        self.whole_cpu_s: float | None = None
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -139,14 +142,10 @@ class Engine:
     def _start(self) -> None:
         to_worker_read, to_worker_write = os.pipe()
         from_worker_read, from_worker_write = os.pipe()
+        self.whole_cpu_s = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        command = [
-            sys.executable,
-            "-m",
-            "negawatt.engine.worker",
-            str(to_worker_read),
-            str(from_worker_write),
-        ]
+        ends = map(str, (to_worker_read, from_worker_write))
+        command = [sys.executable, "-m", "negawatt.engine.worker", *ends]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -170,14 +169,22 @@ class Engine:
         for stream in (self._writer, self._reader):
             with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
                 stream.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._end(2.0)
         if self._log is not None:
             self._log.close()
         self._process = None
+
+    def _end(self, most_s: float) -> int:
+        """Wait for the worker to end, kill it if it does not, and note what it spent; its exit code."""
+        assert self._process is not None
+        end = time.monotonic() + most_s
+        while not has_ended(self._process):
+            if time.monotonic() > end:
+                self.kill()
+            time.sleep(0.002)
+        if self._process.returncode is None:  # known until it is waited for
+            self.whole_cpu_s = cpu_s_of(self._process.pid)
+        return self._process.wait()
 
     def __enter__(self) -> Engine:
         return self.open()
@@ -214,8 +221,8 @@ class Engine:
 
     def kill(self) -> None:
         """End the worker at once, whatever it is doing; its streams then end."""
-        if self._process is not None:
-            self._process.kill()
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGKILL)  # Popen's own would wait for one that has ended
 
     # -- verbs -----------------------------------------------------------------------------------
 
@@ -376,16 +383,8 @@ class Engine:
     def why_died(self) -> NegawattError:
         """Why the worker ended, as an error to raise; the engine is closed."""
         assert self._process is not None
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        said = ""
-        if self._log is not None:
-            self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
-            lines = self._log.read().decode(errors="replace").strip().splitlines()
-            said = lines[-1][:300] if lines else ""
+        code = self._end(5.0)
+        said = "" if self._log is None else last_line(self._log)
         self.close()
         if code == -signal.SIGKILL:
             reason = "was killed, most likely because memory ran out"

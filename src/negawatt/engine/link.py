@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from negawatt.engine.batching import Job, Part, Report
+from negawatt.engine.cells import Occupancy
 from negawatt.engine.engine import Engine
 from negawatt.engine.picker import Picked
 from negawatt.engine.wire import Message
@@ -28,6 +29,9 @@ class Link:
         on_report: called after every step.
         on_idle: called with CPU seconds that the worker spent on no sequence.
         on_cancelled: called with a cancelled job's id once no later report can name it.
+
+    Attributes:
+        occupancy: of the worker's cache, as it last said.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Link:
     ) -> None:
         self._engine, self._on_report = engine, on_report
         self._on_idle, self._on_cancelled = on_idle, on_cancelled
+        self.occupancy = Occupancy()
         self._writer: asyncio.WriteTransport | None = None
         self.connected = asyncio.Event()
         """Set once jobs can be submitted, and when it has come to nothing."""
@@ -62,6 +67,8 @@ class Link:
                 incoming.close()
 
     def _handle(self, message: Message) -> NegawattError | None:
+        if "cells" in message:
+            self.occupancy = Occupancy(*message["cells"])
         if "parts" in message:
             self._on_report(report_of(message))
         elif "idle_cpu_s" in message:

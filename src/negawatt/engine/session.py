@@ -10,7 +10,8 @@ Frames of `negawatt.engine.wire`, to the worker:
 
 From the worker, after every step, the fields of `Report`; ``{"idle_cpu_s": …}`` when work comes after none,
 and once at the start, where it holds all the worker has spent so far; ``{"failed": sentence}`` when the
-engine failed, after which the worker ends. While there is nothing to do it sleeps in a read.
+engine failed, after which the worker ends. Reports and answers to ``cancel`` carry as ``cells`` the fields of
+`negawatt.engine.cells.Occupancy` as it then is. While there is nothing to do it sleeps in a read.
 
 The CPU seconds of all frames add up to those of the process.
 """
@@ -21,7 +22,7 @@ import base64
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -100,14 +101,17 @@ class Session:
         except EngineError as exc:
             send(self._writer, {"failed": str(exc)})
             raise
-        send(self._writer, message_of(report))
+        send(self._writer, {**message_of(report), **self._cells()})
+
+    def _cells(self) -> Message:
+        return {"cells": astuple(self._batching.occupancy)}
 
     def _handle(self, message: Message) -> None:
         if "submit" in message:
             self._batching.submit(job_of(message["submit"]))
         elif "cancel" in message:
             self._batching.cancel(message["cancel"])
-            send(self._writer, {"cancelled": message["cancel"]})
+            send(self._writer, {"cancelled": message["cancel"], **self._cells()})
         elif "forget" in message:
             self._batching.forget()
 

@@ -16,7 +16,7 @@ from negawatt.database import Database, DatabaseError, Row, Session
 from negawatt.errors import UsageError
 from negawatt.serve.budget import DAY_S, HOUR_S, Budget, Decision, Period, Price, Spending, Step, Use, decide
 from negawatt.serve.ledger import LOCK, ReceiptLedger
-from negawatt.serve.receipt import Receipt
+from negawatt.serve.receipt import UNASKED, Receipt
 
 FRESH_S = 0.5
 """A budget that was changed is followed by every server after at most so long."""
@@ -88,6 +88,7 @@ class Account:
         self._heard_s = -1.0
         self._read_s, self._kept = -math.inf, list[Budget]()
         self._beat: threading.Thread | None = None
+        self._beginning = threading.Lock()
         self._closing = threading.Event()
         database.create(_TABLES)
 
@@ -170,14 +171,14 @@ class Account:
         """
         self.settle_all([(hold, receipt)])
 
-    def settle_all(self, settled: Sequence[tuple[Hold | None, Receipt]]) -> None:
-        """The same for several at once: all of them or none."""
+    def settle_all(self, settled: Sequence[tuple[Hold | None, Receipt | None]]) -> None:
+        """The same for several at once: all of them or none. Without a receipt a hold is given back."""
         sums: dict[tuple[str, int, int], Spending] = {}
         now_s = self._clock()
         with self.database.write(LOCK) as session:
             for hold, receipt in settled:
                 self._give_back(session, hold)
-                if not self._ledger.append_in(session, receipt):
+                if receipt is None or not self._ledger.append_in(session, receipt):
                     continue
                 spent = _spent(hold, receipt)
                 for owner in _owners(receipt.key_id, receipt.team):
@@ -263,9 +264,10 @@ class Account:
 
     def _keep_alive(self) -> None:
         """From the first hold on, say every few seconds that this server is there."""
-        if self._beat is None:
-            self._beat = threading.Thread(target=self._beats, name="negawatt-account", daemon=True)
-            self._beat.start()
+        with self._beginning:
+            if self._beat is None:
+                self._beat = threading.Thread(target=self._beats, name="negawatt-account", daemon=True)
+                self._beat.start()
 
     def _beats(self) -> None:
         while not self._closing.wait(LEASE_S / 3):
@@ -288,7 +290,7 @@ def _spent(hold: Hold | None, receipt: Receipt) -> Spending:
     else:
         grams = hold.spending.grams if hold else 0.0
     # What no client asked for is no request, and costs the server alone; of two tries one is a request.
-    asked = receipt.outcome not in ("warm-up", "idle")
+    asked = receipt.outcome not in UNASKED
     tokens = receipt.input_tokens + receipt.output_tokens if asked else 0
     return Spending(joules, grams, float(tokens), float(asked and receipt.outcome != "escalated"))
 

@@ -2,8 +2,10 @@
 
 The server asks the gate twice a request: who the caller is, and for a reservation of what the request may
 cost at most. Every reservation ends in exactly one call of `Reservation.settle` (with the receipt, whatever
-the outcome) or `Reservation.release` (nothing was spent). All calls come from the server's event loop and
-return within a few milliseconds; what takes longer, the gate does elsewhere.
+the outcome) or `Reservation.release` (nothing was spent). Both of these, and `Gate.charge`, come from the
+server's event loop and return at once: what takes longer, the gate does elsewhere. `Gate.caller` and
+`Gate.reserve` may wait for a database: the server calls them from threads (`negawatt.serve.desk.Desk`),
+several at once.
 """
 
 from __future__ import annotations
@@ -46,13 +48,6 @@ def not_ready(model: str, why: object) -> Refused:
     """The error of a model that cannot be loaded."""
     said = f"{model} cannot be run at the moment: {why}"
     return Refused(said, status=503, kind="server_error", code="model_not_ready")
-
-
-def queue_full(model: str, waiting: int, wait_s: float) -> Refused:
-    """The error of a request that would wait too long."""
-    said = f"{waiting} requests are waiting for {model}, as many as may; try again later"
-    after_s = max(1.0, min(120.0, wait_s))
-    return Refused(said, status=429, kind="rate_limit_error", code="queue_full", retry_after_s=after_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Guard:
                 authorization = dict(scope["headers"]).get(b"authorization")
                 text = None if authorization is None else authorization.decode("latin-1")
                 try:
-                    caller: Caller = self._server.gate.caller(text)
+                    caller: Caller = await self._server.desk.caller(text)
                 except Refused as exc:
                     await error_response(exc)(scope, receive, send)
                     return

@@ -30,6 +30,8 @@ _METADATA = 16
 class BatchRoutes:
     """Routes to mount in the server's application, inside of its check for a key.
 
+    Those that are no coroutines are called in threads: they read files and the database.
+
     Args:
         files, batches, runner, grid: what they are about.
         clock: seconds since the epoch.
@@ -84,15 +86,15 @@ class BatchRoutes:
         file = await asyncio.to_thread(self._files.add, _owner(request), name, "batch", content)
         return JSONResponse(file.to_json())
 
-    async def list_files(self, request: Request) -> Response:
+    def list_files(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
         found = [f for f in self._files.all(_owner(request)) if purpose in (None, f.purpose)]
         return _page(request, [f.to_json() for f in found])
 
-    async def file(self, request: Request) -> Response:
+    def file(self, request: Request) -> Response:
         return JSONResponse(self._file(request).to_json())
 
-    async def delete(self, request: Request) -> Response:
+    def delete(self, request: Request) -> Response:
         file = self._file(request)
         busy = [b for b in self._batches.all(file.owner) if b.input_file == file.id and b.ended_s is None]
         if busy:
@@ -100,7 +102,7 @@ class BatchRoutes:
         self._files.delete(file)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
-    async def content(self, request: Request) -> Response:
+    def content(self, request: Request) -> Response:
         file = self._file(request)
         return FileResponse(self._files.path(file), media_type="application/jsonl", filename=file.filename)
 
@@ -121,7 +123,9 @@ class BatchRoutes:
         window_s(window)
         metadata = _metadata(asked.get("metadata"))
         owner, identity = _owner(request), asked.get("input_file_id")
-        file = self._files.find(owner, identity) if isinstance(identity, str) else None
+        file = None
+        if isinstance(identity, str):
+            file = await asyncio.to_thread(self._files.find, owner, identity)
         if file is None:
             raise Refused("expected the id of an uploaded file", status=400, param="input_file_id")
         items, errors = await asyncio.to_thread(read_items, self._files.path(file), endpoint)
@@ -132,17 +136,17 @@ class BatchRoutes:
         self._runner.wake()
         return JSONResponse(batch.to_json())
 
-    async def list_batches(self, request: Request) -> Response:
+    def list_batches(self, request: Request) -> Response:
         return _page(request, [batch.to_json() for batch in self._batches.all(_owner(request))])
 
     async def batch(self, request: Request) -> Response:
-        batch = self._batch(request)
-        slices = self._batches.slices(batch)
+        batch = await asyncio.to_thread(self._batch, request)
+        slices = await asyncio.to_thread(self._batches.slices, batch)
         told = await asyncio.to_thread(shifted, batch, slices, self._grid, self._clock(), SLOT_S)
         return JSONResponse(batch.to_json() | {"energy": told.to_json()})
 
     async def cancel(self, request: Request) -> Response:
-        batch = self._batches.cancel(self._batch(request))
+        batch = await asyncio.to_thread(lambda: self._batches.cancel(self._batch(request)))
         self._runner.wake()
         return JSONResponse(batch.to_json())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from negawatt.energy import Energy, Provenance
 from negawatt.engine.batching import Report
-from negawatt.serve.price import Price, Spent
+from negawatt.serve.price import CpuTimePrice, Price, Spent
 from negawatt.serve.weights import PLAIN, Weights
 
 
@@ -95,12 +95,16 @@ class Books:
         self._price = price
         self._accounts: dict[int, Account] = {}
         self._due: dict[int, Account] = {}  # those that owe something of this interval, by identity
-        self._interval_cpu_s = 0.0
+        self._interval_cpu_s = self._told_cpu_s = 0.0
 
     @property
     def boundary(self) -> str:
         """Where the joules are counted."""
         return self._price.boundary
+
+    def __len__(self) -> int:
+        """Jobs that are not closed."""
+        return len(self._accounts)
 
     def open(self, job: int, account: Account) -> None:
         """From now on, what this job takes part in is owed by the account."""
@@ -114,7 +118,7 @@ class Books:
 
     def step(self, report: Report) -> None:
         """Share out a step by the weights, except for what was spent on one sequence alone."""
-        self._interval_cpu_s += report.cpu_s
+        self._note(report.cpu_s)
         if not report.parts:
             self._owe(self.beside, "decode", report.cpu_s)
             return
@@ -129,9 +133,21 @@ class Books:
 
     def idle(self, cpu_s: float) -> None:
         """Note what the worker spent on no sequence; closes the interval, so that no request pays for it."""
-        self._interval_cpu_s += cpu_s
+        self._note(cpu_s)
         self._owe(self.beside, "decode", cpu_s)
         self.settle()
+
+    def rest(self, whole_cpu_s: float) -> Account:
+        """What a worker that has ended had spent and not told of any more, of `whole_cpu_s` in all.
+
+        No counter can be asked for a process that is gone, so its joules are those of the CPU-time model.
+        """
+        account, price = Account(), CpuTimePrice()
+        cpu_s = max(0.0, whole_cpu_s - self._told_cpu_s)
+        account.owe("decode", cpu_s)
+        if cpu_s:
+            account.price(price.since_last(cpu_s), cpu_s)
+        return account
 
     def settle(self) -> None:
         """Read the price of everything since the last time, and turn what is due into joules."""
@@ -144,6 +160,10 @@ class Books:
             self.beside.idle.add(spent.idle, 1.0)
         self._due.clear()
         self._interval_cpu_s = 0.0
+
+    def _note(self, cpu_s: float) -> None:
+        self._interval_cpu_s += cpu_s
+        self._told_cpu_s += cpu_s
 
     def _owe(self, account: Account, phase: str, cpu_s: float) -> None:
         account.owe(phase, cpu_s)

@@ -261,7 +261,7 @@ async def _answer(server: Server, name: str, item: GenerateItem, judged_by: str)
         told = [{"role": message.role, "content": message.content} for message in asked.prompt]
         read = chat_ask({**body, "messages": told})
     read = replace(read, sampling=replace(read.sampling, log_probs=0))
-    model, task = server.submit(Caller(), read)
+    model, task = await server.submit(Caller(), read)
     await server.finish(model, task)
     assert task.receipt is not None
     (choice,) = task.choices

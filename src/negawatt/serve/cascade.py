@@ -98,7 +98,7 @@ async def climb(
     Raises:
         Refused: there is no budget for it, the client has left, or its time is up.
     """
-    large = server.prepare(caller, replace(ask, model=cascade.large))
+    large = await server.prepare(caller, replace(ask, model=cascade.large))
     try:
         if large.model.name == cascade.small:  # near a budget's end the smaller model answers whatever it is
             return large.model, server.enter(large, caller, ask)
@@ -117,7 +117,9 @@ async def _tried(server: Server, cascade: Cascade, caller: Caller, ask: Ask, gon
     """The small model's answer, good enough or not; None where it could not be asked."""
     sampling = replace(ask.sampling, log_probs=ask.sampling.log_probs or 0)
     try:
-        small = server.prepare(caller, replace(ask, model=cascade.small, sampling=sampling), follows=True)
+        small = await server.prepare(
+            caller, replace(ask, model=cascade.small, sampling=sampling), follows=True
+        )
     except Refused as exc:
         if exc.status in (400, 503):
             return None

@@ -52,6 +52,10 @@ class Cashier:
         books.settle()
         account, books.beside = books.beside, Account()
         self.boundary = books.boundary
+        self.of_nobody(account, outcome)
+
+    def of_nobody(self, account: Account, outcome: Outcome) -> None:
+        """Charge what no request is charged for."""
         now_s, since_s = time.time(), self.beside_since_s
         self.beside_since_s = now_s
         if account.cpu_s > 0 or account.idle.energy.value_j:

@@ -1,4 +1,4 @@
-"""`Clerk`: charges receipts and writes them down, from a thread of its own: no request waits for it."""
+"""`Clerk`: charges receipts, writes them down and gives holds back, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _log = logging.getLogger("negawatt.serve.clerk")
 @dataclass(slots=True, eq=False)
 class _Entry:
     hold: Hold | None
-    receipt: Receipt
+    receipt: Receipt | None
+    number: int = 0
     refused: int = 0
 
 
@@ -41,13 +42,23 @@ class Clerk:
         self._account = account
         self._waiting: deque[_Entry] = deque()
         self._changed = threading.Condition()
-        self._busy = self._closing = False
+        self._told = 0
+        self._closing = False
         self._thread: threading.Thread | None = None
 
     def settle(self, hold: Hold | None, receipt: Receipt) -> None:
         """Have a receipt charged and written; returns at once."""
+        self._add(_Entry(hold, receipt))
+
+    def release(self, hold: Hold) -> None:
+        """Have a hold given back of which nothing was spent; returns at once."""
+        if hold.id:
+            self._add(_Entry(hold, None))
+
+    def _add(self, entry: _Entry) -> None:
         with self._changed:
-            self._waiting.append(_Entry(hold, receipt))
+            self._told = entry.number = self._told + 1
+            self._waiting.append(entry)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="negawatt-clerk", daemon=True)
                 self._thread.start()
@@ -55,14 +66,15 @@ class Clerk:
 
     @property
     def waiting(self) -> int:
-        """Receipts that are not written yet."""
+        """Receipts that are not written and holds that are not given back yet."""
         with self._changed:
             return len(self._waiting)
 
     def flush(self, most_s: float) -> bool:
         """Wait until all that was told so far is written; False when that took too long."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._busy, most_s)
+            last = self._told
+            return self._changed.wait_for(lambda: not self._waiting or self._waiting[0].number > last, most_s)
 
     def close(self, most_s: float = 10.0) -> bool:
         """Write what is left and end; False when something could not be written in time."""
@@ -80,7 +92,6 @@ class Clerk:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
                     return
-                self._busy = True
                 entries = [self._waiting[i] for i in range(min(_AT_ONCE, len(self._waiting)))]
             written = self._write(entries)
             with self._changed:
@@ -88,7 +99,6 @@ class Clerk:
                 for _ in entries:
                     self._waiting.popleft()
                 self._waiting.extendleft(reversed(kept))
-                self._busy = False
                 self._changed.notify_all()
                 if kept:
                     self._changed.wait_for(lambda: self._closing, RETRY_S)
@@ -107,7 +117,7 @@ class Clerk:
         refused: list[tuple[_Entry, str]] = []
         for entry in entries:
             try:
-                self._account.settle(entry.hold, entry.receipt)
+                self._account.settle_all([(entry.hold, entry.receipt)])
             except DatabaseError as exc:
                 refused.append((entry, str(exc)))
             else:
@@ -117,6 +127,8 @@ class Clerk:
         for entry, why in refused if done else ():
             entry.refused += 1
             if entry.refused >= ATTEMPTS:
-                _log.error("a receipt is given up: %s", why, extra={"request_id": entry.receipt.id})
+                receipt = entry.receipt
+                known = {"request_id": receipt.id} if receipt is not None else None
+                _log.error("a receipt is given up: %s", why, extra=known)
                 done.append(entry)
         return done

@@ -36,7 +36,7 @@ class ModelConfig:
         name: by which clients ask for it; by default the artifact's own.
         engine, weights, threads, batch, max_context, kv_cache, flash_attention, pooling: see `Settings`. What
             a tuned artifact says is the default.
-        kv_tokens, step_tokens, prefix_cache, queue_limit, deadline_s, stall_s, sleep_s, warm_up: see
+        kv_tokens, step_tokens, prefix_cache, queue_limit, wait_s, deadline_s, stall_s, sleep_s, warm_up: see
             `ModelOptions`.
         chat_template: file of a Jinja template in place of the model's own.
     """
@@ -55,6 +55,7 @@ class ModelConfig:
     step_tokens: int | None = None
     prefix_cache: bool | None = None
     queue_limit: int | None = None
+    wait_s: float | None = None
     deadline_s: float | None = None
     stall_s: float | None = None
     sleep_s: float | None = None
@@ -109,6 +110,7 @@ class ServerConfig:
     redact: whether personal data is struck out of requests before a model sees them.
     traces: address of an OpenTelemetry collector that gets a span of every request; None: nobody does.
     operators: team whose keys may read ``/metrics``, which tells of every team's budgets.
+    handover: path at which a server waits for its successor, and finds its predecessor; None: it has neither.
     drain_s: how long requests under way may take to end when the server is told to.
     """
 
@@ -130,6 +132,7 @@ class ServerConfig:
     redact: bool = False
     traces: str | None = None
     operators: str = "operators"
+    handover: str | None = None
     drain_s: float = 60.0
     source: str = field(default="", compare=False)
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from negawatt.energy import Energy
 from negawatt.errors import NegawattError
@@ -36,6 +37,8 @@ PRIORITY = -1000
 
 Answer = Callable[[Caller, str, Any], Awaitable[dict[str, Any]]]
 """Answers a body that was sent to a path, for a caller; raises `Refused` where it cannot."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger("negawatt.serve.deferred")
 
@@ -90,6 +93,7 @@ class Deferred:
         self._stopping = False
         self._held_until_s: dict[str, float] = {}
         self._trimmed: set[str] = set()
+        self._noting = threading.Lock()
         self._life: asyncio.Task[None] | None = None
         self.why = "nothing to do"
 
@@ -108,7 +112,7 @@ class Deferred:
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
-        self._batches.leave(self._id)
+        await asyncio.to_thread(self._batches.leave, self._id)
 
     def wake(self) -> None:
         """Look again now: a batch was made or is to be cancelled."""
@@ -131,6 +135,7 @@ class Deferred:
                     await self._pause(wait_s)
         finally:
             renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
 
     async def _wait(self, seconds: float) -> None:
         self._woken.clear()
@@ -144,24 +149,12 @@ class Deferred:
 
     async def turn(self) -> float:
         """Decide, run until the slot ends if that is the decision, and say how many seconds to wait then."""
-        self._batches.claim(self._id, CLAIM_S)
         now_s = self._clock()
-        work: list[tuple[Batch, list[Item]]] = []
-        for batch in self._batches.active(self._id):
-            items = self._batches.left(batch)
-            if batch.status == "cancelling":
-                self._end(batch, "cancelled", items)
-            elif not items:
-                self._end(batch, "completed", items)
-            elif now_s >= batch.deadline_s:
-                self._end(batch, "expired", items)
-            else:
-                work.append((batch, items))
+        work, paces = await _whole(self._look, now_s)
         if not work:
             self.why = "nothing to do"
             return CLAIM_S / 3
         end_s = (now_s // self._slot_s + 1) * self._slot_s
-        paces = {batch.id: _pace(self._batches.slices(batch)) for batch, _ in work}
         if unknown := [(b, items[: self._parallel]) for b, items in work if paces[b.id] is None]:
             self.why = "first requests"
             return await self._run_until(unknown, end_s)
@@ -175,6 +168,22 @@ class Deferred:
         self.why = choice.why
         return await self._run_until(work, end_s) if choice.runs else end_s - now_s
 
+    def _look(self, now_s: float) -> tuple[list[tuple[Batch, list[Item]]], dict[str, float | None]]:
+        """Batches that are to run with what is left of each, and their paces; the others are ended."""
+        self._batches.claim(self._id, CLAIM_S)
+        work: list[tuple[Batch, list[Item]]] = []
+        for batch in self._batches.active(self._id):
+            items = self._batches.left(batch)
+            if batch.status == "cancelling":
+                self._end(batch, "cancelled", items)
+            elif not items:
+                self._end(batch, "completed", items)
+            elif now_s >= batch.deadline_s:
+                self._end(batch, "expired", items)
+            else:
+                work.append((batch, items))
+        return work, {batch.id: _pace(self._batches.slices(batch)) for batch, _ in work}
+
     async def _run_until(self, work: list[tuple[Batch, list[Item]]], until_s: float) -> float:
         """Begin requests until a time, finish them, and say how many seconds nothing can be done then."""
         waiting = deque((batch, item) for batch, items in work for item in items)
@@ -184,11 +193,11 @@ class Deferred:
             while waiting or running:
                 while waiting and len(running) < self._parallel and self._clock() < until_s:
                     batch, item = waiting.popleft()
-                    if self._may_go_on(batch):
+                    if await asyncio.to_thread(self._may_go_on, batch):
                         if batch.id not in runs:
                             runs[batch.id] = _Run(self._clock())
                             if batch.began_s is None:
-                                self._batches.change(batch, began_s=self._clock())
+                                await _whole(self._batches.change, batch, began_s=self._clock())
                         running.add(asyncio.ensure_future(self._one(batch, item, runs[batch.id])))
                 if not running:
                     break
@@ -202,7 +211,7 @@ class Deferred:
             for batch, _ in work:
                 if (run := runs.get(batch.id)) is not None and run.spent and run.end_s > run.start_s:
                     part = Slice(run.start_s, run.end_s, Energy.total(run.spent), run.units)
-                    self._batches.ran(batch, part)
+                    await _whole(self._batches.ran, batch, part)
         now_s = self._clock()
         held_s = [self._held_until_s.get(batch.id, 0.0) - now_s for batch, _ in work]
         return max(0.0, min(held_s))
@@ -216,7 +225,7 @@ class Deferred:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            self._batches.claim(self._id, CLAIM_S)
+            await _whole(self._batches.claim, self._id, CLAIM_S)
 
     # -- a request --------------------------------------------------------------------------------
 
@@ -225,8 +234,8 @@ class Deferred:
         path = self._files.folder / batch.input_file
         request_id = f"batch_req_{secrets.token_hex(12)}"
         try:
-            request = _line(path, item)
-            caller = self._known(batch.key_id)
+            request = await asyncio.to_thread(_line, path, item)
+            caller = await asyncio.to_thread(self._known, batch.key_id)
             caller = replace(caller, deferred=True, priority=PRIORITY + caller.priority)
             async with asyncio.timeout(max(0.0, batch.deadline_s - self._clock())):
                 body = await self._answer(caller, batch.endpoint, request)
@@ -237,26 +246,30 @@ class Deferred:
                 self._held_until_s[batch.id] = self._clock() + min(max(exc.retry_after_s or 1.0, 1.0), 60.0)
                 return
             body = error_document(exc)
-            self._note(batch, item, _answered(item, request_id, exc.status, body), failed=True)
+            await self._noted(batch, item, _answered(item, request_id, exc.status, body), failed=True)
         except NegawattError as exc:
             body = error_document(Refused(str(exc), status=500, kind="server_error"))
-            self._note(batch, item, _answered(item, request_id, 500, body), failed=True)
+            await self._noted(batch, item, _answered(item, request_id, 500, body), failed=True)
         except (OSError, ValueError) as exc:
             _log.error("a request of %s cannot be read: %s", batch.id, type(exc).__name__)
-            self._note(
-                batch, item, _failed(item, request_id, "file_gone", "the input file is gone"), failed=True
-            )
+            gone = _failed(item, request_id, "file_gone", "the input file is gone")
+            await self._noted(batch, item, gone, failed=True)
         else:
             run.spent.append(_energy(body))
             run.units += item.units
             run.end_s = self._clock()
-            self._note(batch, item, _answered(item, request_id, 200, body), failed=False)
+            await self._noted(batch, item, _answered(item, request_id, 200, body), failed=False)
+
+    async def _noted(self, batch: Batch, item: Item, line: dict[str, Any], *, failed: bool) -> None:
+        await _whole(self._note, batch, item, line, failed=failed)
 
     def _note(self, batch: Batch, item: Item, line: dict[str, Any], *, failed: bool) -> None:
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        with self._part(batch, "error" if failed else "output").open("ab") as out:
-            out.write(data)
-        self._batches.done(batch, item, failed=failed, wrote=len(data))
+        # What counts is the beginning of a part, so lines are counted in the order they were written.
+        with self._noting:
+            with self._part(batch, "error" if failed else "output").open("ab") as out:
+                out.write(data)
+            self._batches.done(batch, item, failed=failed, wrote=len(data))
 
     def _part(self, batch: Batch, kind: str) -> Path:
         """The file being written. What an earlier process wrote and did not count is cut off first."""
@@ -293,6 +306,16 @@ class Deferred:
         self._trimmed.discard(batch.id)
         self._held_until_s.pop(batch.id, None)
         _log.info("batch ended: %s", status, extra={"batch_id": batch.id, "outcome": status})
+
+
+async def _whole(function: Callable[..., T], *arguments: Any, **more: Any) -> T:
+    """What a function returns, from a thread. Who is cancelled meanwhile leaves when it has ended."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **more))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 def _line(path: Path, item: Item) -> Any:

@@ -45,7 +45,7 @@ class KeyGate:
 
     Attributes:
         account: the budgets.
-        clerk: writes receipts down; `settle` and `charge` return before it has.
+        clerk: writes receipts down and gives holds back: `settle`, `release` and `charge` do not wait for it.
     """
 
     def __init__(
@@ -211,10 +211,7 @@ class KeyReservation:
         if not self._ended:
             self._ended = True
             self._gate._rates.correct(self._key_id, self._taken)
-            try:
-                self._gate.account.release(self._hold)
-            except DatabaseError as exc:
-                _log.error("a hold could not be given back, and lasts until this server ends: %s", exc)
+            self._gate.clerk.release(self._hold)
 
 
 def _unavailable(exc: DatabaseError) -> Refused:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from negawatt.artifact import Artifact
 from negawatt.database import Database, default_url
@@ -24,6 +27,7 @@ from negawatt.serve.connection import Connection
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.grid import Grid
+from negawatt.serve.handover import Handover, Predecessor, tell_supervisor
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.limits import LimitsMiddleware
@@ -115,20 +119,33 @@ def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
     return artifact, made if fits and made.is_dir() else None, options
 
 
+KEEP_ALIVE_S = 15.0
+"""So long a connection may rest between two requests. Clients give theirs up after 5 s as a rule, before the
+server does: a request may come just when it closes."""
+
+
 class _Listener(uvicorn.Server):
-    """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on."""
+    """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on.
+
+    With a successor it leaves instead: it takes no new connections, answers what comes over those it has and
+    asks the client to connect anew, and ends when the last one is closed.
+    """
 
     def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
         self._server, self._drain_s, self._operation = server, config.drain_s, operation
         self._draining: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self.loading: asyncio.Task[None] | None = None
-        app = operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
+        app = self._farewell(
+            operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
+        )
         super().__init__(
             uvicorn.Config(
                 app, host=config.host, port=config.port, http=Connection, lifespan="off", log_config=None,
                 access_log=False,
                 ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
                 server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
+                timeout_keep_alive=int(KEEP_ALIVE_S),
             )
         )  # fmt: skip
 
@@ -143,7 +160,39 @@ class _Listener(uvicorn.Server):
             if self.loading is not None:
                 self.loading.cancel()
         else:
+            if self._leaving is not None:
+                self._leaving.cancel()
             self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    def leave(self) -> None:
+        """A successor accepts connections now: finish what there is, and end."""
+        if self._leaving is None and self._draining is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        _log.info("leaving: a successor takes new connections")
+        tell_supervisor("STOPPING=1")
+        for listening in self.servers:
+            listening.close()
+        await self._operation.stop()
+        end_s = time.monotonic() + self._drain_s
+        while self.server_state.connections and time.monotonic() < end_s:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+    def _farewell(self, app: ASGIApp) -> ASGIApp:
+        """The application, whose answers end their connection while this server leaves."""
+
+        async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
+            async def told(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._leaving is not None:
+                    headers = [*message.get("headers", ()), (b"connection", b"close")]
+                    message = {**message, "headers": headers}
+                await send(message)
+
+            await app(scope, receive, told if scope["type"] == "http" else send)
+
+        return leaving
 
     async def _drain(self) -> None:
         _log.info("draining: new requests are refused")
@@ -161,10 +210,13 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
     Raises:
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
-    place = _bound(config)
+    path = None if config.handover is None else Path(config.handover)
+    before = None if path is None else await asyncio.to_thread(Predecessor.at, path)
+    place = _bound(config) if before is None else _taken(before, config)
     operation = Operation(server, config)
     listener = _Listener(server, config, operation)
     loop = asyncio.get_running_loop()
+    handover: Handover | None = None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, listener.told_to_end)
     try:
@@ -178,11 +230,20 @@ async def serve(server: Server, config: ServerConfig, started: Callable[[str], N
         while not listener.started and not serving.done():
             await asyncio.sleep(0.01)
         if listener.started:
+            if before is not None:
+                await asyncio.to_thread(before.relieve)
+            if path is not None:
+                handover = Handover(path, place, lambda: loop.call_soon_threadsafe(listener.leave))
+            tell_supervisor("READY=1")
             host, port = place.getsockname()[:2]
             scheme = "http" if config.certificate is None else "https"
             started(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
         await serving
     finally:
+        if handover is not None:
+            handover.close()
+        if before is not None:
+            before.close()
         place.close()
         await operation.stop()
         await server.stop()
@@ -196,6 +257,8 @@ def run(config: ServerConfig, started: Callable[[str], None]) -> None:
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
     log_to()
+    # A process that crashes leaves no image of itself: prompts would be in it. Workers inherit this.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     server = server_of(config)
     uvloop = require("uvloop", extra="serve")
     try:
@@ -204,6 +267,18 @@ def run(config: ServerConfig, started: Callable[[str], None]) -> None:
     finally:
         if isinstance(server.gate, KeyGate):  # which `server_of` makes
             server.gate.close()
+
+
+def _taken(before: Predecessor, config: ServerConfig) -> socket.socket:
+    """The predecessor's socket, if it is at the address that is asked for."""
+    host, port = before.place.getsockname()[:2]
+    if host != config.host or config.port not in (0, port):
+        before.close()
+        raise UsageError(
+            f"the server that waits at {config.handover} listens on {host}:{port}, and not on "
+            f"{config.host}:{config.port}; give this one a --handover of its own"
+        )
+    return before.place
 
 
 def _bound(config: ServerConfig) -> socket.socket:

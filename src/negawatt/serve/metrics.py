@@ -19,8 +19,9 @@ from negawatt.energy import Energy
 from negawatt.errors import require
 from negawatt.serve.admission import Caller, Refused
 from negawatt.serve.budget import KINDS, Use
+from negawatt.serve.census import Census
 from negawatt.serve.model import ServedModel
-from negawatt.serve.receipt import Receipt
+from negawatt.serve.receipt import UNASKED, Receipt
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -44,6 +45,7 @@ class Metrics:
         uses: every budget with what of it is gone; called in a thread.
         batch_requests: how many requests of batches are not done; called in a thread.
         may_read: whether a caller may scrape: the page tells of every team's budgets.
+        unwritten: receipts that are not in the ledger yet.
 
     Raises:
         MissingDependency: prometheus-client is not installed.
@@ -55,10 +57,11 @@ class Metrics:
         uses: Callable[[], Sequence[Use]] = lambda: (),
         batch_requests: Callable[[], int] = lambda: 0,
         may_read: Callable[[Caller], bool] = lambda caller: True,
+        unwritten: Callable[[], int] = lambda: 0,
     ) -> None:
         client = require("prometheus_client", extra="prometheus")
         self._models, self._uses, self._batch_requests = models, uses, batch_requests
-        self._may_read, self._client = may_read, client
+        self._may_read, self._client, self._unwritten = may_read, client, unwritten
         self._registry = registry = client.CollectorRegistry()
 
         def histogram(name: str, words: str, buckets: Sequence[float]) -> Any:
@@ -105,7 +108,7 @@ class Metrics:
             self._grams.labels(model).inc(max(0.0, receipt.carbon.value))
         if receipt.cost is not None and receipt.cost.value is not None and receipt.cost.value > 0:
             self._cost.labels(model, receipt.cost.unit).inc(receipt.cost.value)
-        if receipt.outcome in ("warm-up", "idle"):
+        if receipt.outcome in UNASKED:
             return
         self._prompt.labels(model).inc(receipt.input_tokens)
         self._generated.labels(model).inc(receipt.output_tokens)
@@ -164,7 +167,8 @@ class Metrics:
             )
         uses, waiting = await asyncio.to_thread(lambda: (self._uses(), self._batch_requests()))
         gauges = self._client.CollectorRegistry()
-        gauges.register(_Found([*self._of_models(), *self._of_budgets(uses), *self._of_batches(waiting)]))
+        found = [*self._of_models(), *self._of_process(), *self._of_budgets(uses), *self._of_batches(waiting)]
+        gauges.register(_Found(found))
         body = self._client.generate_latest(self._registry) + self._client.generate_latest(gauges)
         return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -192,6 +196,31 @@ class Metrics:
             for state in ("asleep", "loading", "ready", "failed"):
                 asleep.add_metric([name, state], float(model.state == state))
         return iter((running, waiting, load, asleep))
+
+    def _of_process(self) -> Iterator[Any]:
+        core = require("prometheus_client.core", extra="prometheus")
+        census = Census.of(self._models())
+        sequences = core.GaugeMetricFamily(
+            "negawatt_sequences",
+            "Sequences under way, as each part of the server counts them.",
+            labels=["by"],
+        )
+        for by, count in (("jobs", census.jobs), ("books", census.accounts), ("cache", census.sequences)):
+            sequences.add_metric([by], count)
+        cells = core.GaugeMetricFamily(
+            "negawatt_kv_tokens", "Tokens of the caches: kept, and promised to sequences.", labels=["what"]
+        )
+        cells.add_metric(["kept"], census.kept_tokens)
+        cells.add_metric(["promised"], census.promised_tokens)
+        yield from (sequences, cells)
+        yield core.GaugeMetricFamily("negawatt_tasks", "Tasks of the event loop.", value=census.tasks)
+        if census.descriptors is not None:
+            yield core.GaugeMetricFamily(
+                "process_open_fds", "Open files and sockets of the server.", value=census.descriptors
+            )
+        yield core.GaugeMetricFamily(
+            "negawatt_receipts_waiting", "Receipts not in the ledger yet.", value=self._unwritten()
+        )
 
     def _of_budgets(self, uses: Sequence[Use]) -> Iterator[Any]:
         core = require("prometheus_client.core", extra="prometheus")

@@ -6,21 +6,22 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy
 from negawatt.engine import backends
 from negawatt.engine.batching import Report
+from negawatt.engine.cells import Occupancy
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
-from negawatt.serve.admission import not_ready, queue_full
+from negawatt.serve.admission import not_ready
 from negawatt.serve.calls import form_of
 from negawatt.serve.cashier import Cashier
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.options import ModelOptions
+from negawatt.serve.pressure import Pressure, refuse_if_crowded
 from negawatt.serve.queue import FairQueue
 from negawatt.serve.receipt import Outcome, Receipt
 from negawatt.serve.structured import unfit
@@ -89,7 +90,7 @@ class ServedModel:
         self._starting: Worker | None = None  # the same, from before it is loaded
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._rate_tokens_s = 50.0
+        self._pressure = Pressure()
         self.tokenizer = options.tokenizer(artifact)
         self.call_form = form_of(self.tokenizer.chat_template)
         self._pieces = Pieces(self.tokenizer)
@@ -136,6 +137,13 @@ class ServedModel:
             return False
         return time.monotonic() - self._worker.last_report_s > self.options.stall_s / 2
 
+    @property
+    def held(self) -> tuple[int, int, Occupancy]:
+        """Sequences that the worker has, those that are charged to somebody, and what its cache holds."""
+        if (worker := self._worker) is None:
+            return len(self._tasks), 0, Occupancy()
+        return len(self._tasks), len(worker.books), worker.occupancy
+
     def _wake(self) -> None:
         if self._life is None or self._life.done():
             self.state, self.failure = "loading", None
@@ -146,18 +154,26 @@ class ServedModel:
         tries = 0
         while not self._stopping and tries < RESTARTS:
             self.state = "loading"
-            worker = self._starting = self._new_worker()
+            worker = self._starting = Worker(
+                self.artifact, self.options.settings, self.options.session, self._on_report,
+                self._on_cancelled, prepared=self._prepared, embeds=self.pooling is not None,
+                most_tokens=self.most_tokens,
+            )  # fmt: skip
             try:
                 ended = await worker.open()
                 self._worker = worker
                 await self._make_ready(worker, ended)
                 died = await ended
+                died = self.failure or died  # that it hung tells more than that it was killed for it
             except NegawattError as exc:
                 died = exc
+            at_work = bool(self._running) or self.state == "loading"
             self._fail_running(died)
             self._write_idle("idle")
             self._worker = None
             await worker.close()
+            if (rest := worker.rest()) is not None:
+                self._cashier.of_nobody(rest, "lost" if at_work and not self._stopping else "idle")
             if self.state == "asleep":
                 if not self._queue:
                     return
@@ -170,27 +186,13 @@ class ServedModel:
         self.state = "failed"
         self._fail_all(self.failure or EngineError(f"{self.name} cannot be kept running"))
 
-    def _new_worker(self) -> Worker:
-        options = self.options
-        return Worker(
-            self.artifact, options.settings, options.session, self._on_report, self._on_cancelled,
-            prepared=self._prepared, embeds=self.pooling is not None, most_tokens=self.most_tokens,
-        )  # fmt: skip
-
     async def _make_ready(self, worker: Worker, ended: asyncio.Task[NegawattError]) -> None:
         if self._stopping:
             worker.kill()
         if self.weights is not None:
             worker.books.weights = self.weights
         elif self.options.warm_up:
-            warming = asyncio.ensure_future(worker.warm_up())
-            await asyncio.wait({warming, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not warming.done():
-                warming.cancel()
-                with suppress(asyncio.CancelledError):
-                    await warming
-                raise await ended
-            self.cost = await warming
+            self.cost = await worker.warmed(ended, self.options.stall_s)
             if self.cost is not None:
                 worker.books.weights = self.weights = Weights.fitted(self.cost)
         self._write_idle("warm-up")
@@ -220,16 +222,19 @@ class ServedModel:
         cpu_s = sum(self.cost.request_cpu_s(len(p), max_tokens * n, 1) for p in prompts)
         return energy_of_cpu_time(cpu_s)
 
-    def check_room(self) -> None:
+    def check_room(self, tokens: int = 0) -> None:
         """Refuse at once what would wait too long.
 
+        Args:
+            tokens: of prompt and answers together, at most, where they are known.
+
         Raises:
-            Refused: too many wait (429), or the model cannot be loaded (503).
+            Refused: too many wait, or for too long (429), or the model cannot be loaded (503).
         """
         if self.state == "failed":
             raise not_ready(self.name, self.failure)
-        if len(self._queue) >= self.options.queue_limit:
-            raise queue_full(self.name, len(self._queue), self._queue.work / self._rate_tokens_s / 2)
+        wait_s = self._pressure.expected_s(self.options, self._tasks.values(), self._queue, tokens)
+        refuse_if_crowded(self.name, self.options, wait_s, len(self._queue))
 
     def submit(self, task: Task) -> None:
         """Queue a request; it is settled in the end, whatever happens."""
@@ -279,9 +284,7 @@ class ServedModel:
 
     def _on_report(self, report: Report) -> None:
         now = time.monotonic()
-        if report.wall_s > 0 and report.parts:
-            fed = sum(part.fed for part in report.parts)
-            self._rate_tokens_s += 0.02 * (fed / report.wall_s - self._rate_tokens_s)
+        self._pressure.step(report)
         for job, cached in report.started:
             if (found := self._tasks.get(job)) is not None:
                 found[0].start(found[1], cached, now - report.wall_s)
@@ -301,6 +304,7 @@ class ServedModel:
             if (found := self._tasks.get(job)) is not None:
                 task, choice = found
                 task.finish(choice, reason)
+                self._pressure.answered(choice.tokens)
                 self._job_ended(job)
         self._feed()
 
@@ -374,10 +378,7 @@ class ServedModel:
             self._settle(task)
 
     def _watch(self) -> None:
-        """Look again after a while: is the worker hung, or has it been idle for long enough to sleep?
-
-        Without work and without sleep there is nothing to look for, and no timer.
-        """
+        """Look again after a while: does the worker hang, or may it sleep? Else there is no timer."""
         loop = asyncio.get_running_loop()
         self._timer = None
         if self._worker is None or self._stopping:

@@ -282,8 +282,9 @@ def _embed(summary: str) -> dict[str, Any]:
     return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **_FAILED}}}
 
 
-def _get(summary: str, **parts: Any) -> dict[str, Any]:
-    said = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+def _get(summary: str, kind: str = "application/json", **parts: Any) -> dict[str, Any]:
+    schema = {"type": "object"} if kind == "application/json" else _TEXT
+    said = {"description": summary, "content": {kind: {"schema": schema}}}
     return {"get": {"summary": summary, "responses": {"200": said, **_FAILED}, **parts}}
 
 
@@ -315,11 +316,11 @@ def document() -> dict[str, Any]:
             "/v1/models/{name}": _get("One model.", parameters=[name]),
             "/v1/files": {**_get("The files."), **_post("Upload a file of requests.", "multipart/form-data")},
             "/v1/files/{id}": {**_get("One file.", parameters=[identity]), **_delete("Delete it.", identity)},
-            "/v1/files/{id}/content": _get("What is in it.", parameters=[identity]),
+            "/v1/files/{id}/content": _get("What is in it.", "application/jsonl", parameters=[identity]),
             "/v1/batches": {**_get("The batches."), **_post("Run a file of requests.", "application/json")},
             "/v1/batches/{id}": _get("One batch, and what waiting was worth.", parameters=[identity]),
             "/v1/batches/{id}/cancel": _post("End it early.", None, parameters=[identity]),
-            "/metrics": _get("For Prometheus."),
+            "/metrics": _get("For Prometheus.", "text/plain"),
             "/openapi.json": _get("This document."),
             "/health": _get("Whether the process answers.", **public),
             "/ready": _get("Whether it should get requests.", **public),

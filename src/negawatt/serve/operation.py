@@ -59,7 +59,8 @@ class Operation:
                 lambda: list(server.models.values()),
                 lambda: keyed.account.uses() if keyed else [],
                 batches.waiting,
-                lambda caller: keyed is None or caller.team == config.operators,
+                lambda caller: not config.needs_keys or caller.team == config.operators,
+                lambda: keyed.clerk.waiting if keyed else 0,
             )
         except MissingDependency as exc:
             _log.info("no /metrics: %s", exc)

@@ -18,6 +18,8 @@ class ModelOptions:
     step_tokens: most tokens of an engine step.
     prefix_cache: whether prompts that begin like earlier ones are not computed again.
     queue_limit: requests that may wait; more are refused.
+    wait_s: seconds that a request may be expected to wait until it is begun; others are refused. 0 lets in
+        only what a slot is free for, None lets the queue alone decide.
     deadline_s: seconds after which a request is given up.
     stall_s: seconds without a step, with work to do, after which the worker is taken for hung.
     sleep_s: seconds without work after which the worker is ended and its memory freed; None: never.
@@ -30,6 +32,7 @@ class ModelOptions:
     step_tokens: int = STEP_TOKENS
     prefix_cache: bool = True
     queue_limit: int = 256
+    wait_s: float | None = 60.0
     deadline_s: float = 600.0
     stall_s: float = 60.0
     sleep_s: float | None = None

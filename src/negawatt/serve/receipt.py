@@ -9,11 +9,14 @@ from typing import Any, Literal, get_args
 from negawatt.carbon import Amount
 from negawatt.energy import Energy
 
-Outcome = Literal["completed", "escalated", "aborted", "failed", "warm-up", "idle"]
+Outcome = Literal["completed", "escalated", "aborted", "failed", "warm-up", "idle", "lost"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """``escalated``: a cascade's first answer, which was not sure enough; ``aborted``: the client left or the
 deadline passed; ``failed``: the engine did; ``warm-up``: work that no client asked for; ``idle``: no request
-at all, but what the model's process spent beside all requests."""
+at all, but what the model's process spent beside all requests; ``lost``: what it spent last when it died or
+hung at work, which no client is charged for."""
+UNASKED: tuple[Outcome, ...] = ("warm-up", "idle", "lost")
+"""Of no request: they cost the server alone."""
 
 
 @dataclass(frozen=True, slots=True)

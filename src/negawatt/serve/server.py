@@ -17,6 +17,7 @@ from negawatt.serve.answer import whole
 from negawatt.serve.ask import Ask, chat_ask, check_length, completion_ask
 from negawatt.serve.calls import Calls
 from negawatt.serve.cascade import Cascade, climb
+from negawatt.serve.desk import Desk
 from negawatt.serve.eco import Eco, intensity_of
 from negawatt.serve.embed import EmbedAsk, embed_ask, embedded
 from negawatt.serve.grid import Grid
@@ -58,6 +59,7 @@ class Server:
     Attributes:
         cascades, ecos: further names, which stand for several of the models.
         grid: by whose intensity an `Eco` chooses; None: it is not known.
+        desk: where the gate is asked.
         draining: once true, new requests are refused and those under way go on.
     """
 
@@ -67,8 +69,10 @@ class Server:
         self.ecos: dict[str, Eco] = {}
         self.grid: Grid | None = None
         self.gate, self._redactor = gate, redactor
+        self.desk = Desk(gate)
         self.draining = False
         self._climbing = 0
+        self._asking = 0  # requests whose reservation is asked for
         for model in models:
             self.add(model)
 
@@ -94,15 +98,19 @@ class Server:
         """Refuse what is new, and wait until what is under way has ended, but not longer than `most_s`."""
         self.draining = True
         end_s = asyncio.get_running_loop().time() + most_s
-        while (
-            self._climbing or any(m.busy for m in self.models.values())
-        ) and asyncio.get_running_loop().time() < end_s:
+        while self.busy and asyncio.get_running_loop().time() < end_s:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """End every worker."""
         self.draining = True
         await asyncio.gather(*(model.stop() for model in self.models.values()))
+        self.desk.close()
+
+    @property
+    def busy(self) -> int:
+        """Requests under way, waiting, or being let in."""
+        return self._asking + self._climbing + sum(model.busy for model in self.models.values())
 
     @property
     def trouble(self) -> str | None:
@@ -152,7 +160,7 @@ class Server:
             body = redact(body, self._redactor).value
         return readers[path](body)
 
-    def submit(self, caller: Caller, ask: Ask | EmbedAsk) -> tuple[ServedModel, Task]:
+    async def submit(self, caller: Caller, ask: Ask | EmbedAsk) -> tuple[ServedModel, Task]:
         """Reserve what a request may cost, and queue it.
 
         Raises:
@@ -160,8 +168,8 @@ class Server:
         """
         self.refuse_new()
         if isinstance(ask, EmbedAsk):
-            return self._embed(caller, ask)
-        prepared = self.prepare(caller, ask)
+            return await self._embed(caller, ask)
+        prepared = await self.prepare(caller, ask)
         return prepared.model, self.enter(prepared, caller, ask)
 
     async def begin(
@@ -177,7 +185,7 @@ class Server:
             known = await asyncio.to_thread(intensity_of, self.grid, now_s) if self.grid else None
             ask = replace(ask, model=eco.choice(known))
         if not isinstance(ask, Ask) or (cascade := self.cascades.get(ask.model)) is None:
-            return self.submit(caller, ask)
+            return await self.submit(caller, ask)
         self.refuse_new()
         self._climbing += 1
         try:
@@ -185,7 +193,7 @@ class Server:
         finally:
             self._climbing -= 1
 
-    def prepare(self, caller: Caller, ask: Ask, *, follows: bool = False) -> Prepared:
+    async def prepare(self, caller: Caller, ask: Ask, *, follows: bool = False) -> Prepared:
         """Reserve what a request may cost; the reservation is to be entered or released.
 
         Args:
@@ -201,13 +209,14 @@ class Server:
         check_length(prompts, limit, model.most_tokens)
         energy = model.estimate(prompts, ask.n, limit)
         estimate = Estimate(ask.model, sum(map(len, prompts)), limit * count, energy, follows=follows)
-        reservation = self.gate.reserve(caller, estimate)
+        reservation = await self._reserve(caller, estimate)
         try:
             if reservation.model != ask.model:
                 model = self._writer(reservation.model)
                 prompts = ask.tokens(model.tokenizer)
             limit = max(1, min(limit, reservation.output_tokens // count))
             check_length(prompts, limit, model.most_tokens)
+            model.check_room(sum(map(len, prompts)) + limit * count)  # others may have come meanwhile
             calls = Calls(ask.tools, model.call_form) if ask.tools is not None else None
             grammar = ask.sampling.grammar if calls is None else calls.grammar()
         except BaseException:
@@ -243,7 +252,14 @@ class Server:
                 code="shutting_down", retry_after_s=5,
             )  # fmt: skip
 
-    def _embed(self, caller: Caller, ask: EmbedAsk) -> tuple[ServedModel, Task]:
+    async def _reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
+        self._asking += 1
+        try:
+            return await self.desk.reserve(caller, estimate)
+        finally:
+            self._asking -= 1
+
+    async def _embed(self, caller: Caller, ask: EmbedAsk) -> tuple[ServedModel, Task]:
         model = self.model(ask.model)
         if model.pooling is None:
             raise Refused(
@@ -254,7 +270,7 @@ class Server:
         ask.check(model.pooling)
         prompts = ask.tokens(model.tokenizer, model.pooling, model.most_tokens)
         energy = model.estimate(prompts, 1, 0)
-        reservation = self.gate.reserve(
+        reservation = await self._reserve(
             caller, Estimate(model.name, sum(map(len, prompts)), 0, energy, fixed=True)
         )
         sampling = Sampling(max_tokens=0)
@@ -366,7 +382,9 @@ def failure_of(task: Task) -> Refused | None:
         return None
     if isinstance(task.error, Refused):
         return task.error
-    reason = str(task.error) if isinstance(task.error, NegawattError) else "it was given up"
+    # What follows a colon are a worker's last words: a path of this machine, or worse, and not for clients.
+    told = isinstance(task.error, NegawattError)
+    reason = str(task.error).partition(": ")[0] if told else "it was given up"
     return Refused(
         f"the request was not completed: {reason}", status=500, kind="server_error", code="engine_failed"
     )

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from negawatt import __version__
 from negawatt.errors import UsageError, require
-from negawatt.serve.receipt import Receipt
+from negawatt.serve.receipt import UNASKED, Receipt
 
 _OPERATIONS = {"chatcmpl": "chat", "cmpl": "text_completion"}
 TIMEOUT_S = 5
@@ -46,7 +46,7 @@ class Traces:
 
     def receipt(self, receipt: Receipt) -> None:
         """A span of a settled request; warm-ups and idle time are none."""
-        if receipt.outcome in ("warm-up", "idle"):
+        if receipt.outcome in UNASKED:
             return
         operation = _OPERATIONS.get(receipt.id.partition("-")[0], "text_completion")
         span = self._tracer.start_span(

@@ -11,19 +11,22 @@ from pathlib import Path
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Settings, Step
 from negawatt.engine.batching import Job, Report
+from negawatt.engine.cells import Occupancy
 from negawatt.engine.link import Link
 from negawatt.engine.session import SessionOptions
 from negawatt.errors import NegawattError
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel
-from negawatt.serve.books import Books
-from negawatt.serve.price import price_of
+from negawatt.serve.books import Account, Books
+from negawatt.serve.price import CpuTimePrice, price_of
 
 WARM_UP_PROMPTS = (16, 160, 48, 96, 8)
 """Lengths of the prompts that are read alone, to learn what a prompt's tokens cost."""
 WARM_UP_TOGETHER = (1, 4, 2)
 """Numbers of sequences that are then written together, to learn what a step costs and what each adds."""
 WARM_UP_TOKENS = 8
+BEGIN_S = 60.0
+"""In so many seconds a worker that has loaded its model says so."""
 
 
 class Worker:
@@ -58,12 +61,17 @@ class Worker:
         self._link: Link | None = None
         self._watching: Callable[[Report], None] | None = None
         self._told = asyncio.Event()
-        self.books: Books
+        self.books = Books(CpuTimePrice())  # until it runs there is nothing that could be counted
         self.last_report_s = time.monotonic()
 
     @property
     def pid(self) -> int:
         return self._engine.pid
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Of its cache, as it last said."""
+        return Occupancy() if self._link is None else self._link.occupancy
 
     async def open(self) -> asyncio.Task[NegawattError]:
         """Start the process and load the model; returns the task that ends when the process does.
@@ -73,11 +81,14 @@ class Worker:
         """
         await asyncio.to_thread(self._engine.open)
         self.books = Books(price_of(self._engine.pid))
+        self.last_report_s = time.monotonic()
         self._link = Link(self._engine, self._report, self._idle, self._on_cancelled)
         running = asyncio.get_running_loop().create_task(self._link.run())
         told = asyncio.ensure_future(self._told.wait())  # what loading has cost
-        await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, told}, timeout=BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
+        if not self._told.is_set():  # it hangs, or has ended: `running` tells why
+            self.kill()
         return running
 
     def submit(self, job: Job) -> None:
@@ -96,6 +107,11 @@ class Worker:
         """End the process, if it has not ended, and free its memory."""
         self._engine.kill()
         await asyncio.to_thread(self._engine.close)
+
+    def rest(self) -> Account | None:
+        """What it spent and did not tell of any more, once it is closed; None where that is not known."""
+        whole_cpu_s = self._engine.whole_cpu_s
+        return None if whole_cpu_s is None else self.books.rest(whole_cpu_s)
 
     async def warm_up(self) -> CostModel | None:
         """Read and write a little, so that the first client does not wait and the costs of steps are known.
@@ -129,6 +145,23 @@ class Worker:
         assert self._link is not None
         self._link.forget()
         return _fitted(seen[1:], self._batch)
+
+    async def warmed(self, ended: asyncio.Task[NegawattError], stall_s: float) -> CostModel | None:
+        """As `warm_up`, for as long as the worker lives; one that says nothing for `stall_s` is ended.
+
+        Raises:
+            NegawattError: it has ended.
+        """
+        warming = asyncio.ensure_future(self.warm_up())
+        while not (warming.done() or ended.done()):
+            await asyncio.wait({warming, ended}, timeout=stall_s / 4, return_when=asyncio.FIRST_COMPLETED)
+            if time.monotonic() - self.last_report_s > stall_s:
+                self.kill()
+        if warming.done():
+            return warming.result()
+        warming.cancel()
+        await asyncio.gather(warming, return_exceptions=True)
+        raise await ended
 
     def _report(self, report: Report) -> None:
         self.last_report_s = time.monotonic()
