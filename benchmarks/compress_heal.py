@@ -61,7 +61,7 @@ class Bench:
         if not output.exists():
             recipe = Recipe(
                 model, (parse(technique),), str(self.text), windows=self.windows, heldout=HELDOUT,
-                length=LENGTH, threads=2,
+                length=LENGTH, threads=1,
             )  # fmt: skip
             compress(recipe, output, keep_worse=True)
         return Artifact.open(output)
@@ -81,7 +81,7 @@ class Bench:
             ]  # fmt: skip
             done = subprocess.run(
                 [str(part) for part in command], check=True, capture_output=True, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "2"},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             say(f"torch-pruning: {json.loads(done.stdout)}")
         return Artifact.open(output)

@@ -241,7 +241,7 @@ def test_a_batch_of_the_official_client(running: Running) -> None:
     ("fields", "param"),
     [
         ({"completion_window": "soon"}, "completion_window"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/images"}, "endpoint"),
         ({"input_file_id": "file-nobody"}, "input_file_id"),
         ({"metadata": {"a": "b" * 600}}, "metadata"),
     ],

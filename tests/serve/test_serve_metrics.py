@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from otlp_collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
@@ -196,6 +197,48 @@ def test_promtool_accepts_the_alerts_and_their_metrics_exist() -> None:
     for name in named:
         plain = re.sub(r"_(?:bucket|total)$", "", name)
         assert plain in source or plain.replace("negawatt_serve_", "negawatt_serve_{bound}") in source, name
+
+
+def test_keda_asks_for_replicas_by_load_within_the_power(tmp_path: Path) -> None:
+    """Prometheus itself answers the query of the example, on series as servers give them."""
+    program = needed("promtool", "prometheus")
+    (trigger,) = yaml.safe_load((ROOT / "deploy/keda.yml").read_text("utf-8"))["spec"]["triggers"]
+    assert (trigger["type"], trigger["metadata"]["threshold"]) == ("prometheus", "1")
+    rules = {
+        "groups": [{"name": "keda", "rules": [{"record": "wanted", "expr": trigger["metadata"]["query"]}]}]
+    }
+    (tmp_path / "rules.yml").write_text(json.dumps(rules), "utf-8")
+
+    def case(loads: list[float], watts: list[float], wanted: float) -> dict[str, Any]:
+        """Servers of so much load, each charging so many joules a second; by their numbers."""
+        load = [
+            {"series": f'negawatt_load{{instance="{n}",model_name="m"}}', "values": f"{load}x20"}
+            for n, load in enumerate(loads)
+        ]
+        name = "negawatt_serve_joules_total"
+        joules = [
+            {"series": f'{name}{{instance="{n}",phase="{phase}"}}', "values": f"0+{30 * each}x20"}
+            for n, each in enumerate(watts)
+            for phase in ("prefill", "decode")
+        ]
+        sample = {"labels": "wanted", "value": wanted}
+        asked = {"expr": "wanted", "eval_time": "10m", "exp_samples": [sample]}
+        return {"interval": "1m", "input_series": load + joules, "promql_expr_test": [asked]}
+
+    tests = {
+        "rule_files": [str(tmp_path / "rules.yml")],
+        "tests": [
+            case([0.4], [50.0], 0.5),  # half a server's work
+            case([2.0, 1.2], [50.0, 50.0], 4.0),  # four servers' work, and eight would be allowed
+            case([4.0, 4.0], [100.0, 100.0], 4.0),  # ten servers' work, and 400 W are enough for four
+            case([4.0, 4.0], [100.0, 0.0], 4.0),  # by those that work
+            case([4.0], [], 5.0),  # nothing was charged yet
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(tests), "utf-8")
+    done = subprocess.run([program, "test", "rules", file], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_fire_on_what_they_are_about(tmp_path: Path) -> None:

@@ -22,13 +22,15 @@ from negawatt.engine import Settings
 from negawatt.engine.backends import engines
 from negawatt.errors import IntegrityError, UsageError
 from negawatt.meter import fingerprint
+from negawatt.profiling.quality import Quality
 from negawatt.run import Run
 from negawatt.tuning import Constraints, Space, Study, tune
+from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cluster import Cluster, ClusterError, Node, NodeLost
 from negawatt.tuning.crew import Crew
-from negawatt.tuning.errand import Brief, Letter
+from negawatt.tuning.errand import Brief, Letter, look_from, look_json, scores_from, scores_json
 from negawatt.tuning.expense import Expense
 from negawatt.tuning.node import carried_out
 from negawatt.tuning.parcel import Parcel, delivery_name
@@ -347,6 +349,14 @@ def test_what_arrives_damaged_or_under_a_foreign_name_is_refused(small: Artifact
     assert parcel.found() is None
     with pytest.raises(IntegrityError, match="names"):
         Parcel.from_json({**parcel.to_json(), "files": {"/etc/passwd": ["0" * 64, 1]}})
+
+
+def test_scores_and_looks_come_back_as_they_went() -> None:
+    quality = Quality("accuracy", {"a": 1.0, "b": 0.0}, {"a": 2.0}, margins={"a": 0.5})
+    assert scores_from(json.loads(json.dumps(scores_json(quality)))) == quality
+    look = Look(1.0, 0.5, 7, 0.1, 2.0, (3.0, 4.0))
+    assert look_from(json.loads(json.dumps(look_json(look)))) == look
+    assert scores_from(scores_json(None)) is look_from(look_json(None)) is None
 
 
 def test_a_workload_travels_as_its_files(lines: Workload, fresh_home: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -43,12 +45,13 @@ def machines(home_with_engines: Path) -> Iterator[Any]:
         patch.setenv("RAY_health_check_failure_threshold", "3")
         from ray.cluster_utils import Cluster as Machines
 
-        made = Machines()
+        made, folder = Machines(), Path(tempfile.mkdtemp(prefix="nw-"))  # short: sockets' names go into it
         try:
-            made.add_node(num_cpus=2, **SMALL, include_dashboard=False)
+            made.add_node(num_cpus=2, **SMALL, include_dashboard=False, temp_dir=str(folder))
             yield made
         finally:
             made.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def with_one_core(machines: Any) -> None:
@@ -72,7 +75,7 @@ class Killer(threading.Thread):
         self.killed = False
 
     def run(self) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while time.monotonic() < end and not self.killed:
             time.sleep(0.1)
             if not (self.path / "records.jsonl").exists():

@@ -145,6 +145,7 @@ def test_the_command_searches_when_it_pays_and_takes_the_new_choice(
     ("options", "says"),
     [
         (["--watch", "r.csv"], "--watch needs --from"),
+        (["--watch", "r.csv", "--from", "x", "--store", "runs.db"], "--store keeps one search"),
         (["--watch", "r.csv", "--from", "x", "--checks", "0"], "at least one of --checks"),
         (["--watch", "none.csv", "--from", "x", "--workload", "interactive-chat"], "cannot read none.csv"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from negawatt.cli.common import Progress, emit, progress_bar
 from negawatt.cli.settings import seconds
@@ -33,6 +34,9 @@ def keep_watch(models: tuple[str, ...], options: dict[str, Any], as_json: bool) 
     from negawatt.tuning.watch import Watch
     from negawatt.workload import Workload
 
+    if click.get_current_context().get_parameter_source("store") is ParameterSource.COMMANDLINE:
+        raise UsageError("--store keeps one search by the name of its folder, and --watch begins several")
+    options = {**options, "store": None}
     chosen, checks, pause_s = options["origin"], options["checks"], seconds(options["every"])
     if chosen is None:
         raise UsageError("--watch needs --from RUN, the search whose choice runs today")

@@ -23,8 +23,9 @@ LONGEST = 64 << 10
 """Characters of a grammar, at most."""
 _KEPT = 64
 """Grammars that are kept compiled."""
-_OPTIONS = {"x-guidance": {"whitespace_pattern": "[ ]?"}}
-"""Between the parts of a JSON text one space at most: what is only white is paid for like any token."""
+_OPTIONS = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+"""JSON is written in one way, that of Python's ``json.dumps``: all between the values is then without choice,
+and what has none is not asked of the model."""
 
 Row = NDArray[np.float32]
 

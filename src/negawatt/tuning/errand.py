@@ -172,9 +172,12 @@ def scores_json(quality: Quality | None) -> dict[str, Any] | None:
     """Scores item by item as JSON; None stays None."""
     if quality is None:
         return None
-    return {"metric": quality.metric, "scores": dict(quality.scores), "weights": dict(quality.weights)}
+    names = ("scores", "weights", "margins")
+    return {"metric": quality.metric, **{name: dict(getattr(quality, name)) for name in names}}
 
 
 def scores_from(data: Mapping[str, Any] | None) -> Quality | None:
     """Read back what `scores_json` gave."""
-    return None if data is None else Quality(data["metric"], data["scores"], data["weights"])
+    if data is None:
+        return None
+    return Quality(data["metric"], data["scores"], data["weights"], margins=data["margins"])

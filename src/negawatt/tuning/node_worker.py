@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from negawatt.engine.backends import engines
-from negawatt.errors import NegawattError
+from negawatt.errors import EngineError, NegawattError
 from negawatt.meter import fingerprint
 from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench
@@ -78,6 +78,8 @@ def done(job: Mapping[str, Any]) -> dict[str, Any]:
             answer["trial"] = trial.to_record("search")
         else:
             candidate, earlier = Candidate.from_json(job["candidate"]), look_from(job.get("earlier"))
+            with alone(exclusive=False), suppress(EngineError):  # the trial says what is wrong
+                bench.judge.workshop.artifact(candidate)  # passes measure nothing, and may take long
             with alone(exclusive=True):
                 tried = (
                     bench.look(candidate)
