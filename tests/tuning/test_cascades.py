@@ -65,7 +65,7 @@ def models(texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def searched(models: tuple[str, str], texts: Path, drop: float, run: Path) -> dict[str, Any]:
     teacher, student = models
     return tune(
-        teacher, str(texts), models=(student,), space=SPACE, baseline=SETTINGS, time_budget_s=300,
+        teacher, str(texts), models=(student,), space=SPACE, baseline=SETTINGS, time_budget_s=200,
         constraints=Constraints(max_quality_drop=drop), path=run,
     )  # fmt: skip
 
