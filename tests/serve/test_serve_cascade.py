@@ -178,8 +178,8 @@ def test_what_was_calibrated_is_served(model: object, tmp_path: Path, fresh_data
     config = ServerConfig.read(tmp_path / "server.toml", {"NEGAWATT_SERVE_DATABASE": fresh_database})
     with pytest.raises(UsageError, match="no calibration"):
         server_of(config)
-    found = asyncio.run(calibrate(config, "auto", questions(20), most_drop=0.15)).to_json()
-    assert found["drop"]["at_most"] <= found["drop"]["allowed"] == 0.15 and found["n"] == 20
+    found = asyncio.run(calibrate(config, "auto", questions(24), most_drop=0.2)).to_json()
+    assert found["drop"]["at_most"] <= found["drop"]["allowed"] == 0.2 and found["n"] == 24
     assert 0 < found["share_small"] <= 1 and found["threshold"] < 0
     small, large, both = (found[name] for name in ("small", "large", "both"))
     assert (
