@@ -52,6 +52,11 @@ class Judgement:
             return float(self.nats.mean())
         return float(self.scores.mean()) if self.metric == "perplexity" else 1 - self.value(reference)
 
+    def told(self, reference: Judgement) -> str:
+        """The metric with its value, and the loss beside it where that is what decides between two."""
+        words = f"{self.metric} {self.value(reference):.4g}"
+        return words if self.nats is None else f"{words} at a loss of {self.loss(reference):.4f} nats a text"
+
 
 def judge(source: Source, windows: torch.Tensor, questions: Labelled | None = None) -> Judgement:
     """Judge a model; one block's weights are in memory at a time, a classifier's all at once.
