@@ -255,9 +255,9 @@ class _Job:
         if ours.loss(self.origin) >= theirs.loss(self.origin):
             raise Infeasible(
                 f"{each} gives {ours.told(self.origin)} on held-out text, and {plain} "
-                f"{theirs.told(self.origin)}, so nothing was kept; calibrate on text closer to what the model "
-                f"is used for, use {plain}, or keep it all the same with --keep-worse: the work done lies in "
-                f"{self.partial}"
+                f"{theirs.told(self.origin)}, so nothing was kept; calibrate on text closer to what the "
+                f"model is used for, use {plain}, or keep it all the same with --keep-worse: the work done "
+                f"lies in {self.partial}"
             )
         return {
             "pass": str(plain), "metric": ours.metric, "value": theirs.value(self.origin), **other.cost(),
