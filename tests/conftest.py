@@ -38,8 +38,8 @@ MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "
 MAKING_FILES = {
     f"test_{name}.py"
     for name in (
-        "books", "budgets", "crew", "deferral", "docs", "judge", "keys", "ledger", "limits", "observed",
-        "predictor", "project", "proofs", "ray", "receipt", "redact", "sampler", "serve_config", "space",
+        "books", "budgets", "deferral", "docs", "judge", "keys", "ledger", "limits", "observed",
+        "predictor", "project", "proofs", "receipt", "redact", "sampler", "serve_config", "space",
         "space_file", "store", "study", "writing",
     )
 }  # fmt: skip

@@ -110,5 +110,5 @@ def test_an_engine_that_cannot_run_the_model_is_told_before_the_work(tmp_path: P
         "--length", "64", "--payback", "transformers", "-o", str(tmp_path / "out"),
     ])  # fmt: skip
     assert done.exit_code == 1
-    assert "no causal language model for 'mpnet'" in str(done.exception or done.output)
+    assert "turns texts into vectors and cannot write" in str(done.exception or done.output)
     assert not list(tmp_path.glob("out*"))

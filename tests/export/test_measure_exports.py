@@ -31,7 +31,7 @@ def test_rows_and_metrics_tell_what_the_measurement_tells(tmp_path: Path) -> Non
     done = measure(
         "--output", str(tmp_path / "m.json"), "--csv", str(tmp_path / "m.csv"),
         "--parquet", str(tmp_path / "p"),
-        "--otlp", receiver.url, job=JOB.format(1.3),
+        "--otlp", receiver.url, job=JOB.format(2.4),
     )  # fmt: skip
     receiver.close()
     assert (done.returncode, done.stdout) == (7, "out\n")

@@ -37,7 +37,7 @@ def test_it_is_read_back_as_it_was() -> None:
 def test_what_is_no_receipt_is_refused(breakage: str) -> None:
     data = receipt().to_json()
     if breakage == "outcome":
-        data["receipt"]["outcome"] = "lost"
+        data["receipt"]["outcome"] = "mislaid"
     elif breakage == "prefill":
         del data["prefill"]
     else:

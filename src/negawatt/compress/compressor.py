@@ -26,7 +26,7 @@ from negawatt.compress.recipe import Recipe
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Progress, Work
 from negawatt.energy import Energy
-from negawatt.engine import Engine, Settings
+from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import (
     Infeasible,
     IntegrityError,
@@ -178,8 +178,8 @@ class _Job:
             caches_of(self.kv_cache)
         for settings in filter(None, (self.payback, self.kv_cache)):
             self.progress(0, None, f"loading {settings.engine}")
-            with Engine(self.artifact, settings):
-                pass
+            with Engine(self.artifact, settings) as engine:
+                engine.generate([Request([1], 1)])  # a model that embeds or labels texts writes none
 
     def _paid_back(self, stages: Sequence[Stage], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """What each pass pays back, entered into its step of the lineage, and what all together do."""
