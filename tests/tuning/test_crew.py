@@ -43,8 +43,15 @@ SPACE = Space(
 )  # fmt: skip
 BASELINE = Candidate(Settings(engine="llamacpp", weight_format="f16", threads=2, max_context=512))
 HERE = fingerprint()["id"]
-VERSIONS = {each["name"]: each["version"] for each in engines(["llamacpp"])}
 JOULE = Energy.estimated(1.0, 0.5, 2.0, "a double's").to_json()
+
+
+pytestmark = pytest.mark.usefixtures("llamacpp_runtime")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the engines here, once they are pulled."""
+    return {each["name"]: each["version"] for each in engines(["llamacpp"])}
 
 
 class Answering:
@@ -72,7 +79,7 @@ class Answering:
         told: dict[str, Any]
         if job["do"] == "greet":
             machine = {**fingerprint(), "id": self.machines[node.id]}
-            told = {"machine": machine, "engines": VERSIONS}
+            told = {"machine": machine, "engines": versions()}
             self.waiting.append((ticket, json.dumps({**told, "cpu_s": 0.0})))
             return
         assert self.at_once.get(node.id, 0) == 0, "one errand a node at a time"
@@ -257,7 +264,7 @@ def test_a_node_without_the_same_engine_takes_no_part(
     run: Run, lines: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crew = crew_of(run, Answering({"a": HERE}, answered), lines)
-    monkeypatch.setitem(VERSIONS, "llamacpp", "v0")
+    monkeypatch.setitem(globals(), "versions", lambda: {"llamacpp": "v0"})
     trials = search(crew)
     assert not any("node" in t.figures for t in trials)
     assert any("llamacpp is v" in text and "v0 there" in text for text in notes(run))
@@ -307,7 +314,7 @@ def test_an_errand_in_a_process_of_its_own_tells_what_it_cost(
     job = {"version": __version__, "threads": {}, "nice": 0, "do": "greet", "engines": ["llamacpp"]}
     answer = json.loads(carried_out(json.dumps(job)))
     assert answer["machine"] == fingerprint()
-    assert answer["engines"] == VERSIONS
+    assert answer["engines"] == versions()
     assert answer["cpu_s"] > 0
     assert answer["energy"]["value_j"] > 0
     other = json.loads(carried_out(json.dumps({**job, "version": "0.0.0"})))
