@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from pathlib import Path
 
 import pytest
+import small_backend
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Settings, backends
 from negawatt.engine.backend import Backend
 from negawatt.engine.batching import Batching, Job, Report
 from negawatt.engine.cells import Cells
@@ -25,16 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return Artifact.open(small_model(tmp_path_factory.mktemp("small") / "llama"))
 
 
-def loaded(artifact: Artifact, folder: Path, engine: str, speculation: str = "none") -> Backend:
-    weights = "fp32" if engine == "transformers" else "native"
-    settings = Settings(
-        engine=engine, batch=4, weight_format=weights, max_context=128, threads=1, speculation=speculation
-    )
-    backend = backends.backend(engine)(settings)
-    if backend.shares:
-        backend.reserve(10, 512)
-    backend.load(backend.prepare(artifact.path, weights, folder))
-    return backend
+loaded = functools.partial(small_backend.loaded, batch=4, slots=10)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_backend
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Settings, backends
 from negawatt.engine.backend import Backend
 from negawatt.engine.batching import Batching, Job, Report
 from negawatt.engine.cells import Cells
@@ -49,16 +50,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return Artifact.open(small_model(tmp_path_factory.mktemp("small") / "llama"))
 
 
-def loaded(artifact: Artifact, folder: Path, engine: str, speculation: str = "none") -> Backend:
-    weights = "fp32" if engine == "transformers" else "native"
-    settings = Settings(
-        engine=engine, batch=3, weight_format=weights, max_context=128, threads=1, speculation=speculation
-    )
-    backend = backends.backend(engine)(settings)
-    if backend.shares:
-        backend.reserve(6, 512)
-    backend.load(backend.prepare(artifact.path, weights, folder))
-    return backend
+loaded = functools.partial(small_backend.loaded, batch=3, slots=6)
 
 
 @pytest.fixture(scope="module", params=["llamacpp", "transformers"])

@@ -51,11 +51,7 @@ class Comparison:
         Raises:
             ArtifactError: the divergence is above `kl_nats`, or no number.
         """
-        if not self.kl_nats <= kl_nats:
-            raise ArtifactError(
-                f"what was written does not say what its source says (KL {self.kl_nats:.3g} nats a token, at "
-                f"most {kl_nats:g} expected), so nothing was kept"
-            )
+        _require_near(self.kl_nats, kl_nats, "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +107,16 @@ class Labelling:
         Raises:
             ArtifactError: the divergence is above `kl_nats`, or no number.
         """
-        if not self.kl_nats <= kl_nats:
-            raise ArtifactError(
-                f"what was written does not say what its source says (KL {self.kl_nats:.3g} nats a text, at "
-                f"most {kl_nats:g} expected), so nothing was kept"
-            )
+        _require_near(self.kl_nats, kl_nats, "text")
+
+
+def _require_near(found: float, most: float, unit: str) -> None:
+    """Refuse a divergence above `most` nats a `unit`, or one that is no number."""
+    if not found <= most:
+        raise ArtifactError(
+            f"what was written does not say what its source says (KL {found:.3g} nats a {unit}, at most "
+            f"{most:g} expected), so nothing was kept"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,9 +89,9 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         choice, n = self.choice, len(self.small)
-        tried = _sum(a.energy for a in self.small)
-        again = _sum(a.energy for a, alone in zip(self.large, choice.alone, strict=True) if not alone)
-        always = _sum(a.energy for a in self.large)
+        tried = Energy.total(a.energy for a in self.small)
+        again = Energy.total(a.energy for a, alone in zip(self.large, choice.alone, strict=True) if not alone)
+        always = Energy.total(a.energy for a in self.large)
         cascade = tried + again
         saving = None
         if cascade.value_j is not None and always.value_j:
@@ -120,13 +120,6 @@ class Calibration:
         found = aggregate(self.metric, list(scores))
         quality = {"value": found.value, "low": found.low, "high": found.high}
         return {"quality": quality, "energy_per_item": energy.scaled(1 / len(scores)).to_json()}
-
-
-def _sum(energies: Any) -> Energy:
-    whole = Energy.zero()
-    for energy in energies:
-        whole += energy
-    return whole
 
 
 def choose(

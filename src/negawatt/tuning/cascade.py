@@ -10,12 +10,11 @@ from negawatt.errors import EngineError, WorkloadError
 from negawatt.profiling.threshold import Threshold, Tried, cheapest, thresholds
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, Escalation
-from negawatt.tuning.judge import Judge, look_plan
+from negawatt.tuning.judge import Judge, last_confidence
 from negawatt.tuning.study import Study
 from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.workload import QualityItem, TrafficItem
 from negawatt.workload.items import answers_are_choices
-from negawatt.workload.sequential import shares_of_error
 
 WORTH = 0.97
 """A cascade that is foreseen to cost more than this share of the best single model is not tried."""
@@ -126,8 +125,7 @@ class Cascades:
         ours = scores.quality(small.candidate, self.items, self.tick, margins=True)
         theirs = scores.quality(large.candidate, self.items, self.tick)
         tried = [Tried(ours.margins[i.id], ours.scores[i.id], theirs.scores[i.id]) for i in self.items]
-        error = (1 - self.judge.confidence) * shares_of_error(1)
-        confidence = look_plan(max(1, self.held_out), self.fewest, error)[-1][1]
+        confidence = last_confidence(max(1, self.held_out), self.fewest, self.judge.confidence)
         found = thresholds(
             tried, small.cost, large.cost, max(1, self.held_out), confidence, PRUDENCE[turn]
         )  # fmt: skip

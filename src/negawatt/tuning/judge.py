@@ -183,7 +183,7 @@ class Judge:
         It is dropped when its drop is shown to exceed the limit, or when a hopeful reading of what was
         seen leaves no prospect of proving the limit on the held-out items.
         """
-        last = look_plan(max(1, held_out), 0, (1 - self.confidence) * shares_of_error(1))[-1][1]
+        last = last_confidence(max(1, held_out), 0, self.confidence)
         for count in dict.fromkeys((min(SCREEN_FIRST, len(items)), len(items))):
             difference = self.compare(candidate, items[:count], tick, self.confidence)
             if -difference.high > limit:
@@ -225,6 +225,16 @@ def look_plan(n: int, fewest: int, error: float) -> list[tuple[int, float]]:
     counts = _looks(n, fewest)
     levels = nominal_levels(tuple(count / n for count in counts), error)
     return [(count, 1 - level) for count, level in zip(counts, levels, strict=True)]
+
+
+def last_confidence(n: int, fewest: int, confidence: float) -> float:
+    """Confidence of the bound at the last look at the first candidate.
+
+    Args:
+        n, fewest: as for `look_plan`.
+        confidence: that all looks and candidates together keep.
+    """
+    return look_plan(n, fewest, (1 - confidence) * shares_of_error(1))[-1][1]
 
 
 def _looks(n: int, fewest: int) -> list[int]:

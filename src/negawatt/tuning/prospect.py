@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from negawatt.errors import Infeasible
-from negawatt.tuning.judge import look_plan
+from negawatt.tuning.judge import last_confidence
 from negawatt.workload import items_needed, metric, minimal_detectable_drop
-from negawatt.workload.sequential import needed_for_quantile, shares_of_error
+from negawatt.workload.sequential import needed_for_quantile
 from negawatt.workload.statistics import FEW_CHANGES
 from negawatt.workload.workload import Workload
 
@@ -23,7 +23,7 @@ def prospect_of_quality(workload: Workload, n: int, limit: float, fewest: int, c
     Raises:
         Infeasible: not even a candidate that changes no answer could be proved to keep the limit.
     """
-    last = look_plan(n, fewest, (1 - confidence) * shares_of_error(1))[-1][1]
+    last = last_confidence(n, fewest, confidence)
     least = minimal_detectable_drop(n, 0.0, confidence=last)
     kinds = workload.metrics.values()
     counted = bool(workload.quality) and all(metric(name).is_proportion for name in kinds)

@@ -11,7 +11,7 @@ from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
-from negawatt.tuning.judge import Judge, Proof, look_plan
+from negawatt.tuning.judge import Judge, Proof, last_confidence
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
 from negawatt.tuning.shortfall import why_nothing
 from negawatt.tuning.standby import standby
@@ -19,7 +19,6 @@ from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints
-from negawatt.workload.sequential import shares_of_error
 
 FINALISTS = 4
 FINALIST_WITHIN = 1.25
@@ -123,7 +122,7 @@ class Prover:
         limit, n = self.constraints.max_quality_drop, len(self.items)
         if limit is None or not n:
             return Proved(None, None)
-        confidence = look_plan(n, self.fewest, (1 - self.judge.confidence) * shares_of_error(1))[-1][1]
+        confidence = last_confidence(n, self.fewest, self.judge.confidence)
         chosen = [trial.candidate for trial in finalists(study)]
         trial = standby(study.trials, chosen, n, limit, confidence)
         if trial is None:
