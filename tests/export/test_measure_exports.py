@@ -19,6 +19,15 @@ from test_exporters import free_port, wait_for
 
 NEGAWATT = [sys.executable, "-c", "from negawatt.cli import main; main()"]
 JOB = "import sys, time; print('out', flush=True); time.sleep({}); sys.exit(7)"
+UNTIL = """import os, sys, time
+print('out', flush=True)
+end = time.monotonic() + 40
+while time.monotonic() < end and not (os.path.exists({0!r}) and ',command,' in open({0!r}).read()):
+    time.sleep(0.05)
+time.sleep(0.3)
+sys.exit(7)
+"""
+"""A job that goes on until it has been written about once."""
 
 
 def measure(*options: str, job: str = JOB.format(0.3)) -> subprocess.CompletedProcess[str]:
@@ -31,7 +40,7 @@ def test_rows_and_metrics_tell_what_the_measurement_tells(tmp_path: Path) -> Non
     done = measure(
         "--output", str(tmp_path / "m.json"), "--csv", str(tmp_path / "m.csv"),
         "--parquet", str(tmp_path / "p"),
-        "--otlp", receiver.url, job=JOB.format(2.4),
+        "--otlp", receiver.url, job=UNTIL.format(str(tmp_path / "m.csv")),
     )  # fmt: skip
     receiver.close()
     assert (done.returncode, done.stdout) == (7, "out\n")

@@ -271,7 +271,7 @@ def test_told_to_end_it_finishes_what_is_under_way(model: Artifact, tmp_path: Pa
         chunks += list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
         assert Receipt.from_json(chunks[-1].to_dict()["energy"]).output_tokens == 120
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     receipts = [line for line in lines if line["message"] == "receipt"]
     assert {line["outcome"] for line in receipts} == {"warm-up", "completed", "idle"}

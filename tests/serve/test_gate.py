@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,8 +62,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(database: Database) -> Bench:
-    return Bench(database)
+def bench(database: Database) -> Iterator[Bench]:
+    made = Bench(database)
+    yield made
+    made.gate.close()
 
 
 def estimate(output_tokens: int = 90, joules: float = 10.0) -> Estimate:
@@ -96,6 +99,7 @@ def test_without_keys_everybody_is_one_caller_whose_receipts_and_budget_are_kept
     (kept,) = bench.ledger.receipts()
     assert (kept.id, kept.key_id) == ("r1", "")
     gate.reserve(caller, estimate()).release()
+    gate.close()  # type: ignore[attr-defined]
 
 
 def test_rates_are_refused_with_when_to_come_again_and_corrected_by_what_was_needed(bench: Bench) -> None:
@@ -191,7 +195,6 @@ def test_receipts_wait_while_the_database_is_away(bench: Bench) -> None:
     with bench.database.write("account") as session:
         session.execute("ALTER TABLE away RENAME TO receipts")
     assert bench.written() == ["r0", "r1", "r2"]
-    bench.gate.close()
 
 
 def test_one_receipt_that_the_database_refuses_holds_up_no_other(

@@ -53,7 +53,7 @@ def test_what_waits_in_the_socket_is_answered_by_the_successor(tmp_path: Path, p
         with socket.create_connection(place.getsockname()) as client:  # waits in the queue of both
             process.stdin.write("serve\n")
             process.stdin.flush()
-            assert relieved.wait(20)
+            assert relieved.wait(60)
             place.close()  # the predecessor's end
             client.settimeout(20)
             assert client.recv(100) == b"the successor"
