@@ -2,13 +2,13 @@
 
     python benchmarks/applications.py --work FOLDER [--only NAME …] [--budget 220s]
 
-Applications: ``sentiment`` at batch 1 and ``sentiment-free`` in any batch (MPNet with a head, and the MiniLM
-that learnt from it, as ``compress_distil.py --work FOLDER --student "minilm, whole"`` leaves them; judged on
-the fifth of the snippets that neither learnt from), ``spam`` (MiniLM with a head trained here on four of five
-mails, judged on the rest), ``search`` (which article a sentence sums up, MiniLM alone) and ``search-free`` (in any
-batch, MPNet and MiniLM), ``choice`` (PIQA), ``chat`` (free generation, no labels) and ``summary`` (XSum), the
-last three with SmolLM2-135M. The baseline is stock transformers in fp32, one thread, one text at a time.
-An unfinished search in FOLDER is taken up again; a finished one is only told.
+Applications: ``sentiment`` at batch 1 and ``sentiment-free`` in any batch (MPNet with a head, and the
+MiniLM that learnt from it, as ``compress_distil.py --work FOLDER --student "minilm, whole"`` leaves them;
+judged on the fifth of the snippets that neither learnt from), ``spam`` (MiniLM with a head trained here on
+four of five mails, judged on the rest), ``search`` (MiniLM: which article does a sentence sum up?) and
+``search-free`` (MPNet or MiniLM, in any batch), ``choice`` (PIQA), ``chat`` (free generation, no labels)
+and ``summary`` (XSum), the last three with SmolLM2-135M. The baseline is stock transformers in fp32, one
+thread, one text at a time. An unfinished search in FOLDER is taken up again; a finished one is only told.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Settings
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.profiling import Profile, profile
+from negawatt.profiling.profiler import judge_artifact
 from negawatt.profiling.quality import answered
 from negawatt.profiling.retrieval import Index, document_tokens, query_tokens
-from negawatt.profiling.scores import Scores
 from negawatt.profiling.window import FEW_DOCUMENTS, QUESTIONS, completions_of, measure, warm_up
 from negawatt.testing.small_models import small_model
 from negawatt.testing.small_workload import small_search
@@ -49,14 +49,19 @@ def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-def test_what_is_found_is_nearest_by_cosine(encoder: Artifact, words: Workload) -> None:
+@pytest.fixture(scope="module")
+def engine(encoder: Artifact) -> Iterator[Engine]:
+    with Engine(encoder, SETTINGS.replace(batch=4)) as engine:
+        yield engine
+
+
+def test_what_is_found_is_nearest_by_cosine(engine: Engine, words: Workload) -> None:
     assert words.corpus is not None
     queries = queries_among(words.quality)[:6]
-    with Engine(encoder, SETTINGS.replace(batch=4)) as engine:
-        index = Index.of(engine, words.corpus)
-        told = answered(engine, queries, index)
-        asked = engine.embed(query_tokens(engine, queries)).vectors
-        stored = engine.embed(document_tokens(engine, words.corpus.documents)).vectors
+    index = Index.of(engine, words.corpus)
+    told = answered(engine, queries, index)
+    asked = engine.embed(query_tokens(engine, queries)).vectors
+    stored = engine.embed(document_tokens(engine, words.corpus.documents)).vectors
     cosines = [[q @ d / np.linalg.norm(q) / np.linalg.norm(d) for d in stored] for q in asked]
     names = [document.id for document in words.corpus.documents]
     for row, response in zip(cosines, told.responses, strict=True):
@@ -90,48 +95,44 @@ def test_quality_is_judged_query_by_query(found: Profile, words: Workload) -> No
     assert len(set(quality.scores.values())) > 2
 
 
-def test_a_corpus_is_embedded_once(
-    found: Profile, encoder: Artifact, words: Workload, fresh_cache: Path
-) -> None:
+def test_vectors_that_are_kept_are_read_back(found: Profile, words: Workload, fresh_cache: Path) -> None:
     (file,) = (fresh_cache / "cache").rglob("corpus/*.npy")
-    before = file.stat().st_mtime_ns
-    told: list[str] = []
-    with Scores(encoder, words, SETTINGS, apart="again") as scores:
-        scores.quality(SETTINGS, words.quality[:4], told.append)
-    assert len(list(file.parent.iterdir())) == 2  # kept apart from others
-    with Scores(encoder, words, SETTINGS, apart="again") as scores:
-        again = scores.quality(SETTINGS, words.quality[:8], told.append)
-    assert sum("embedding" in text and ": 48 of 48 documents" in text for text in told) == 1
-    assert file.stat().st_mtime_ns == before and found.quality is not None
-    assert all(score == found.quality.scores[name] for name, score in again.scores.items())
-    assert words.corpus is not None
+    assert words.corpus is not None and found.quality is not None
     kept = Index.read(file, words.corpus)
     assert kept is not None and np.allclose(np.linalg.norm(kept.vectors, axis=1), 1, atol=1e-5)
     other = Corpus(words.corpus.documents[:20], 1.0)
     assert Index.read(file, other) is None
-    file.write_bytes(file.read_bytes()[:-50])
-    assert Index.read(file, words.corpus) is None
+    torn = file.with_name("torn.npy")
+    torn.write_bytes(file.read_bytes()[:-50])
+    assert Index.read(torn, words.corpus) is None
 
 
 def test_without_relevant_documents_neighbours_are_compared(
-    encoder: Artifact, tmp_path: Path, fresh_cache: Path
+    found: Profile, encoder: Artifact, tmp_path: Path
 ) -> None:
+    """The reference's vectors of the same documents are there already, and are not made again."""
     unknown = Workload.open(small_search(tmp_path / "unknown", known=False))
-    itself = profile(encoder, unknown, SETTINGS, rounds=2)
-    assert itself.quality is None  # the reference agrees with itself
+    said: list[str] = []
+
+    def progress(done: float, total: float | None, text: str) -> None:
+        said.append(text)
+
+    assert judge_artifact(encoder, SETTINGS, unknown, 12, progress) is None  # the reference is itself
+    assert not said
     rounded = SETTINGS.replace(weight_format="bf16")
-    quality = profile(encoder, unknown, rounded, rounds=2, quality_items=12).quality
+    quality = judge_artifact(encoder, rounded, unknown, 12, progress)
+    embedded = [text for text in said if text.endswith(": 48 of 48 documents")]
+    assert embedded == ["embedding with transformers bf16: 48 of 48 documents"]
     assert quality is not None and quality.metric == "overlap@10" and len(quality.scores) == 12
     assert 0.6 < quality.interval.value <= 1.0
     assert all(round(10 * score) == pytest.approx(10 * score) for score in quality.scores.values())
 
 
-def test_latencies_are_those_of_queries_alone(encoder: Artifact, words: Workload) -> None:
+def test_latencies_are_those_of_queries_alone(engine: Engine, words: Workload) -> None:
     queries = queries_among(words.quality)[:3]
-    with Engine(encoder, SETTINGS) as engine:
-        warm_up(engine, queries[0])
-        assert len(completions_of(engine, queries)) == 3
-        window = measure(engine, queries)
+    warm_up(engine, queries[0])
+    assert len(completions_of(engine, queries)) == 3
+    window = measure(engine, queries)
     assert len(window.completions) == 3 and window.outputs == (1, 1, 1, 0, 0, 0)
     assert all(0 < c.token_times_s[0] <= window.wall_s for c in window.completions)
 
@@ -159,8 +160,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return Artifact.open(small_model(tmp_path_factory.mktemp("writer") / "llama"))
 
 
-def test_an_encoder_answers_nothing_else(encoder: Artifact, words: Workload) -> None:
+def test_an_encoder_answers_nothing_else(engine: Engine) -> None:
     other = ChooseItem("which", "context", ("a", "b"), 0)
-    with Engine(encoder, SETTINGS) as engine:
-        with pytest.raises(WorkloadError, match="embeds texts, which does not answer item 'which'"):
-            answered(engine, [other])
+    with pytest.raises(WorkloadError, match="embeds texts, which does not answer item 'which'"):
+        answered(engine, [other])
