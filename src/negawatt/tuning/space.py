@@ -175,7 +175,9 @@ class Space:
         return tuple(picked), packed
 
     def formats(self, engine: str) -> tuple[str, ...]:
-        return self.weight_formats.get(engine, backend(engine).weight_formats)
+        kind = backend(engine)
+        usual = tuple(name for name in kind.weight_formats if name not in kind.encoder_formats)
+        return self.weight_formats.get(engine, usual)
 
     def _formats_of_made(self, engine: str) -> tuple[str, ...]:
         """Formats for weights that passes made and did not pack: as they are, they have 32 bits."""
