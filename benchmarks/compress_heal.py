@@ -5,8 +5,8 @@
 A fifth of the decoder's weights leave as feed-forward channels (1,536 → 1,120 of SmolLM2-135M-Instruct, whose
 weights came out of a 4-bit file). Both cutters see the same text, BoolQ's passages and XSum's articles, and
 both are then trained by `heal` on it, the whole model being the teacher. Judged on PIQA, of which neither saw
-anything, as llama.cpp's q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it
-is.
+anything, as llama.cpp's q8_0, paired with the model as it is. Everything already made in FOLDER is taken as
+it is.
 """
 
 from __future__ import annotations
