@@ -39,8 +39,8 @@ MAKING_FILES = {
     f"test_{name}.py"
     for name in (
         "books", "budgets", "deferral", "docs", "judge", "keys", "ledger", "limits", "observed",
-        "predictor", "project", "proofs", "receipt", "redact", "sampler", "serve_config", "space",
-        "space_file", "store", "study", "writing",
+        "predictor", "project", "proofs", "receipt", "redact", "sampler", "scaling", "serve_config",
+        "space", "space_file", "store", "study", "writing",
     )
 }  # fmt: skip
 """The same among the other folders."""

@@ -18,7 +18,7 @@ _MODEL = (
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
-    "litres_per_kwh", "traces", "handover",
+    "litres_per_kwh", "traces", "handover", "ray", "replicas", "waiting_w",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ _SERVER = (
         "negawatt serve ./run/artifact --port 8000 --intensity DE --price EUR:0.30",
         "negawatt serve smollm2-135m-instruct --batch 16 --sleep 10m --no-warm-up",
         "negawatt serve --config server.toml",
+        "negawatt serve smollm2-135m-instruct --threads 2 --ray auto --replicas 1..4",
         "negawatt serve smollm2-135m-instruct --host 0.0.0.0 --certificate tls.pem --private-key tls.key",
     )
 )
@@ -69,6 +70,17 @@ _SERVER = (
 @click.option(
     "--handover", metavar="PATH", help="Take over from the server that waits there; wait there after."
 )
+@click.option("--ray", metavar="ADDRESS", help="Serve from replicas on this Ray cluster: auto, or HOST:PORT.")
+@click.option("--replicas", metavar="N..M", help="How many, as the load is worth.  [default: 1]")
+@click.option(
+    "--scale-wait", metavar="TIME", help="Expected wait beyond which replicas are added.  [default: 2s]"
+)
+@click.option(
+    "--waiting-watts",
+    "waiting_w",
+    type=click.FloatRange(0),
+    help="Joules that sparing a request a second of waiting is worth.  [default: 20]",
+)
 @json_option
 def command(models: tuple[str, ...], config: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODELS to OpenAI's clients, with the joules of every request in its answer.
@@ -80,7 +92,7 @@ def command(models: tuple[str, ...], config: Path | None, as_json: bool, **optio
     for library in ("starlette", "uvicorn"):
         require(library, extra="serve")
     from negawatt.serve.config import ModelConfig, ServerConfig
-    from negawatt.serve.launch import run
+    from negawatt.serve.listener import run
 
     read = ServerConfig.read(config)
     chosen = {name: options[name] for name in _MODEL if options[name] is not None}
@@ -98,6 +110,8 @@ def command(models: tuple[str, ...], config: Path | None, as_json: bool, **optio
         for name in (*_SERVER, "keys", "behind_proxy", "redact")
         if options[name] is not None
     }
+    if (limit := options["scale_wait"]) is not None:
+        own["scale_wait_s"] = seconds(limit)
     settled = dataclasses.replace(
         read, models=tuple(dataclasses.replace(model, **chosen) for model in configured), **own
     )

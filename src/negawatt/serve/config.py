@@ -24,6 +24,7 @@ from negawatt.serve.options import ModelOptions
 
 PREFIX = "NEGAWATT_SERVE_"
 _NOT_PLAIN = ("models", "cascades", "ecos", "source")
+_BOUNDS = re.compile(r"(\d{1,6})(?:\.\.(\d{1,6}))?")
 _PRICE = re.compile(r"([A-Za-z]{3}):(-?\d+(?:\.\d+)?)")
 
 
@@ -111,7 +112,15 @@ class ServerConfig:
     traces: address of an OpenTelemetry collector that gets a span of every request; None: nobody does.
     operators: team whose keys may read ``/metrics``, which tells of every team's budgets.
     handover: path at which a server waits for its successor, and finds its predecessor; None: it has neither.
-    drain_s: how long requests under way may take to end when the server is told to.
+    drain_s: how long requests under way may take to end when the server, or a replica, is told to.
+    ray: address of a Ray cluster, ``auto`` or ``HOST:PORT``, whose machines run replicas of the server; None:
+        this process is the server.
+    replicas: how many, such as ``2``, or ``1..4`` for as many of these as the load is worth.
+    scale_wait_s: expected wait beyond which replicas are added.
+    waiting_w: joules it is worth to spare a request a second of waiting: what somebody's machine draws that
+        waits with them. A replica that draws more than it spares is taken away.
+    replica_w: watts of a replica that its receipts do not show, such as those of a machine kept on for it.
+    scale_up_s, scale_down_s: so long a reason has to last before replicas are added, or one taken away.
     """
 
     models: tuple[ModelConfig, ...] = ()
@@ -134,6 +143,13 @@ class ServerConfig:
     operators: str = "operators"
     handover: str | None = None
     drain_s: float = 60.0
+    ray: str | None = None
+    replicas: str = "1"
+    scale_wait_s: float = 2.0
+    waiting_w: float = 20.0
+    replica_w: float = 0.0
+    scale_up_s: float = 5.0
+    scale_down_s: float = 60.0
     source: str = field(default="", compare=False)
 
     @classmethod
@@ -174,6 +190,19 @@ class ServerConfig:
     def needs_keys(self) -> bool:
         return not self.on_loopback if self.keys is None else self.keys
 
+    @property
+    def replica_bounds(self) -> tuple[int, int]:
+        """The least and the most replicas.
+
+        Raises:
+            UsageError: they are no such numbers.
+        """
+        match = _BOUNDS.fullmatch(self.replicas)
+        least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= least <= most:
+            raise UsageError(f"expected replicas such as 2 or 1..4, not {self.replicas!r}")
+        return least, most
+
     def check(self) -> None:
         """
         Raises:
@@ -181,6 +210,10 @@ class ServerConfig:
         """
         if not self.models:
             raise UsageError("name at least one model to serve")
+        if self.replica_bounds != (1, 1) and self.ray is None:
+            raise UsageError("replicas run on a Ray cluster; give its address: --ray auto or HOST:PORT")
+        if self.ray is not None and self.handover is not None:
+            raise UsageError("replicas cannot be handed over; leave out --handover")
         if (self.certificate is None) != (self.private_key is None):
             raise UsageError("TLS needs both a certificate and a private key")
         if self.on_loopback:

@@ -1,45 +1,26 @@
-"""Starting a server from its configuration, and ending it in order."""
+"""Making a server from its configuration."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import resource
-import signal
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-
-import uvicorn
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from negawatt.artifact import Artifact
 from negawatt.database import Database, default_url
-from negawatt.errors import NegawattError, UsageError, require
+from negawatt.errors import UsageError
 from negawatt.serve.account import Account
-from negawatt.serve.app import application
 from negawatt.serve.cascade import Cascade
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
-from negawatt.serve.connection import Connection
 from negawatt.serve.footprint import Footprint
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.grid import Grid
-from negawatt.serve.handover import Handover, Predecessor, tell_supervisor
 from negawatt.serve.keys import Keys, server_secret
 from negawatt.serve.ledger import ReceiptLedger
-from negawatt.serve.limits import LimitsMiddleware
-from negawatt.serve.log import log_to
 from negawatt.serve.model import ServedModel
-from negawatt.serve.operation import Operation
 from negawatt.serve.options import ModelOptions
 from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
-
-_log = logging.getLogger("negawatt.serve")
 
 
 def server_of(config: ServerConfig) -> Server:
@@ -117,179 +98,3 @@ def _opened(chosen: ModelConfig) -> tuple[Artifact, Path | None, ModelOptions]:
     made = artifact.path / options.settings.engine
     fits = tuned is not None and options.settings.weight_format == tuned["weight_format"]
     return artifact, made if fits and made.is_dir() else None, options
-
-
-KEEP_ALIVE_S = 15.0
-"""So long a connection may rest between two requests. Clients give theirs up after 5 s as a rule, before the
-server does: a request may come just when it closes."""
-
-
-class _Listener(uvicorn.Server):
-    """uvicorn that drains before it ends: what is new is refused with 503, what is under way goes on.
-
-    With a successor it leaves instead: it takes no new connections, answers what comes over those it has and
-    asks the client to connect anew, and ends when the last one is closed.
-    """
-
-    def __init__(self, server: Server, config: ServerConfig, operation: Operation) -> None:
-        self._server, self._drain_s, self._operation = server, config.drain_s, operation
-        self._draining: asyncio.Task[None] | None = None
-        self._leaving: asyncio.Task[None] | None = None
-        self.loading: asyncio.Task[None] | None = None
-        app = self._farewell(
-            operation.around(application(server, operation.routes, [Middleware(LimitsMiddleware)]))
-        )
-        super().__init__(
-            uvicorn.Config(
-                app, host=config.host, port=config.port, http=Connection, lifespan="off", log_config=None,
-                access_log=False,
-                ssl_certfile=config.certificate, ssl_keyfile=config.private_key, ws="none",
-                server_header=False, proxy_headers=config.behind_proxy, timeout_graceful_shutdown=5,
-                timeout_keep_alive=int(KEEP_ALIVE_S),
-            )
-        )  # fmt: skip
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # they are ours, from before the models are loaded
-
-    def told_to_end(self) -> None:
-        """Drain, then end; told twice: end at once."""
-        if self._draining is not None or not self.started:
-            self.should_exit = self.force_exit = True
-            if self.loading is not None:
-                self.loading.cancel()
-        else:
-            if self._leaving is not None:
-                self._leaving.cancel()
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
-
-    def leave(self) -> None:
-        """A successor accepts connections now: finish what there is, and end."""
-        if self._leaving is None and self._draining is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave())
-
-    async def _leave(self) -> None:
-        _log.info("leaving: a successor takes new connections")
-        tell_supervisor("STOPPING=1")
-        for listening in self.servers:
-            listening.close()
-        await self._operation.stop()
-        end_s = time.monotonic() + self._drain_s
-        while self.server_state.connections and time.monotonic() < end_s:
-            await asyncio.sleep(0.02)
-        self.should_exit = True
-
-    def _farewell(self, app: ASGIApp) -> ASGIApp:
-        """The application, whose answers end their connection while this server leaves."""
-
-        async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
-            async def told(message: Message) -> None:
-                if message["type"] == "http.response.start" and self._leaving is not None:
-                    headers = [*message.get("headers", ()), (b"connection", b"close")]
-                    message = {**message, "headers": headers}
-                await send(message)
-
-            await app(scope, receive, told if scope["type"] == "http" else send)
-
-        return leaving
-
-    async def _drain(self) -> None:
-        _log.info("draining: new requests are refused")
-        await self._operation.stop()
-        await self._server.drain(self._drain_s)
-        self.should_exit = True
-
-
-async def serve(server: Server, config: ServerConfig, started: Callable[[str], None]) -> None:
-    """Serve until told to end by SIGTERM or Ctrl-C; a second one ends at once.
-
-    Args:
-        started: called with the address once requests are answered.
-
-    Raises:
-        NegawattError: a model cannot be loaded, or the address cannot be listened on.
-    """
-    path = None if config.handover is None else Path(config.handover)
-    before = None if path is None else await asyncio.to_thread(Predecessor.at, path)
-    place = _bound(config) if before is None else _taken(before, config)
-    operation = Operation(server, config)
-    listener = _Listener(server, config, operation)
-    loop = asyncio.get_running_loop()
-    handover: Handover | None = None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, listener.told_to_end)
-    try:
-        listener.loading = loop.create_task(server.start())
-        with suppress(asyncio.CancelledError):
-            await listener.loading
-        if listener.should_exit:  # told to end before there was anything to drain
-            return
-        await operation.start()
-        serving = loop.create_task(listener.serve(sockets=[place]))
-        while not listener.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if listener.started:
-            if before is not None:
-                await asyncio.to_thread(before.relieve)
-            if path is not None:
-                handover = Handover(path, place, lambda: loop.call_soon_threadsafe(listener.leave))
-            tell_supervisor("READY=1")
-            host, port = place.getsockname()[:2]
-            scheme = "http" if config.certificate is None else "https"
-            started(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
-        await serving
-    finally:
-        if handover is not None:
-            handover.close()
-        if before is not None:
-            before.close()
-        place.close()
-        await operation.stop()
-        await server.stop()
-
-
-def run(config: ServerConfig, started: Callable[[str], None]) -> None:
-    """As `serve`, in an event loop of its own.
-
-    Raises:
-        UsageError: the configuration does not hold.
-        NegawattError: a model cannot be loaded, or the address cannot be listened on.
-    """
-    log_to()
-    # A process that crashes leaves no image of itself: prompts would be in it. Workers inherit this.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    server = server_of(config)
-    uvloop = require("uvloop", extra="serve")
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(server, config, started))
-    finally:
-        if isinstance(server.gate, KeyGate):  # which `server_of` makes
-            server.gate.close()
-
-
-def _taken(before: Predecessor, config: ServerConfig) -> socket.socket:
-    """The predecessor's socket, if it is at the address that is asked for."""
-    host, port = before.place.getsockname()[:2]
-    if host != config.host or config.port not in (0, port):
-        before.close()
-        raise UsageError(
-            f"the server that waits at {config.handover} listens on {host}:{port}, and not on "
-            f"{config.host}:{config.port}; give this one a --handover of its own"
-        )
-    return before.place
-
-
-def _bound(config: ServerConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    place = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind((config.host, config.port))
-    except OSError as exc:
-        place.close()
-        raise NegawattError(
-            f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}; choose another --port"
-        ) from exc
-    return place

@@ -90,10 +90,9 @@ class ServedModel:
         self._starting: Worker | None = None  # the same, from before it is loaded
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._pressure = Pressure()
         self.tokenizer = options.tokenizer(artifact)
         self.call_form = form_of(self.tokenizer.chat_template)
-        self._pieces = Pieces(self.tokenizer)
+        self._pressure, self._pieces = Pressure(), Pieces(self.tokenizer)
         self._stopping = self._answered = False
 
     # -- life ------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ class ServedModel:
                 died = exc
             at_work = bool(self._running) or self.state == "loading"
             self._fail_running(died)
-            self._write_idle("idle")
+            self.write_idle("idle")
             self._worker = None
             await worker.close()
             if (rest := worker.rest()) is not None:
@@ -195,7 +194,7 @@ class ServedModel:
             self.cost = await worker.warmed(ended, self.options.stall_s)
             if self.cost is not None:
                 worker.books.weights = self.weights = Weights.fitted(self.cost)
-        self._write_idle("warm-up")
+        self.write_idle("warm-up")
         self.state, self.failure = "ready", None
         self._feed()
         self._watch()
@@ -233,8 +232,11 @@ class ServedModel:
         """
         if self.state == "failed":
             raise not_ready(self.name, self.failure)
-        wait_s = self._pressure.expected_s(self.options, self._tasks.values(), self._queue, tokens)
-        refuse_if_crowded(self.name, self.options, wait_s, len(self._queue))
+        refuse_if_crowded(self.name, self.options, self.expected_wait_s(tokens), len(self._queue))
+
+    def expected_wait_s(self, tokens: int = 0) -> float:
+        """Seconds that a request of so many tokens, 0 for unknown, would wait now until it is begun."""
+        return self._pressure.expected_s(self.options, self._tasks.values(), self._queue, tokens)
 
     def submit(self, task: Task) -> None:
         """Queue a request; it is settled in the end, whatever happens."""
@@ -343,14 +345,14 @@ class ServedModel:
         for listener in self.listeners:
             listener(receipt)
         if time.time() - self._cashier.beside_since_s > IDLE_RECEIPT_S:
-            self._write_idle("idle")
+            self.write_idle("idle")
 
     def _charged(self, receipt: Receipt) -> None:
         self._charge(receipt)
         for listener in self.listeners:
             listener(receipt)
 
-    def _write_idle(self, outcome: Outcome) -> None:
+    def write_idle(self, outcome: Outcome = "idle") -> None:
         """Write down what the worker spent beside all requests since the last time."""
         if self._worker is not None:
             self._cashier.beside(self._worker.books, outcome)

@@ -1,6 +1,6 @@
 """``python -m negawatt.tuning.cluster_worker ADDRESS``: a connection to a Ray cluster.
 
-No other file knows Ray.
+No other file of searches knows Ray.
 
 A line of JSON on standard input is a request, and each is answered by one on standard output. In a process
 of its own, Ray's threads disturb no measurement, and when Ray ends the process, as it does where the head of
@@ -15,19 +15,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
-from negawatt.errors import NegawattError, UsageError, require
+from negawatt.cluster_address import refuse_silent
+from negawatt.errors import NegawattError, require
 from negawatt.tuning.parcel import Parcel, delivery_name
 
-REACHED_WITHIN_S = 10.0
 DELIVERED_WITHIN_S = 600.0
-"""Seconds for something to answer at the address, and for a node to take a piece of a model."""
+"""Seconds for a node to take a piece of a model."""
 
 
 class Lost(NegawattError):
@@ -155,28 +153,6 @@ def _seal(told: Mapping[str, Any], delivery: str) -> str:
     except NegawattError as exc:
         return str(exc)
     return ""
-
-
-def refuse_silent(address: str) -> None:
-    """Fail within seconds where nothing listens; Ray itself would try for minutes.
-
-    Raises:
-        UsageError: it is no address.
-        NegawattError: nothing listens there.
-    """
-    if address == "auto":
-        return
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if parts.scheme not in ("", "ray") or not host or (port is None and not parts.scheme) or parts.path:
-        raise UsageError(f"a Ray cluster is auto, HOST:PORT or ray://HOST:PORT, not {address!r}")
-    try:
-        socket.create_connection((host, port or 10001), timeout=REACHED_WITHIN_S).close()
-    except OSError as exc:
-        raise NegawattError(f"nothing answers at {address}: {exc.strerror or exc}") from exc
 
 
 def _first_line(exc: BaseException) -> str:
