@@ -2,12 +2,13 @@
 
     python benchmarks/applications.py --work FOLDER [--only NAME …] [--budget 220s]
 
-Applications: ``sentiment`` at batch 1 and ``sentiment-free`` in any batch (MPNet with a head, and the MiniLM
-that learnt from it, as ``compress_distil.py --work FOLDER --student "minilm, whole"`` leaves them; judged on
-the fifth of the snippets that neither learnt from), ``spam`` (MiniLM with a head trained here on four of five
-mails, judged on the rest), ``choice`` (PIQA), ``chat`` (free generation, no labels) and ``summary`` (XSum),
-the last three with SmolLM2-135M. The baseline is stock transformers in fp32, one thread, one text at a time.
-An unfinished search in FOLDER is taken up again; a finished one is only told.
+Applications: ``sentiment`` at batch 1 and ``sentiment-free`` in any batch (MPNet with a head, and the
+MiniLM that learnt from it, as ``compress_distil.py --work FOLDER --student "minilm, whole"`` leaves them;
+judged on the fifth of the snippets that neither learnt from), ``spam`` (MiniLM with a head trained here on
+four of five mails, judged on the rest), ``search`` (MiniLM: which article does a sentence sum up?) and
+``search-free`` (MPNet or MiniLM, in any batch), ``choice`` (PIQA), ``chat`` (free generation, no labels)
+and ``summary`` (XSum), the last three with SmolLM2-135M. The baseline is stock transformers in fp32, one
+thread, one text at a time. An unfinished search in FOLDER is taken up again; a finished one is only told.
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ def spam(work: Path) -> Application:
     return Application((str(model),), judged.subset(JUDGED_MAILS), 0.01, BATCHES, 256)
 
 
+def search(models: tuple[str, ...], drop: float, batches: tuple[int, ...]) -> Application:
+    return Application(models, Workload.open("xsum-search"), drop, batches, 256)
+
+
 def choice(work: Path) -> Application:
     return Application(("smollm2-135m-instruct",), Workload.open("piqa"), 0.02, (1,), 512)
 
@@ -86,6 +91,8 @@ APPLICATIONS: dict[str, Callable[[Path], Application]] = {
     "sentiment": lambda work: sentiment(work, (1,)),
     "sentiment-free": lambda work: sentiment(work, BATCHES),
     "spam": spam,
+    "search": lambda work: search(("minilm-l6",), 0.01, (1,)),
+    "search-free": lambda work: search(("mpnet-base", "minilm-l6"), 0.02, BATCHES),
     "choice": choice,
     "chat": chat,
     "summary": summary,

@@ -3,9 +3,10 @@
     python benchmarks/compress_heal.py --work FOLDER [--windows N] [--steps N] [--cutter ours|torch-pruning]
 
 A fifth of the decoder's weights leave as feed-forward channels (1,536 → 1,120 of SmolLM2-135M-Instruct, whose
-weights came out of a 4-bit file). Both cutters see the same text, written by the model itself, and both are
-then trained by `heal` on it, the whole model being the teacher. Judged on PIQA as llama.cpp's
-q8_0, paired with the model as it is. Everything already made in FOLDER is taken as it is.
+weights came out of a 4-bit file). Both cutters see the same text, BoolQ's passages and XSum's articles, and
+both are then trained by `heal` on it, the whole model being the teacher. Judged on PIQA, of which neither saw
+anything, as llama.cpp's q8_0, paired with the model as it is. Everything already made in FOLDER is taken as
+it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +25,18 @@ from compress_structure import MODEL
 from environments import environment
 from negawatt.artifact import Artifact
 from negawatt.compress import Recipe, compress, parse
-from negawatt.compress.calibration import SELF, calibration
+from negawatt.compress.calibration import calibration
 from negawatt.compress.source import Source
 from negawatt.engine import Settings
 from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Scores
 from negawatt.workload import Workload, paired_difference
+from negawatt.workload.datasets import load
+from negawatt.workload.items import GenerateItem, prompt_text
 
 CUT = "width:ffn=0.27"
+CUT_WINDOWS = 256
+"""Windows of the text that both cutters see; more tells them nothing new."""
 HELDOUT, LENGTH = 16, 256
 PEER = Path(__file__).parent / "peers" / "compress_torch_pruning.py"
 SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=1024)
@@ -41,36 +47,35 @@ def say(text: str) -> None:
 
 
 class Bench:
-    """What all share: the text that the whole model wrote, and a folder for what is made."""
+    """What all share: the text, and a folder for what is made."""
 
     def __init__(self, work: Path, windows: int) -> None:
         self.work, self.windows = work, windows
         self.plain = Artifact.open(MODEL)
         source = Source.of(self.plain)
+        self.text = work / "text.txt"
+        self.text.write_text("\n\n".join(passages()), "utf-8")
         text = calibration(
-            source, SELF, windows=windows, heldout=HELDOUT, length=LENGTH, seed=0,
+            source, str(self.text), windows=min(windows, CUT_WINDOWS), heldout=HELDOUT, length=LENGTH, seed=0,
             progress=lambda done, total, what: None,
         )  # fmt: skip
         self.tokens = text.windows.numpy()
-        self.text = work / f"text-{windows}.txt"
-        rows = [*text.windows.tolist(), *text.heldout.tolist()]
-        self.text.write_text("\n".join(source.tokenizer.decode(row[1:]) for row in rows), "utf-8")
 
-    def made(self, model: str, technique: str, name: str) -> Artifact:
+    def made(self, model: str, technique: str, name: str, windows: int) -> Artifact:
         output = self.work / name
         if not output.exists():
             recipe = Recipe(
-                model, (parse(technique),), str(self.text), windows=self.windows, heldout=HELDOUT,
+                model, (parse(technique),), str(self.text), windows=windows, heldout=HELDOUT,
                 length=LENGTH, threads=1,
             )  # fmt: skip
             compress(recipe, output, keep_worse=True)
         return Artifact.open(output)
 
     def cut(self) -> Artifact:
-        return self.made(MODEL, CUT, f"cut-{self.windows}")
+        return self.made(MODEL, CUT, "cut", CUT_WINDOWS)
 
     def cut_by_peer(self, channels: int) -> Artifact:
-        output = self.work / f"cut-torch-pruning-{self.windows}"
+        output = self.work / "cut-torch-pruning"
         if not output.exists():
             np.save(self.work / "windows.npy", self.tokens)
             python = environment(
@@ -88,7 +93,22 @@ class Bench:
 
     def healed(self, cut_model: Artifact, name: str, steps: int, rate: float) -> Artifact:
         technique = f"heal:teacher={MODEL},method=full,rate={rate:g},steps={steps}"
-        return self.made(str(cut_model.path), technique, f"{name}-{self.windows}-{steps}-{rate:g}")
+        made_as = f"{name}-{self.windows}-{steps}-{rate:g}"
+        return self.made(str(cut_model.path), technique, made_as, self.windows)
+
+
+def passages() -> list[str]:
+    """Every passage and article once, shuffled."""
+    found = {}
+    for item in (*load("boolq")[0], *load("xsum")[0]):
+        if isinstance(item, GenerateItem):
+            text = prompt_text(item.prompt).partition("\n\n")[2]
+        else:
+            text = prompt_text(item.context).rpartition("\nQuestion: ")[0]
+        found[text[:80]] = text
+    texts = list(found.values())
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def answers(artifact: Artifact, items: int) -> Quality:
@@ -122,10 +142,10 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for results and the peer's environment"
     )
-    parser.add_argument("--windows", type=int, default=256, help="of 256 tokens, of the text")
-    parser.add_argument("--steps", type=int, default=500, help="of four windows; 0: only cut")
+    parser.add_argument("--windows", type=int, default=1536, help="of 256 tokens, to heal on")
+    parser.add_argument("--steps", type=int, default=384, help="of four windows; 0: only cut")
     parser.add_argument("--items", type=int, default=1500, help="of PIQA to judge on")
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--cutter", choices=("ours", "torch-pruning", "both"), default="both")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,10 @@ PATH = "/v1/completions"
 _SERIES = re.compile(r"^([^#\s]\S*) (\S+)$", re.MULTILINE)
 
 
+LONGEST_S = 3600.0
+"""A server that nobody ended is ended after so long."""
+
+
 class Live:
     """Args:
     folder: of its database, secret and log; another server with the same one shares them.
@@ -51,7 +55,7 @@ class Live:
                 text=True,
                 env={**os.environ, "NEGAWATT_SERVE_FILES": str(folder / "files"), **(environment or {})},
             )
-        watchdog = threading.Timer(280, self.process.kill)
+        watchdog = threading.Timer(LONGEST_S, self.process.kill)
         watchdog.daemon = True
         watchdog.start()
         self._watchdog = watchdog

@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -257,9 +258,25 @@ class _Sqlite:
         connection = self._module.connect(
             self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        try:
+            self._log_ahead(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _log_ahead(self, connection: Any) -> None:
+        """Have a connection write ahead. To begin with that SQLite waits for nobody, so it is waited here."""
+        end_s = time.monotonic() + WAIT_S
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                return
+            except self._module.OperationalError as exc:
+                if "locked" not in str(exc) or time.monotonic() > end_s:
+                    raise
+                time.sleep(0.02)
 
     def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         connection.execute("BEGIN" if lock is None else "BEGIN IMMEDIATE")

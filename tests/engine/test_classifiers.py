@@ -38,7 +38,19 @@ class TestOpenVinoInEightBits(ClassifierContract):
 
     @pytest.fixture(scope="class")
     def settings(self) -> Settings:
-        return Settings(engine="openvino", weight_format="int8")
+        return Settings(engine="openvino", weight_format="w8a8")
+
+    def test_weights_are_those_of_int8_and_scales_are_fewer(
+        self, engines: list[Engine], classifiers: list[Artifact], settings: Settings
+    ) -> None:
+        texts = self._texts(engines[0])
+        rounded = engines[0].classify(texts).log_probs
+        with Engine(classifiers[0], settings.replace(weight_format="int8", max_context=96)) as weights_alone:
+            plain = weights_alone.classify(texts).log_probs
+        assert weights_alone.model_path == engines[0].model_path
+        groups = [each.info["dynamic_quantization_group"] for each in (engines[0], weights_alone)]
+        assert groups[0] == 64 and groups[0] > groups[1]  # 64 divides the inputs of all matrices: 64 and 128
+        assert np.abs(np.exp(rounded) - np.exp(plain)).max() < self.difference
 
 
 class TestOnnxRuntime(ClassifierContract):

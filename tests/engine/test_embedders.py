@@ -10,12 +10,13 @@ import pytest
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.pooling import pooling_of
+from negawatt.compress import Recipe, compress, parse
 from negawatt.engine import Engine, Settings
 from negawatt.engine.backend import Chunk
 from negawatt.engine.transformers import TransformersBackend
 from negawatt.errors import ArtifactError, UnsupportedSetting, UsageError
 from negawatt.testing import EmbedderContract
-from negawatt.testing.small_models import small_model
+from negawatt.testing.small_models import TEXT, small_model
 
 SETTINGS = Settings(engine="transformers", weight_format="fp32")
 
@@ -50,6 +51,36 @@ class TestOpenVino(_SmallBert):
     @pytest.fixture(scope="class")
     def settings(self) -> Settings:
         return Settings(engine="openvino", weight_format="f16")
+
+
+class TestOpenVinoInIntegers(EmbedderContract):
+    """Weights and inputs in 8 bits, calibrated on a text; transformers rounds alike, in floats."""
+
+    tolerance = 0.03
+
+    @pytest.fixture(scope="class")
+    def embedder(self, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+        folder = tmp_path_factory.mktemp("rounded")
+        say(small_model(folder / "m", "mpnet", pad_token_id=1), {"pooling_mode": "mean"}, normalize=True)
+        (folder / "text.txt").write_text(TEXT * 4, "utf-8")
+        steps = (parse("smoothquant:tolerance=1"),)
+        recipe = Recipe(str(folder / "m"), steps, str(folder / "text.txt"), windows=4, heldout=2, length=64)
+        compress(recipe, folder / "made", keep_worse=True)
+        return Artifact.open(folder / "made")
+
+    @pytest.fixture(scope="class")
+    def settings(self) -> Settings:
+        return Settings(engine="openvino")
+
+    @pytest.fixture(scope="class")
+    def expected(self, embedder: Artifact, settings: Settings, texts: list[list[int]]) -> list[list[float]]:
+        with Engine(embedder, SETTINGS.replace(weight_format="native")) as reference:
+            assert reference.info["rounded"] == 3 * 6
+            return [[float(x) for x in row] for row in reference.embed(texts).vectors]
+
+    def test_integers_are_multiplied(self, engine: Engine) -> None:
+        found = [n for name, n in engine.info["kernels"].items() if name.endswith("_i8")]
+        assert sum(found) == 3 * 6
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,7 @@ def test_a_sensor_that_hangs_holds_nobody_up() -> None:
         begun = time.monotonic()
         with Meter(station) as meter:
             pass
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 1.5
         assert "wall/shelly" in meter.measurement.machine
         station.close()
 

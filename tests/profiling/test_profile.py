@@ -10,7 +10,8 @@ from negawatt.energy import Energy
 from negawatt.engine import Request, Settings
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.profiling import Profile, profile, reference_load
-from negawatt.profiling.window import QUESTIONS, groups_for, percentiles, requests_of, spread
+from negawatt.profiling.summary import percentiles
+from negawatt.profiling.window import QUESTIONS, groups_for, requests_of, spread
 from negawatt.workload import GenerateItem, TrafficItem, Workload
 
 SETTINGS = Settings(engine="llamacpp", weight_format="q8_0", threads=1, max_context=768)

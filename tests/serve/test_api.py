@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,19 @@ def test_told_to_end_it_finishes_what_is_under_way(model: Artifact, tmp_path: Pa
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     receipts = [line for line in lines if line["message"] == "receipt"]
     assert {line["outcome"] for line in receipts} == {"warm-up", "completed", "idle"}
+
+
+def test_it_ends_though_its_database_is_broken(model: Artifact, tmp_path: Path) -> None:
+    database = tmp_path / "serve.db"
+    options = ("--no-warm-up", "--max-context", "512", "--database", str(database))
+    with serving(tmp_path, NAME, *options) as (address, process):
+        assert httpx.get(f"{address}/ready").status_code == 200
+        with closing(sqlite3.connect(database, isolation_level=None)) as broken:
+            broken.execute("DROP TABLE batches")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    log = (tmp_path / "log").read_text()
+    assert "batches cannot be left to others now" in log and "Traceback" not in log
 
 
 def test_told_to_end_while_it_loads_it_ends(model: Artifact, tmp_path: Path) -> None:

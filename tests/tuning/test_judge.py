@@ -89,6 +89,22 @@ def test_a_screening_of_few_items_keeps_what_may_yet_be_proved() -> None:
     assert reason == ""
 
 
+def test_a_screening_of_graded_scores_goes_by_how_far_they_change() -> None:
+    """One in twenty moves by a fifth, as ranks do: as answers that change wholly 1 % could not be proved."""
+    proved = kept = 0
+    for seed in range(20):
+        scores = KnownScores(0.0, 0.05, np.random.default_rng(seed))
+        scores.answers = {who: 0.4 + 0.2 * answers for who, answers in scores.answers.items()}
+        judge = Judge.__new__(Judge)
+        judge.__dict__.update(workload=WORKLOAD, baseline=BASELINE, confidence=0.95, scores=scores)
+        _, reason = judge.screen(CANDIDATE, ITEMS[:96], 0.01, 1104, lambda text: None)
+        kept += reason == ""
+        proved += judge.prove(
+            CANDIDATE, ITEMS, 0.01, fewest=0, tick=lambda text: None, time_left=lambda: 1.0
+        ).proved
+    assert proved >= 18 and kept >= 18
+
+
 @pytest.mark.parametrize("discordance", [0.005, 0.01, 0.015])
 def test_screening_loses_few_that_the_proof_would_accept(discordance: float) -> None:
     lost = could = 0

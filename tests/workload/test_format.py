@@ -109,7 +109,7 @@ def test_hash_follows_content_and_not_names(tmp_path: Path) -> None:
 
 QUALITY_FAULTS = [
     ([CHOOSE, CHOOSE], "line 2, item 'a': the id was used on line 1"),
-    ([{**CHOOSE, "kind": "chose"}], "choose, classify, perplexity, not \"chose\""),
+    ([{**CHOOSE, "kind": "chose"}], "choose, classify, perplexity, retrieve, not \"chose\""),
     ([{**CHOOSE, "kind": ["choose"]}], "'kind' must be one of"),
     ([{k: v for k, v in CHOOSE.items() if k != "kind"}], "the field 'kind' is missing"),
     ([{k: v for k, v in CHOOSE.items() if k != "context"}], "the field 'context' is missing"),

@@ -127,6 +127,24 @@ def _stated(folder: Path) -> Pooling | None:
     return Pooling(modes, "Normalize" in kinds, limit, (), _prompt(folder))
 
 
+def pooling_files(folder: Path) -> list[Path]:
+    """Files in folders of their own that ``modules.json`` names, relative to `folder`.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return []
+    try:
+        places = [_inside(folder, str(module["path"])) for module in json.loads(file.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise ArtifactError(f"{file} lists no modules: {exc}") from exc
+    own = folder.resolve()
+    configs = (place / "config.json" for place in places if place != own)
+    return [config.relative_to(own) for config in configs if config.is_file()]
+
+
 def _inside(folder: Path, path: str) -> Path:
     place = (folder / path).resolve()
     if not place.is_relative_to(folder.resolve()):

@@ -46,7 +46,7 @@ def command(
     """Measure joules per token by phase, latency, memory and quality of MODEL.
 
     MODEL is a name from the catalogue, a folder or file, or hf:org/name. On a workload of
-    questions without traffic, joules are counted per answer: choices scored, texts labelled.
+    questions without traffic, joules are counted per answer: choices scored, texts labelled, documents found.
     """
     from negawatt.artifact import Artifact
     from negawatt.meter import fingerprint
@@ -101,6 +101,10 @@ def _show(document: dict[str, Any], settings: Any) -> None:
         text = f"{1000 * spent:.2f} CPU-ms a token" if spent is not None else f"{phase['cpu_s']:.2f} CPU-s"
         per = Energy.from_json(phase.get("energy_per_token") or phase["energy"])
         lines.append((f"  {name}", f"{per}, {text}"))
+    for name, text in (document["texts"] or {}).items():
+        per = Energy.from_json(text["energy_per_text"])
+        share = "" if text["per_answer"] == 1 else f", {text['per_answer']:.3g} to an answer"
+        lines.append((f"  a {name}", f"{per}, {1000 * text['cpu_s_per_text']:.2f} CPU-ms{share}"))
     for name, key in (
         ("time to an answer" if answers else "time to first token", "ttft_ms"),
         ("time per output token", "tpot_ms"),

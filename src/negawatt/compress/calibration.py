@@ -13,7 +13,7 @@ from negawatt.compress.labelled import OFFSET_POSITIONS, Labelled
 from negawatt.compress.source import Source
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.workload import Workload
-from negawatt.workload.items import ChooseItem, PerplexityItem, Prompt
+from negawatt.workload.items import ChooseItem, PerplexityItem, Prompt, RetrieveItem, queries_among
 
 if TYPE_CHECKING:
     import torch
@@ -196,9 +196,14 @@ def _texts(source: Source, workload: Workload, seed: int) -> Iterator[Piece]:
         workload, _ = workload.split(0.5, seed)  # the other half stays unseen for a proof
     for item in workload.traffic:
         yield _rendered(source, item.prompt)
+    queries = queries_among(workload.quality)
+    sample = queries[0].corpus.sample(len(queries), [item.id for item in queries]) if queries else []
+    documents = iter(sample)  # one after each query; what is searched is no secret
     for question in workload.quality:
         if isinstance(question, PerplexityItem):
             yield Piece(question.text + "\n\n")
+        elif isinstance(question, RetrieveItem):
+            yield Piece(f"{question.query}\n\n{next(documents).text}\n\n")
         else:
             asked = question.context if isinstance(question, ChooseItem) else question.prompt
             yield _rendered(source, asked)

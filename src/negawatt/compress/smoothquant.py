@@ -21,15 +21,15 @@ from negawatt.compress.parameter import Parameter
 from negawatt.compress.quantizer import finish_outer
 from negawatt.compress.source import Source
 from negawatt.compress.technique import Pass, Work
-from negawatt.engine import openvino_classifier, openvino_ir
+from negawatt.engine import openvino_encoder, openvino_ir
 from negawatt.engine.rounded_inputs import MOST, install, rounded
 
 if TYPE_CHECKING:
     import torch
 
 _BITS = 8
-ABLE = (*openvino_ir.ARCHITECTURES, *openvino_classifier.FAMILIES)
-"""Architectures whose integers OpenVINO multiplies: decoders, and classifiers."""
+ABLE = (*openvino_ir.ARCHITECTURES, *openvino_encoder.FAMILIES)
+"""Architectures whose integers OpenVINO multiplies: decoders, and encoders with a head or without."""
 INTEGER_WORK = 0.7
 """What integers take of the arithmetic of weights in 8 bits alone: 0.65 to 0.75 where it was measured."""
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -106,14 +106,17 @@ class SmoothQuant(Pass):
         """Smooth and quantize the layers of a loaded block; its modules are left rounding."""
         folding = Folding(network, number, hidden)
         grouped = groups(network, number, hidden, network.linears(number))
-        if self.values["alpha"]:
-            for layers in grouped:
-                largest = _largest(network, number, hidden, layers[0])
-                folding.take(layers, _smoothing(layers, largest, self.values["alpha"]))
+        tops = []  # before anything is rounded; what rounding adds is little, and only ends of ranges follow
+        for layers in grouped:
+            largest = _largest(network, number, hidden, layers[0])
+            if self.values["alpha"]:
+                smoothing = _smoothing(layers, largest, self.values["alpha"])
+                largest = largest / smoothing if folding.take(layers, smoothing) else largest
+            tops.append(max(float(largest.max()), 1e-6))
         put: dict[str, Any] = dict(folding.changed(source))
         facts: dict[str, list[str]] = {"rounded": [], "kept": []}
-        for layers in grouped:
-            scale, lost = _input_scale(network, number, hidden, layers)
+        for layers, top in zip(grouped, tops, strict=True):
+            scale, lost = _input_scale(network, number, hidden, layers, top)
             keeps = lost > self.values["tolerance"]
             for linear in layers:
                 dtype = source.tensors[linear.name].dtype
@@ -155,19 +158,21 @@ def _smoothing(layers: tuple[Linear, ...], largest: torch.Tensor, alpha: float) 
 
 
 def _input_scale(
-    network: Network, number: int, hidden: torch.Tensor, layers: tuple[Linear, ...]
+    network: Network, number: int, hidden: torch.Tensor, layers: tuple[Linear, ...], top: float
 ) -> tuple[float, float]:
     """The scale of a group's inputs, and the share of a token's output that rounding to it costs.
 
     The scale is that with the least squared error of the outputs, where errors of inputs count by the energy
     of the weights behind them. What it costs is a mean over tokens: next to one huge token the others may be
     rounded to nothing, which no sum of squares shows.
+
+    Args:
+        top: the largest size of any input.
     """
     import torch
 
     sample = hidden[:: max(1, len(hidden) // _MOST_WINDOWS)]
     weight = torch.cat([linear.weight for linear in layers]).float()
-    top = max(float(_largest(network, number, hidden, layers[0]).max()), 1e-6)
     importance, lost = weight.square().sum(dim=0), torch.zeros(len(_SHARES))
     for rows in inputs(network, number, sample, layers[0]):
         for i, share in enumerate(_SHARES):

@@ -9,7 +9,7 @@ from negawatt.artifact import Tokenizer
 from negawatt.compress.calibration import Piece, pieces_of
 from negawatt.compress.source import Source
 from negawatt.profiling.quality import prompt_tokens
-from negawatt.workload import ScoreAsk, Workload, ask
+from negawatt.workload import GenerateAsk, RankAsk, Workload, ask
 
 Written = tuple[list[int], int]
 """Tokens of a prompt, and how many are written to it."""
@@ -46,8 +46,11 @@ class Usage:
             return
         for item in (*self.workload.traffic, *self.workload.quality):
             asked = ask(item)
-            if not isinstance(asked, ScoreAsk):
+            if isinstance(asked, GenerateAsk):
                 yield prompt_tokens(tokenizer, asked.prompt)
+                continue
+            if isinstance(asked, RankAsk):
+                yield tokenizer.encode(asked.query, add_special=True)
                 continue
             if asked.context:
                 yield prompt_tokens(tokenizer, asked.context)
@@ -56,6 +59,9 @@ class Usage:
                 before = asked.context if isinstance(asked.context, str) else ""
                 yield tokenizer.encode(before + text, add_special=bool(before))
 
+        for document in self.workload.corpus.documents if self.workload.corpus else ():
+            yield tokenizer.encode(document.text, add_special=True)
+
     def written(self, tokenizer: Tokenizer) -> list[Written]:
         """The prompts that the model writes answers to, the shortest answers first."""
         if self.workload is None:
@@ -63,6 +69,6 @@ class Usage:
         found = []
         for item in (*self.workload.traffic, *self.workload.quality):
             asked = ask(item)
-            if not isinstance(asked, ScoreAsk):
+            if isinstance(asked, GenerateAsk):
                 found.append((prompt_tokens(tokenizer, asked.prompt), asked.max_new_tokens))
         return sorted(found, key=lambda pair: (pair[1], len(pair[0])))

@@ -22,7 +22,9 @@ class OpenVino(Form):
     """A stateful model for OpenVINO GenAI and `openvino.Core`; weights rounded by NNCF."""
 
     name: ClassVar[str] = "openvino"
-    types: ClassVar[tuple[str, ...]] = OpenVinoBackend.weight_formats
+    types: ClassVar[tuple[str, ...]] = tuple(
+        name for name in OpenVinoBackend.weight_formats if name not in OpenVinoBackend.encoder_formats
+    )  # the others are a file's that is run in another way
     aliases: ClassVar[dict[str, str]] = {"fp16": "f16", "int4": "int4-g32-asym"}
 
     def refuse(self, artifact: Artifact, type: str, kind: str) -> None:

@@ -83,6 +83,7 @@ class Backend(ABC):
         name: the engine's name.
         weight_formats: names it can run, ``native`` first.
         starting_formats: where a search of its formats best begins, one of each kind.
+        encoder_formats: those that pay where whole texts run at once, and are searched unasked only there.
         searched: whether a search that names no engines tries this one.
         kv_caches: names it can run, ``default`` first.
         has_flash_attention: whether the flash-attention switch does anything.
@@ -100,6 +101,7 @@ class Backend(ABC):
     name: ClassVar[str]
     weight_formats: ClassVar[tuple[str, ...]] = ("native",)
     starting_formats: ClassVar[tuple[str, ...]] = ("native",)
+    encoder_formats: ClassVar[tuple[str, ...]] = ()
     searched: ClassVar[bool] = True
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False

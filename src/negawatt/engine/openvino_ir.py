@@ -9,6 +9,7 @@ SmolLM2-135M from perplexity 25.0 to 32.3; `restore_offsets` puts the true offse
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
 MODEL = "openvino_model.xml"
+LEAST_GROUP = 32
+"""Inputs that the CPU plugin finds a scale for by itself, where weights have 8 bits."""
 ROWS = "rows"
 """Name of the input that `page_attention` adds."""
 
@@ -186,6 +189,30 @@ def has_plain_matrices(model: Any) -> bool:
             if weight.get_type_name() == "Constant" and weight.get_element_type().is_real():
                 return True
     return False
+
+
+def common_width(model: Any) -> int:
+    """The largest number of inputs that divides those of every matrix that the model multiplies with.
+
+    Of so many inputs together the CPU plugin finds a scale as it runs (dynamic quantization), if they are a
+    multiple of 32; where they do not divide a matrix it rounds none of its inputs. 0 where there are fewer.
+    """
+    widths = []
+    for matmul in model.get_ordered_ops():
+        if matmul.get_type_name() != "MatMul":
+            continue
+        weight = matmul.input_value(1).get_node()
+        while weight.get_type_name() in _DECODING and weight.get_input_size():
+            weight = weight.input_value(0).get_node()
+        shape = matmul.input_value(0).get_partial_shape()
+        if weight.get_type_name() == "Constant" and shape[len(shape) - 1].is_static:
+            widths.append(int(shape[len(shape) - 1].get_length()))
+    found = math.gcd(*widths)
+    return found if found >= LEAST_GROUP and found % LEAST_GROUP == 0 else 0
+
+
+_DECODING = ("Convert", "Multiply", "Subtract", "Reshape")
+"""What stands between a rounded matrix and the numbers it stands for."""
 
 
 def factorise(model: Any, factors: Mapping[str, FactoredTensor]) -> Any:

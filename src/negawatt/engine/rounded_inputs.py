@@ -56,9 +56,10 @@ def install_all(model: Any, found: Mapping[str, PackedTensor]) -> int:
     """Round the inputs of a transformers model's layers by their names in the checkpoint; how many."""
     modules = dict(model.named_modules())
     n_installed = 0
+    prefix = f"{model.base_model_prefix}."
     for name, tensor in found.items():
         path = name.removesuffix(".weight")
-        layer = modules.get(path) or modules.get(f"{model.base_model_prefix}.{path}")
+        layer = modules.get(path) or modules.get(prefix + path) or modules.get(path.removeprefix(prefix))
         if layer is not None and tensor.input_scale is not None:
             install(layer, tensor.input_scale)
             n_installed += 1

@@ -16,9 +16,9 @@ from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.cost_model import CostModel
 from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Items, Scores
+from negawatt.profiling.summary import Summary
 from negawatt.profiling.window import (
     Job,
-    Summary,
     counted_on,
     groups_for,
     interleave,
@@ -89,6 +89,7 @@ class Profile:
                 "prefill": summary.phase("prefill", summary.prompted),
                 "decode": summary.phase("decode", summary.generated),
             },
+            "texts": {part.name: summary.of_part(part) for part in summary.parts.values()} or None,
             "requests": sum(len(w.inputs) for w in summary.windows),
             "tokens": {"prompt": summary.prompted, "generated": summary.generated},
             "reference_load_s": [w.reference_s for w in summary.windows],
@@ -115,6 +116,7 @@ def about(artifact: Artifact, workload: Workload) -> dict[str, Any]:
             "hash": workload.hash,
             "n_traffic": len(workload.traffic),
             "n_quality": len(workload.quality),
+            "n_documents": len(workload.corpus.documents) if workload.corpus else 0,
             "metric": workload.metric,
         },
     }
@@ -145,8 +147,8 @@ def profile(
 ) -> Profile:
     """Measure a model on a workload.
 
-    Joules are counted for each token generated; on a workload of questions that are answered by scoring or
-    labelling, and no traffic, for each answer (the document's ``unit`` says which).
+    Joules are counted for each token generated; on a workload of questions that are answered by scoring,
+    labelling or searching, and no traffic, for each answer (the document's ``unit`` says which).
 
     Args:
         artifact: a model, or what `Artifact.open` takes.
@@ -251,13 +253,14 @@ def judge_artifact(
 ) -> Quality | None:
     """Quality on the first `n` items (all if None) of a workload's quality set.
 
-    Without a quality set it is the agreement (top-1 match) with the reference on the traffic, and
-    None where there is no reference to agree with, or the settings are the reference's own.
+    Without a quality set it is the agreement (top-1 match) with the reference on the traffic, and without
+    relevant documents the overlap with what the reference finds. None where there is no reference to agree
+    with, or the settings are the reference's own.
     """
     items: Items = workload.quality
+    if not workload.labelled and settings.weight_format == REFERENCE_SETTINGS.weight_format:
+        return None
     if not items:
-        if settings.weight_format == REFERENCE_SETTINGS.weight_format:
-            return None
         items = workload.traffic[:AGREEMENT_ITEMS]
     elif n is not None:
         items = workload.subset(n).quality

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from negawatt.artifact import Tokenizer
 from negawatt.engine import Engine, Generation, Request, Settings, Step
 from negawatt.errors import WorkloadError
+from negawatt.profiling.retrieval import Index, query_tokens
 from negawatt.workload import (
     ClassifyItem,
     GenerateAsk,
@@ -19,6 +20,7 @@ from negawatt.workload import (
     Interval,
     Prompt,
     QualityItem,
+    RankAsk,
     Response,
     ScoreAsk,
     Scored,
@@ -31,6 +33,7 @@ from negawatt.workload import (
     prompt_text,
     weight,
 )
+from negawatt.workload.items import queries_among
 
 ITEMS_PER_CALL = 32
 SCORING_BATCH = 32
@@ -114,8 +117,11 @@ class Answered:
         return [waits[min(len(waits) - 1, int((i + 1) * share) - 1)] for i in range(len(self.fed))]
 
 
-def answered(engine: Engine, items: Sequence[QualityItem]) -> Answered:
+def answered(engine: Engine, items: Sequence[QualityItem], index: Index | None = None) -> Answered:
     """Let a model answer questions, in as few calls as their kinds allow.
+
+    Args:
+        index: of what queries search; made for the call where there is none, and not told of in its cost.
 
     Raises:
         WorkloadError: an item does not fit into the engine's context (named), or is no question of
@@ -123,6 +129,8 @@ def answered(engine: Engine, items: Sequence[QualityItem]) -> Answered:
     """
     if engine.labels:
         return _labelled(engine, items)
+    if queries_among(items) or engine.width is not None:
+        return _searched(engine, items, index)
     tokenizer = engine.artifact.tokenizer
     responses: list[Response | None] = [None] * len(items)
     fed = [0] * len(items)
@@ -138,6 +146,7 @@ def answered(engine: Engine, items: Sequence[QualityItem]) -> Answered:
             steps += generation.steps
             cpu_s, wall_s = cpu_s + generation.usage.cpu_s, wall_s + generation.usage.wall_s
             continue
+        assert isinstance(asked, ScoreAsk), "what searches a corpus was answered above"
         found = list(_pairs(tokenizer, asked, engine.settings.max_context))
         if max(len(c) + len(r) for c, r in found) > engine.settings.max_context:
             raise WorkloadError(
@@ -174,6 +183,21 @@ def _labelled(engine: Engine, items: Sequence[QualityItem]) -> Answered:
     return Answered(
         tuple(Scored(tuple(row), (1,) * len(row)) for row in rows), tuple(map(len, texts)),
         tuple(found.steps), found.usage.cpu_s, found.usage.wall_s,
+    )  # fmt: skip
+
+
+def _searched(engine: Engine, items: Sequence[QualityItem], index: Index | None) -> Answered:
+    """What a model that embeds finds in a corpus."""
+    queries = queries_among(items)
+    if len(queries) < len(items):
+        other = next(item for item in items if item not in queries)
+        raise WorkloadError(f"{engine.artifact.name} embeds texts, which does not answer item {other.id!r}")
+    texts = query_tokens(engine, queries)
+    index = index or Index.of(engine, queries[0].corpus)
+    found = engine.embed(texts)
+    return Answered(
+        tuple(index.nearest(found.vectors)), tuple(map(len, texts)), tuple(found.steps), found.usage.cpu_s,
+        found.usage.wall_s,
     )  # fmt: skip
 
 
@@ -235,6 +259,7 @@ def judged(
     items: Sequence[QualityItem],
     metrics: Mapping[str, str],
     progress: Callable[[int], None] = lambda done: None,
+    index: Index | None = None,
 ) -> Quality:
     """Answer and score items. Items of several kinds are scored each by its kind's metric.
 
@@ -243,6 +268,7 @@ def judged(
         items: at least one.
         metrics: kind → metric.
         progress: called with the number of items done.
+        index: of what queries search, as for `answered`.
     """
     scores: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -250,7 +276,7 @@ def judged(
     cpu_s = 0.0
     for start in range(0, len(items), ITEMS_PER_CALL):
         part = items[start : start + ITEMS_PER_CALL]
-        found = answered(engine, part)
+        found = answered(engine, part, index)
         cpu_s += found.cpu_s
         for item, response in zip(part, found.responses, strict=True):
             scores[item.id] = judge(metrics[item.kind], item, response)
@@ -290,6 +316,7 @@ def reference_answers(engine: Engine, items: Sequence[TrafficItem | QualityItem]
     kept: list[NDArray[np.float16]] = []
     for item in items:
         asked = ask(item)
+        assert not isinstance(asked, RankAsk), "searches agree by what they find"
         prompt = asked.prompt if isinstance(asked, GenerateAsk) else asked.context
         tokens = prompt_tokens(tokenizer, prompt)
         completion = engine.generate([Request(tokens, AGREEMENT_TOKENS)]).completions[0]

@@ -24,11 +24,15 @@ from negawatt.profiling.quality import (
     Quality,
     ReferenceAnswers,
     agreement,
+    answered,
     judged,
     reference_answers,
     scoring_settings,
 )
-from negawatt.workload import QualityItem, TrafficItem, Workload
+from negawatt.profiling.retrieval import Index
+from negawatt.workload import QualityItem, Response, TrafficItem, Workload, judge_overlap
+from negawatt.workload.items import queries_among
+from negawatt.workload.ranking import OVERLAP
 
 Items = Sequence[QualityItem | TrafficItem]
 Tick = Callable[[str], None]
@@ -38,7 +42,8 @@ class Scores:
     """Scores of items under any settings; a context manager that ends the engines it opened.
 
     With a quality set, an item's score is its metric's. Without one, the items are requests of the
-    traffic, and a score is the top-1 agreement with what `reference` wrote to it.
+    traffic, and a score is the top-1 agreement with what `reference` wrote to it. Of queries whose relevant
+    documents nobody knows it is the overlap with what `reference` finds.
 
     Args:
         artifact, workload: what answers, and what is asked.
@@ -58,7 +63,8 @@ class Scores:
     ) -> None:
         self.artifact, self.workload, self.reference, self.origin = artifact, workload, reference, origin
         self._apart = apart
-        self.labelled = bool(workload.quality)
+        self.labelled = workload.labelled
+        self._indexes: dict[str, Index] = {}
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, _Kept]] = {}
         self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
@@ -87,6 +93,8 @@ class Scores:
         key = self._key(settings)
         known = self._known(key)
         missing = [i for i in items if i.id not in known or (margins and known[i.id].margin is None)]
+        if missing and self.workload.corpus is not None:
+            self._index(settings, tick)
         for start in range(0, len(missing), ITEMS_PER_CALL):
             done = len(items) - len(missing) + start
             tick(f"judging {settings.engine} {settings.weight_format}: {done} of {len(items)} items")
@@ -120,7 +128,7 @@ class Scores:
         return self._pace_s.get(key, 0.0) * sum(item.id not in known for item in items)
 
     def _of(self, known: dict[str, _Kept], items: Items) -> Quality:
-        name = (self.workload.metric or "mixed") if self.labelled else "top1_match"
+        name = self.workload.metric or "top1_match"
         return Quality(
             name,
             {i.id: known[i.id].score for i in items},
@@ -131,11 +139,42 @@ class Scores:
     # -- answering -------------------------------------------------------------------------------
 
     def _answer(self, settings: Settings, items: Items) -> Quality:
+        questions = [item for item in items if not isinstance(item, TrafficItem)]
+        if self.workload.corpus is not None and not self.labelled:
+            theirs = (self.origin or self).found(self.reference, questions)
+            ours = self.found(settings, questions)
+            scores = map(judge_overlap, theirs, ours)
+            return Quality(OVERLAP, {i.id: s for i, s in zip(questions, scores, strict=True)})
         if self.labelled:
-            questions = [item for item in items if not isinstance(item, TrafficItem)]
-            return judged(self._open(scoring_settings(settings)), questions, self.workload.metrics)
+            index = self._index(settings) if queries_among(questions) else None
+            engine = self._open(scoring_settings(settings))
+            return judged(engine, questions, self.workload.metrics, index=index)
         written = (self.origin or self).written(items)
         return agreement(self._open(_alone(settings)), written)["top1_match"]
+
+    def found(self, settings: Settings, queries: Sequence[QualityItem]) -> Sequence[Response]:
+        """What queries find in the workload's corpus."""
+        index = self._index(settings)
+        return answered(self._open(scoring_settings(settings)), queries, index).responses
+
+    def _index(self, settings: Settings, tick: Tick = lambda text: None) -> Index:
+        """The vectors of the workload's corpus; embedded once for an arithmetic, and kept."""
+        corpus = self.workload.corpus
+        assert corpus is not None
+        parts = [corpus.sha256, *settings.arithmetic, backend(settings.engine).version(), self._apart]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+        file = home() / "cache" / self.artifact.sha256[:16] / "corpus" / f"{key}.npy"
+        if key not in self._indexes and (kept := Index.read(file, corpus)) is not None:
+            self._indexes[key] = kept
+        if key not in self._indexes:
+            said, whole = f"embedding with {settings.engine} {settings.weight_format}", len(corpus.documents)
+            tick(f"{said}: {whole} documents")
+            self._indexes[key] = Index.of(
+                self._open(scoring_settings(settings)), corpus,
+                lambda done: tick(f"{said}: {done} of {whole} documents"),
+            )  # fmt: skip
+            self._indexes[key].write(file)
+        return self._indexes[key]
 
     def written(self, items: Items) -> ReferenceAnswers:
         """What the reference writes to items, each set of them once."""

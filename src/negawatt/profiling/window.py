@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from negawatt.artifact import Tokenizer
-from negawatt.energy import Energy
 from negawatt.engine import Completion, Engine, Request, Step
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.meter import Measurement, ProcessMeter
 from negawatt.profiling.cascade import Runner, answers_of, engines_of
 from negawatt.profiling.cost_model import Cost
-from negawatt.profiling.quality import answered, prompt_tokens
+from negawatt.profiling.quality import Answered, answered, prompt_tokens
 from negawatt.profiling.reference_load import reference_load
+from negawatt.profiling.retrieval import document_tokens, query_tokens
 from negawatt.workload import (
     GenerateItem,
     QualityItem,
+    RetrieveItem,
     TrafficItem,
     Workload,
     ask,
@@ -26,20 +26,33 @@ from negawatt.workload import (
 
 T = TypeVar("T", bound="Request | QualityItem")
 
-NEIGHBOUR_SHARE = 0.10
-"""Other processes using more than this share of one core during a window are reported."""
-STEAL_SHARE = 0.02
-"""A host that withholds more than this share of the time is reported."""
 FILLED_ONCE = 32
 """Requests that are enough for one window."""
 QUESTIONS = 16
 """Questions that are enough for one window."""
-DRIFT = 1.15
-"""A reference load whose cost varies by more than this factor is reported."""
+FEW_DOCUMENTS = 4
+"""Documents that are embedded in a window of a search at least; they are longer than queries."""
 
 
 Job = Request | QualityItem
 """What joules are counted on: a text to generate, or a question answered by scoring or labelling it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Texts of one kind in a window of a search.
+
+    Attributes:
+        name: ``query`` or ``document``.
+        texts: how many were embedded.
+        cpu_s: CPU seconds of the worker for them.
+        per_output: how many come in use for each output.
+    """
+
+    name: str
+    texts: int
+    cpu_s: float
+    per_output: float
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,15 @@ class Window:
     measurement: Measurement
     unit: str = "token"
     """What an output is: a generated ``token``, or an ``answer`` to a question."""
+    parts: tuple[Part, ...] = ()
+    """Of a search: queries, and documents, of which each query pays the share that it has in use. Together
+    they took `cpu_s`."""
 
     @property
     def cpu_s_per_token(self) -> float:
         """CPU seconds for each output, prefill included."""
+        if self.parts:
+            return sum(part.cpu_s / part.texts * part.per_output for part in self.parts)
         return self.cpu_s / sum(self.outputs)
 
     @property
@@ -178,12 +196,15 @@ def measure(engine: Runner, jobs: Sequence[Job]) -> Window:
 
 def completions_of(engine: Runner, jobs: Sequence[Job]) -> tuple[Completion, ...]:
     """The answers to a group of jobs, all of one kind, with their times and nothing else."""
-    completions: tuple[Completion, ...] = _done(engine, jobs)["completions"]
+    completions: tuple[Completion, ...] = _done(engine, jobs, documents=False)["completions"]
     return completions
 
 
-def _done(engine: Runner, jobs: Sequence[Job]) -> dict[str, Any]:
+def _done(engine: Runner, jobs: Sequence[Job], *, documents: bool = True) -> dict[str, Any]:
     """What a window tells of a group of jobs, but for what the meter and the reference load say."""
+    queries = [job for job in jobs if isinstance(job, RetrieveItem)]
+    if len(queries) == len(jobs):
+        return _searched(engine, queries, documents=documents)
     return _generated(engine, jobs) if isinstance(jobs[0], Request) else _answered(engine, jobs)
 
 
@@ -199,6 +220,34 @@ def _generated(engine: Runner, jobs: Sequence[Job]) -> dict[str, Any]:
         "steps": tuple(generation.steps),
         "cpu_s": generation.usage.cpu_s,
         "wall_s": generation.usage.wall_s,
+    }
+
+
+def _searched(engine: Runner, queries: Sequence[RetrieveItem], *, documents: bool) -> dict[str, Any]:
+    """Queries embedded, and after them some documents of what they search: both are part of a search.
+
+    What compares vectors is no part of it: over a thousand documents that is less than a thousandth.
+    """
+    if not isinstance(engine, Engine):
+        raise EngineError("a cascade answers questions by choosing, and embeds nothing")
+    corpus = queries[0].corpus
+    n = min(len(queries), max(FEW_DOCUMENTS, engine.settings.batch)) if documents else 0
+    sample = corpus.sample(n, [item.id for item in queries]) if n else []
+    texts = [query_tokens(engine, queries), document_tokens(engine, sample)]
+    found = [engine.embed(each) for each in texts if each]
+    asked, *_ = found
+    lengths = tuple(len(tokens) for each in texts for tokens in each)
+    waits_s = Answered((), lengths[: len(queries)], tuple(asked.steps), 0.0, 0.0).waits_s
+    per_output = (1.0, 1 / corpus.queries_per_document)
+    kinds = zip(("query", "document"), texts, found, per_output, strict=False)
+    return {
+        "inputs": lengths,
+        "outputs": (1,) * len(queries) + (0,) * n,
+        "completions": tuple(Completion(token_times_s=[wait_s]) for wait_s in waits_s),
+        "steps": tuple(step for each in found for step in each.steps),
+        "cpu_s": sum(each.usage.cpu_s for each in found),
+        "wall_s": sum(each.usage.wall_s for each in found),
+        "parts": tuple(Part(name, len(t), f.usage.cpu_s, per) for name, t, f, per in kinds),
     }
 
 
@@ -221,6 +270,8 @@ def warm_up(engine: Runner, job: Job) -> None:
         n = min(2, each.settings.batch)
         if isinstance(job, Request):
             each.generate([Request(job.tokens, 4)] * n)
+        elif isinstance(job, RetrieveItem):
+            each.embed(query_tokens(each, [job] * n))
         else:
             answered(each, [job] * n)
 
@@ -253,121 +304,3 @@ def interleave(
         if enough(number + 1):
             break
     return windows
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a set of windows says together."""
-
-    windows: tuple[Window, ...]
-
-    @property
-    def unit(self) -> str:
-        """What outputs are: a ``token`` generated, or an ``answer`` to a question."""
-        return self.windows[0].unit
-
-    @property
-    def generated(self) -> int:
-        return sum(sum(w.outputs) for w in self.windows)
-
-    @property
-    def prompted(self) -> int:
-        return sum(sum(w.inputs) for w in self.windows)
-
-    @property
-    def cpu_s(self) -> float:
-        return sum(w.cpu_s for w in self.windows)
-
-    @property
-    def steps(self) -> list[Step]:
-        return [step for w in self.windows for step in w.steps]
-
-    @property
-    def cpu_s_per_token(self) -> float:
-        """CPU seconds for each output over all windows."""
-        return self.cpu_s / self.generated
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Smallest and largest `cpu_s_per_token` of a window, after division by the reference load."""
-        middle = statistics.median(w.reference_s for w in self.windows)
-        values = [w.cpu_s_per_token * middle / w.reference_s for w in self.windows]
-        return min(values), max(values)
-
-    @property
-    def energy(self) -> Energy:
-        """Joules of all windows."""
-        return Energy.total(w.measurement.energy for w in self.windows)
-
-    @property
-    def energy_per_token(self) -> Energy:
-        """Joules for each output, prefill included."""
-        return self.energy.scaled(1 / self.generated)
-
-    def phase(self, name: str, tokens: int) -> dict[str, Any]:
-        """Joules and CPU seconds of one phase, as its share of the CPU time, per `tokens`."""
-        total = sum(s.cpu_s for s in self.steps)
-        share = sum(s.cpu_s for s in self.steps if s.phase == name) / total
-        return {
-            "energy": self.energy.scaled(share).to_json(),
-            "energy_per_token": self.energy.scaled(share / max(1, tokens)).to_json(),
-            "cpu_s_per_token": self.cpu_s * share / max(1, tokens),
-            "tokens": tokens,
-        }
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.generated / sum(w.wall_s for w in self.windows)
-
-    @property
-    def ttft_ms(self) -> dict[str, float]:
-        """Time from the start of a request's prefill to its first token."""
-        return percentiles([1000 * c.token_times_s[0] for c in self._completions])
-
-    @property
-    def tpot_ms(self) -> dict[str, float]:
-        """Time per output token after the first, of each request."""
-        times = [c.token_times_s for c in self._completions if len(c.token_times_s) > 1]
-        return percentiles([1000 * (t[-1] - t[0]) / (len(t) - 1) for t in times])
-
-    @property
-    def _completions(self) -> list[Completion]:
-        return [c for w in self.windows for c in w.completions]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What disturbed the measurement, in sentences."""
-        measured = {x for w in self.windows for x in w.measurement.warnings}
-        said = ("meanwhile", "withheld")  # the meter says this of each window; here it is summed up
-        found = sorted(x for x in measured if not any(word in x for word in said))
-        noisy = [w.neighbour_share for w in self.windows if w.neighbour_share > NEIGHBOUR_SHARE]
-        if noisy:
-            found.append(
-                f"other processes used up to {max(noisy):.0%} of a core in {len(noisy)} of "
-                f"{len(self.windows)} windows"
-            )
-        stolen = sum(w.measurement.steal_s for w in self.windows)
-        if stolen > STEAL_SHARE * sum(w.measurement.duration_s for w in self.windows):
-            found.append(f"the host withheld {stolen:.1f} CPU-seconds from this virtual machine")
-        references = [w.reference_s for w in self.windows]
-        if max(references) > DRIFT * min(references):
-            found.append(
-                f"the host's speed drifted: the reference load cost {1000 * min(references):.1f} to "
-                f"{1000 * max(references):.1f} CPU-ms"
-            )
-        return found
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """``p50`` and ``p95`` by linear interpolation; empty without values."""
-    if not values:
-        return {}
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        position = share * (len(ordered) - 1)
-        low = int(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-    return {"p50": at(0.5), "p95": at(0.95)}

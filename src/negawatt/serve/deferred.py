@@ -112,7 +112,10 @@ class Deferred:
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
-        await asyncio.to_thread(self._batches.leave, self._id)
+        try:
+            await asyncio.to_thread(self._batches.leave, self._id)
+        except NegawattError as exc:  # whoever comes next waits until the claim has run out
+            _log.error("batches cannot be left to others now: %s", exc)
 
     def wake(self) -> None:
         """Look again now: a batch was made or is to be cancelled."""
@@ -225,7 +228,10 @@ class Deferred:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(CLAIM_S / 3)
-            await _whole(self._batches.claim, self._id, CLAIM_S)
+            try:
+                await _whole(self._batches.claim, self._id, CLAIM_S)
+            except NegawattError as exc:  # a claim lasts for two more tries
+                _log.error("batches cannot be claimed now: %s", exc)
 
     # -- a request --------------------------------------------------------------------------------
 

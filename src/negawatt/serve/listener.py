@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -66,12 +66,19 @@ class _Listener(uvicorn.Server):
         else:
             if self._leaving is not None:
                 self._leaving.cancel()
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            self._draining = asyncio.get_running_loop().create_task(self._exit_after(self._drain()))
 
     def leave(self) -> None:
         """A successor accepts connections now: finish what there is, and end."""
         if self._leaving is None and self._draining is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+            self._leaving = asyncio.get_running_loop().create_task(self._exit_after(self._leave()))
+
+    async def _exit_after(self, farewell: Coroutine[None, None, None]) -> None:
+        try:
+            await farewell
+        except Exception:  # noqa: BLE001  whatever it is: a server that was told to end does
+            _log.exception("the server ends, and not all was left in order")
+        self.should_exit = True
 
     async def _leave(self) -> None:
         _log.info("leaving: a successor takes new connections")
@@ -82,7 +89,6 @@ class _Listener(uvicorn.Server):
         end_s = time.monotonic() + self._drain_s
         while self.server_state.connections and time.monotonic() < end_s:
             await asyncio.sleep(0.02)
-        self.should_exit = True
 
     async def _farewell(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, whose answers end their connection while this server leaves."""
@@ -98,7 +104,6 @@ class _Listener(uvicorn.Server):
     async def _drain(self) -> None:
         _log.info("draining: new requests are refused")
         await self._service.drain(self._drain_s)
-        self.should_exit = True
 
 
 async def serve(service: Service, config: ServerConfig, started: Callable[[str], None]) -> None:

@@ -77,8 +77,10 @@ class Alone:
         await self._server.drain(most_s)
 
     async def stop(self) -> None:
-        await self._operation.stop()
-        await self._server.stop()
+        try:
+            await self._operation.stop()
+        finally:
+            await self._server.stop()
 
     def close(self) -> None:
         if isinstance(self._server.gate, KeyGate):

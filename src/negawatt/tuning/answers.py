@@ -24,7 +24,7 @@ class Answers:
 
     def __init__(self, workshop: Workshop, workload: Workload, baseline: Candidate, apart: str = "") -> None:
         self.workshop, self.workload, self.baseline = workshop, workload, baseline
-        self.labelled, self._apart = bool(workload.quality), apart
+        self.labelled, self._apart = workload.labelled, apart
         self._base = Scores(workshop.artifact(baseline), workload, baseline.settings, apart=apart)
         self._of: dict[tuple[str, tuple[str, ...]], Scores] = {baseline.making: self._base}
 

@@ -11,7 +11,8 @@ from typing import Any
 from negawatt.compress.dissection import weights_read
 from negawatt.engine import Engine, Request
 from negawatt.errors import ArtifactError
-from negawatt.profiling.window import Job, Summary, groups_for, measure, spread
+from negawatt.profiling.summary import Summary
+from negawatt.profiling.window import Job, groups_for, measure, spread
 
 SCREEN_TOKENS = 16
 """Tokens of each answer in the first, cheap look at a candidate."""

@@ -52,7 +52,7 @@ class Bench:
                 look = first_look(engine, jobs, self.reference_s, per_token)
         except MissingDependency:
             raise
-        except EngineError as exc:
+        except (EngineError, WorkloadError) as exc:
             return failed(candidate, exc, time.monotonic() - started)
         return replace(look, lasted_s=time.monotonic() - started)
 
@@ -80,7 +80,7 @@ class Bench:
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
-        except EngineError as exc:
+        except (EngineError, WorkloadError) as exc:
             return failed(candidate, exc, time.monotonic() - started)
         lasted_s = time.monotonic() - started
         if earlier is not None:

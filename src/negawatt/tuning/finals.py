@@ -203,11 +203,16 @@ class Finals:
 
 
 def waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:
-    """Where the CPU seconds of a generated token went, before and after, by phase."""
+    """Where the CPU seconds of a generated token went, before and after, by phase; in a search by text."""
     if best is None:
         return None
     steps = []
     for label, profile in (("baseline", baseline), ("best", best)):
+        for part in profile.summary.parts.values():
+            spent = part.cpu_s / part.texts * part.per_output
+            steps.append({"label": f"{label}: {part.name}", "cpu_s_per_token": spent})
+        if profile.summary.parts:
+            continue
         generated = profile.summary.generated
         for phase in ("prefill", "decode"):
             spent = profile.summary.phase(phase, generated)["cpu_s_per_token"]

@@ -24,6 +24,7 @@ from negawatt.workload import (
 )
 from negawatt.workload.intervals import normal_quantile
 from negawatt.workload.sequential import nominal_levels, shares_of_error
+from negawatt.workload.statistics import FEW_CHANGES
 
 SCREEN_FIRST = 40
 """Items of the first look of a screening; the rest are asked only of those that pass it."""
@@ -173,6 +174,8 @@ class Judge:
 
         seen = difference.upper_one_sided - difference.drop
         expected = drop + seen * spread(then, best_rate, n) / spread(now, rate, difference.n)
+        if difference.size < 1 and rate * n >= FEW_CHANGES:  # then it counts how far graded scores change
+            expected = min(expected, drop + then * difference.size * math.sqrt(rate / n))
         return expected > limit and difference.n < n
 
     def screen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from negawatt.artifact import Artifact
+from negawatt.engine.classifier import labels_in
 from negawatt.errors import UsageError
 from negawatt.tuning.space import Space
 from negawatt.workload import Workload
@@ -24,6 +25,24 @@ def named(artifact: Artifact, models: Sequence[Artifact | str]) -> dict[str, Art
             raise UsageError(f"the model {model.name} is given twice")
         found[model.name] = model
     return found
+
+
+def space_of(models: Sequence[Artifact], workload: Workload, space: Space) -> Space:
+    """What of a space fits the models: those that label texts or embed them have no cache, for one.
+
+    Raises:
+        UsageError: the workload searches a corpus, and a model turns no texts into vectors, or no engine is
+            left that runs the models.
+    """
+    if workload.corpus is None:
+        return space.of_classifiers() if all(map(labels_in, models)) else space
+    for model in models:
+        if model.pooling() is None:
+            raise UsageError(
+                f"{workload.name} searches documents by their vectors, and {model.name} turns no texts into "
+                "vectors; choose models that embed"
+            )
+    return space.of_embedders()
 
 
 def refuse_incomparable(

@@ -12,6 +12,7 @@ from negawatt.artifact.shape import ModelShape
 from negawatt.compress import parse
 from negawatt.compress.effect import Effect, Situation
 from negawatt.engine import Settings
+from negawatt.engine.backends import backend
 from negawatt.errors import NegawattError
 from negawatt.home import home
 from negawatt.tuning.candidate import Candidate
@@ -66,8 +67,12 @@ class Outlook:
         self._rates: dict[str, float] | None = None
 
     def learn(self, candidate: Candidate, seen: Seen) -> None:
-        """Take note of a candidate that was measured; those with passes tell nothing of other passes."""
-        if candidate.passes or seen.layer_bytes <= 0:
+        """Take note of a candidate that was measured; those with passes tell nothing of other passes.
+
+        Nor does a format that rounds inputs, as passes do which save arithmetic: both do not come together.
+        """
+        rounds = candidate.settings.weight_format in backend(candidate.settings.engine).encoder_formats
+        if candidate.passes or seen.layer_bytes <= 0 or rounds:
             return
         key = self._key(candidate)
         if key not in self._seen or seen.cost < self._seen[key].cost:

@@ -242,8 +242,8 @@ def _changed(pick: Pick, point: Point, name: str, dice: random.Random) -> Point:
 
 
 def bits_of(weight_format: str) -> int | None:
-    """Bits of a weight by the format's name (``q4_0``, ``int8``, ``bf16``, ``fp32``); None for ``native``."""
-    found = re.search(r"(?:int|iq|q|bf|f|fp)(\d+)", weight_format)
+    """Bits of a weight by the format's name (``q4_0``, ``int8``, ``w8a8``, ``fp32``); None for ``native``."""
+    found = re.search(r"(?:int|iq|q|bf|f|fp|w)(\d+)", weight_format)
     return int(found.group(1)) if found else None
 
 

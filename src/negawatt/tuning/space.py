@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
 from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
+from negawatt.engine.backend import Backend
 from negawatt.engine.backends import backend
 from negawatt.errors import UsageError
 from negawatt.tuning.candidate import Candidate
@@ -109,10 +110,21 @@ class Space:
         Raises:
             UsageError: no engine is left.
         """
-        able = [name for name in sorted(BACKENDS) if backend(name).classifies]
+        return self._of_encoders("classifiers of texts", lambda engine: engine.classifies)
+
+    def of_embedders(self) -> Space:
+        """The same for models that turn texts into vectors.
+
+        Raises:
+            UsageError: no engine is left.
+        """
+        return self._of_encoders("models that embed", lambda engine: engine.embeds)
+
+    def _of_encoders(self, what: str, runs: Callable[[type[Backend]], bool]) -> Space:
+        able = [name for name in sorted(BACKENDS) if runs(backend(name))]
         engines = usable(able) if self.unasked else tuple(name for name in self.engines if name in able)
         if not engines:
-            raise UsageError(f"{', '.join(self.engines)} runs no classifiers of texts; {', '.join(able)} do")
+            raise UsageError(f"{', '.join(self.engines)} runs no {what}; {', '.join(able)} do")
         passes = self.passes
         if passes and passes == tuple(map(PassRange.parse, USUAL_PASSES)):
             passes = tuple(map(PassRange.parse, CLASSIFIER_PASSES))
@@ -163,7 +175,9 @@ class Space:
         return tuple(picked), packed
 
     def formats(self, engine: str) -> tuple[str, ...]:
-        return self.weight_formats.get(engine, backend(engine).weight_formats)
+        kind = backend(engine)
+        usual = tuple(name for name in kind.weight_formats if name not in kind.encoder_formats)
+        return self.weight_formats.get(engine, usual)
 
     def _formats_of_made(self, engine: str) -> tuple[str, ...]:
         """Formats for weights that passes made and did not pack: as they are, they have 32 bits."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
-from negawatt.engine.classifier import labels_in
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS, Profile
@@ -30,7 +29,7 @@ from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
-from negawatt.tuning.models import named, refuse_incomparable
+from negawatt.tuning.models import named, refuse_incomparable, space_of
 from negawatt.tuning.objectives import check_objectives, unbeaten
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
@@ -129,8 +128,7 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
-    if all(map(labels_in, (artifact, *others.values()))):
-        space = space.of_classifiers()
+    space = space_of((artifact, *others.values()), workload, space)
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:

@@ -29,7 +29,14 @@ from negawatt.errors import ArtifactError, EngineError, MissingDependency, Negaw
 from negawatt.home import home, write_json
 from negawatt.profiling.cascade import Cascade, Runner
 from negawatt.tuning.candidate import Candidate
-from negawatt.workload import ChooseItem, PerplexityItem, QualityItem, TrafficItem, Workload
+from negawatt.workload import (
+    ChooseItem,
+    PerplexityItem,
+    QualityItem,
+    RetrieveItem,
+    TrafficItem,
+    Workload,
+)
 from negawatt.workload.items import prompt_text
 from negawatt.workload.writer import write_workload
 
@@ -226,6 +233,8 @@ def _asked(item: TrafficItem | QualityItem) -> str:
             return item.text
         case ChooseItem():
             return prompt_text(item.context)
+        case RetrieveItem():
+            return item.query
         case _:
             return prompt_text(item.prompt)
 

@@ -3,10 +3,14 @@
 from negawatt.workload.ask import Ask as Ask
 from negawatt.workload.ask import GenerateAsk as GenerateAsk
 from negawatt.workload.ask import Generated as Generated
+from negawatt.workload.ask import RankAsk as RankAsk
+from negawatt.workload.ask import Ranked as Ranked
 from negawatt.workload.ask import Response as Response
 from negawatt.workload.ask import ScoreAsk as ScoreAsk
 from negawatt.workload.ask import Scored as Scored
 from negawatt.workload.ask import ask as ask
+from negawatt.workload.corpus import Corpus as Corpus
+from negawatt.workload.corpus import Document as Document
 from negawatt.workload.intervals import Interval as Interval
 from negawatt.workload.intervals import bootstrap_mean as bootstrap_mean
 from negawatt.workload.intervals import wilson as wilson
@@ -17,6 +21,7 @@ from negawatt.workload.items import Message as Message
 from negawatt.workload.items import PerplexityItem as PerplexityItem
 from negawatt.workload.items import Prompt as Prompt
 from negawatt.workload.items import QualityItem as QualityItem
+from negawatt.workload.items import RetrieveItem as RetrieveItem
 from negawatt.workload.items import TrafficItem as TrafficItem
 from negawatt.workload.items import prompt_text as prompt_text
 from negawatt.workload.metrics import METRICS as METRICS
@@ -24,6 +29,7 @@ from negawatt.workload.metrics import Metric as Metric
 from negawatt.workload.metrics import aggregate as aggregate
 from negawatt.workload.metrics import judge as judge
 from negawatt.workload.metrics import judge_agreement as judge_agreement
+from negawatt.workload.metrics import judge_overlap as judge_overlap
 from negawatt.workload.metrics import margin as margin
 from negawatt.workload.metrics import metric as metric
 from negawatt.workload.metrics import weight as weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from negawatt.workload.corpus import Corpus
 from negawatt.workload.items import (
     ChooseItem,
     ClassifyItem,
@@ -11,6 +12,7 @@ from negawatt.workload.items import (
     PerplexityItem,
     Prompt,
     QualityItem,
+    RetrieveItem,
     TrafficItem,
 )
 
@@ -36,7 +38,15 @@ class GenerateAsk:
     stop: tuple[str, ...] = ()
 
 
-Ask = ScoreAsk | GenerateAsk
+@dataclass(frozen=True, slots=True)
+class RankAsk:
+    """Find the documents of `corpus` whose vectors are nearest to that of `query`."""
+
+    query: str
+    corpus: Corpus
+
+
+Ask = ScoreAsk | GenerateAsk | RankAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,14 @@ class Generated:
     text: str
 
 
-Response = Scored | Generated
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Answer to a `RankAsk`: ids of the nearest documents, nearest first, as many as any metric looks at."""
+
+    documents: tuple[str, ...]
+
+
+Response = Scored | Generated | Ranked
 
 
 def ask(item: QualityItem | TrafficItem) -> Ask:
@@ -76,6 +93,8 @@ def ask(item: QualityItem | TrafficItem) -> Ask:
             return ScoreAsk(prompt, _continuations(prompt, labels))
         case PerplexityItem(text=text):
             return ScoreAsk("", (text,))
+        case RetrieveItem(query=query, corpus=corpus):
+            return RankAsk(query, corpus)
         case GenerateItem(prompt=prompt, max_new_tokens=n):
             return GenerateAsk(prompt, n, ("\n",) if isinstance(prompt, str) else ())
         case TrafficItem(prompt=prompt, max_new_tokens=n):

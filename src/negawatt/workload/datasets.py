@@ -11,7 +11,8 @@ from pathlib import Path
 
 from negawatt import catalog
 from negawatt.errors import WorkloadError
-from negawatt.workload.items import ChooseItem, ClassifyItem, GenerateItem, Message, QualityItem
+from negawatt.workload.corpus import Corpus, Document
+from negawatt.workload.items import ChooseItem, ClassifyItem, GenerateItem, Message, QualityItem, RetrieveItem
 from negawatt.workload.mails import spam_items
 
 LEAST_VALENCE = 1.0
@@ -20,6 +21,8 @@ LEAST_VALENCE = 1.0
 ARTICLE_CHARACTERS = 1500
 """Of an article, from its beginning; news tells first what matters."""
 SUMMARY_TOKENS = 40
+PASSAGE_CHARACTERS = 500
+"""The same where articles are searched for: a passage that small encoders read whole."""
 
 _OPTION = re.compile(r"(?:^|\n)([A-Z])\. ")
 
@@ -35,6 +38,8 @@ class DataSet:
 
     file: str
     items: Callable[[str], tuple[QualityItem, ...]]
+    entry: str = ""
+    """The entry's name, where it is another."""
 
 
 def piqa_items(text: str) -> tuple[QualityItem, ...]:
@@ -83,6 +88,18 @@ def xsum_items(text: str) -> tuple[QualityItem, ...]:
     return tuple(items)
 
 
+def xsum_search_items(text: str) -> tuple[QualityItem, ...]:
+    """XSum turned round: which of all articles does a sentence sum up? Articles by their beginnings."""
+    records = [json.loads(line) for line in text.splitlines()]
+    names = [f"xsum-{record['id']}" for record in records]
+    passages = [record["document"].strip()[:PASSAGE_CHARACTERS] for record in records]
+    corpus = Corpus(tuple(map(Document, names, passages)), queries_per_document=1.0)
+    return tuple(
+        RetrieveItem(name, record["summary"].strip(), (name,), corpus)
+        for name, record in zip(names, records, strict=True)
+    )
+
+
 DATASETS = {
     "boolq": DataSet("dev.jsonl", boolq_items),
     "piqa": DataSet("validation.jsonl", piqa_items),
@@ -91,20 +108,24 @@ DATASETS = {
     "vader-movies": DataSet("movieReviewSnippets_GroundTruth.txt", vader_items),
     "xsum": DataSet("test.jsonl", xsum_items),
 }
+SEARCHES = {"xsum-search": DataSet("test.jsonl", xsum_search_items, "xsum")}
+"""The same, of entries that others are made from too."""
 
 
 def load(name: str) -> tuple[tuple[QualityItem, ...], dict[str, str]]:
-    """Items of one of `DATASETS`, and the sha256 of the file that they come from.
+    """Items of one of `DATASETS` or `SEARCHES`, and the sha256 of the file that they come from.
 
     Raises:
         WorkloadError: the data is not on this machine, or is damaged.
     """
-    folder = catalog.find(name)
+    data_set = {**DATASETS, **SEARCHES}[name]
+    entry = data_set.entry or name
+    folder = catalog.find(entry)
     if folder is None:
-        raise WorkloadError(f"the data of {name} is not on this machine; run: negawatt data pull {name}")
-    data_set = DATASETS[name]
+        raise WorkloadError(f"the data of {name} is not on this machine; run: negawatt data pull {entry}")
     file = folder / data_set.file
-    return _items(data_set, file), {f"{name}/{data_set.file}": hashlib.sha256(file.read_bytes()).hexdigest()}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return _items(data_set, file), {f"{entry}/{data_set.file}": digest}
 
 
 def _items(data_set: DataSet, file: Path) -> tuple[QualityItem, ...]:

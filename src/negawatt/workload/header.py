@@ -15,7 +15,8 @@ from negawatt.workload.metrics import METRICS
 
 SCHEMA = 1
 MAX_HEADER_BYTES = 100_000
-_FIELDS = {"schema", "name", "description", "source", "licence", "traffic", "quality"}
+MOST_QUERIES = 1e9
+_FIELDS = {"schema", "name", "description", "source", "licence", "traffic", "quality", "corpus"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Header:
     quality: Part | None
     kinds: tuple[str, ...]
     metrics: Mapping[str, str]
+    corpus: Part | None = None
+    queries_per_document: float | None = None
 
 
 def read_header(file: Path) -> Header:
@@ -61,6 +64,7 @@ def read_header(file: Path) -> Header:
         raise WorkloadError(f"{file} holds no items: it needs a [traffic] or a [quality] section")
     quality = _table(file, data, "quality", {"items", "sha256", "kinds", "metrics"})
     traffic = _table(file, data, "traffic", {"items", "sha256"})
+    corpus = _table(file, data, "corpus", {"items", "sha256", "queries_per_document"})
     return Header(
         file,
         name=_text(file, data, "name"),
@@ -71,6 +75,8 @@ def read_header(file: Path) -> Header:
         quality=_part(file, "quality", quality),
         kinds=_kinds(file, quality or {}),
         metrics=_metrics(file, quality or {}),
+        corpus=_part(file, "corpus", corpus),
+        queries_per_document=_queries_per_document(file, corpus or {}),
     )
 
 
@@ -128,6 +134,16 @@ def _part(file: Path, key: str, table: Mapping[str, Any] | None) -> Part | None:
             f"{file}: 'sha256' of [{key}] must be 64 hexadecimal digits, not {_shown(sha256)}"
         )
     return Part(file.parent / name, sha256)
+
+
+def _queries_per_document(file: Path, corpus: Mapping[str, Any]) -> float | None:
+    value = corpus.get("queries_per_document")
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= MOST_QUERIES:
+        raise WorkloadError(f"{file}: 'queries_per_document' must be a number above 0, not {_shown(value)}")
+    return float(value)
 
 
 def _is_inside(folder: Path, name: str) -> bool:

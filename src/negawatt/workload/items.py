@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from negawatt.workload.corpus import Corpus
+
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
@@ -86,13 +88,29 @@ class PerplexityItem:
     text: str
 
 
-QualityItem = GenerateItem | ChooseItem | ClassifyItem | PerplexityItem
-KINDS: tuple[str, ...] = ("generate", "choose", "classify", "perplexity")
+@dataclass(frozen=True, slots=True)
+class RetrieveItem:
+    """Which documents of `corpus` answer `query`? Those that `relevant` names; empty where nobody knows."""
+
+    kind: ClassVar[str] = "retrieve"
+    id: str
+    query: str
+    relevant: tuple[str, ...]
+    corpus: Corpus
+
+
+QualityItem = GenerateItem | ChooseItem | ClassifyItem | PerplexityItem | RetrieveItem
+KINDS: tuple[str, ...] = ("generate", "choose", "classify", "perplexity", "retrieve")
 
 
 def answers_are_choices(items: Sequence[QualityItem | TrafficItem]) -> bool:
     """Whether every item, of at least one, is answered by choosing; such answers have a margin."""
     return bool(items) and all(isinstance(item, ChooseItem | ClassifyItem) for item in items)
+
+
+def queries_among(items: Iterable[QualityItem | TrafficItem]) -> list[RetrieveItem]:
+    """Those of the items that search a corpus."""
+    return [item for item in items if isinstance(item, RetrieveItem)]
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -121,6 +139,10 @@ def to_record(item: TrafficItem | QualityItem) -> dict[str, Any]:
             record["answer"] = item.answer
         case PerplexityItem():
             record["text"] = item.text
+        case RetrieveItem():  # the corpus has a file of its own
+            record["query"] = item.query
+            if item.relevant:
+                record["relevant"] = list(item.relevant)
     return record
 
 

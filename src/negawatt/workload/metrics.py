@@ -14,11 +14,17 @@ chrf, bleu         generate                   sentence chrF2 and BLEU of sacrebl
 rouge_l            generate                   F-measure of the longest common subsequence, 0 to 1
 perplexity         perplexity                 nats per token (lower is better); of many items it is
                                               exp of the mean over all their tokens
+ndcg@10            retrieve                   normalised discounted cumulative gain of the first 10
+                                              documents, 0 to 1
+mrr@10             retrieve                   1 / rank of the first relevant document among 10, else 0
+recall@10, @1      retrieve                   share of the relevant documents among the first 10, or 1
+overlap@10         retrieve, against a        share of the reference's first 10 documents that are
+                   reference                  among the first 10 here
 top1_match         any, against a reference   share of positions where both rank the same token first
 kl_divergence      any, against a reference   mean of KL(reference ‖ candidate), nats a position
 =================  =========================  =====================================================
 
-The last two need no labels: see `judge_agreement`.
+The last three need no labels: see `judge_overlap` and `judge_agreement`.
 """
 
 from __future__ import annotations
@@ -28,16 +34,24 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from negawatt.errors import UsageError, WorkloadError, require
-from negawatt.workload.ask import Generated, Response, Scored
+from negawatt.workload.ask import Generated, Ranked, Response, Scored
 from negawatt.workload.intervals import Interval, bootstrap_mean, wilson
-from negawatt.workload.items import ChooseItem, ClassifyItem, GenerateItem, PerplexityItem, QualityItem
+from negawatt.workload.items import (
+    ChooseItem,
+    ClassifyItem,
+    GenerateItem,
+    PerplexityItem,
+    QualityItem,
+    RetrieveItem,
+)
+from negawatt.workload.ranking import OVERLAP, RANKING_METRICS, depth_of, overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,7 @@ METRICS: dict[str, Metric] = {
         Metric("bleu", ("generate",)),
         Metric("rouge_l", ("generate",)),
         Metric("perplexity", ("perplexity",), higher_is_better=False, is_bounded=False),
+        *(Metric(name, ("retrieve",)) for name in (*RANKING_METRICS, OVERLAP)),
         Metric("top1_match", _ANY),
         Metric("kl_divergence", _ANY, higher_is_better=False, is_bounded=False),
     )
@@ -80,6 +95,7 @@ DEFAULT_METRICS: dict[str, str] = {
     "choose": "accuracy",
     "classify": "accuracy",
     "perplexity": "perplexity",
+    "retrieve": "ndcg@10",
 }
 
 
@@ -106,6 +122,17 @@ def judge(name: str, item: QualityItem, response: Response) -> float:
         suited = [m.name for m in METRICS.values() if item.kind in m.kinds and m.name in _JUDGES]
         raise UsageError(f"{name} does not judge items of kind {item.kind!r}; {', '.join(suited)} do")
     return _JUDGES[name](item, response)
+
+
+def judge_overlap(reference: Response, candidate: Response) -> float:
+    """``overlap@10`` of two rankings of the same documents.
+
+    Raises:
+        UsageError: one of them is no ranking.
+    """
+    if not isinstance(reference, Ranked) or not isinstance(candidate, Ranked):
+        raise UsageError(f"{OVERLAP} compares two rankings, not {reference!r} and {candidate!r}")
+    return overlap(candidate.documents, reference.documents, depth_of(OVERLAP))
 
 
 def judge_agreement(name: str, reference: ArrayLike, candidate: ArrayLike) -> float:
@@ -231,6 +258,16 @@ def _rouge_l(item: QualityItem, response: Response) -> float:
     return _best_reference(item, response, lambda a, r: float(scorer.score(r, a)["rougeL"].fmeasure))
 
 
+def _ranking(name: str, item: QualityItem, response: Response) -> float:
+    assert isinstance(item, RetrieveItem)
+    if not isinstance(response, Ranked):
+        raise UsageError(f"item {item.id!r} needs a ranking of documents for an answer, not {response!r}")
+    if not item.relevant:
+        raise UsageError(f"item {item.id!r} names no relevant document; {OVERLAP} judges it")
+    how, depth = RANKING_METRICS[name]
+    return how(response.documents, item.relevant, depth)
+
+
 _JUDGES: dict[str, Callable[[QualityItem, Response], float]] = {
     "accuracy": _accuracy,
     "accuracy_norm": _accuracy_norm,
@@ -240,6 +277,7 @@ _JUDGES: dict[str, Callable[[QualityItem, Response], float]] = {
     "bleu": _bleu,
     "rouge_l": _rouge_l,
     "perplexity": _perplexity,
+    **{name: partial(_ranking, name) for name in RANKING_METRICS},
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from negawatt.errors import WorkloadError
+from negawatt.workload.corpus import Corpus, Document
 from negawatt.workload.items import (
     KINDS,
     ROLES,
@@ -22,6 +23,7 @@ from negawatt.workload.items import (
     PerplexityItem,
     Prompt,
     QualityItem,
+    RetrieveItem,
     TrafficItem,
 )
 
@@ -35,8 +37,9 @@ _FIELDS = {
     "choose": {"id", "kind", "context", "choices", "answer"},
     "classify": {"id", "kind", "prompt", "labels", "answer"},
     "perplexity": {"id", "kind", "text"},
+    "retrieve": {"id", "kind", "query", "relevant"},
 }
-Item = TypeVar("Item", TrafficItem, QualityItem)
+Item = TypeVar("Item", TrafficItem, QualityItem, Document)
 
 
 class Line:
@@ -114,13 +117,25 @@ def read_traffic(file: Path) -> tuple[tuple[TrafficItem, ...], str]:
     return _read(file, _traffic_item)
 
 
-def read_quality(file: Path) -> tuple[tuple[QualityItem, ...], str]:
+def read_quality(file: Path, corpus: Corpus | None = None) -> tuple[tuple[QualityItem, ...], str]:
     """Read the quality set of an items file; also give the sha256 of its bytes.
+
+    Args:
+        corpus: what queries search; without one there may be none.
 
     Raises:
         WorkloadError: the file breaks the format; the message names file, line and item.
     """
-    return _read(file, _quality_item)
+    return _read(file, lambda line: _quality_item(line, corpus))
+
+
+def read_documents(file: Path) -> tuple[tuple[Document, ...], str]:
+    """Read the documents of a corpus; also give the sha256 of the file's bytes.
+
+    Raises:
+        WorkloadError: the file breaks the format; the message names file, line and document.
+    """
+    return _read(file, _document)
 
 
 def bounded_lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -200,7 +215,12 @@ def _arrival_s(line: Line) -> float | None:
     return float(arrival_s)
 
 
-def _quality_item(line: Line) -> QualityItem:
+def _document(line: Line) -> Document:
+    _refuse_unknown(line, {"id", "text"})
+    return Document(line.text("id"), line.text("text"))
+
+
+def _quality_item(line: Line, corpus: Corpus | None) -> QualityItem:
     kind = line.get("kind")
     if kind not in KINDS:
         line.fail(f"'kind' must be one of {', '.join(KINDS)}, not {_shown(kind)}")
@@ -213,6 +233,8 @@ def _quality_item(line: Line) -> QualityItem:
             )
         case "choose":
             return _choose_item(line)
+        case "retrieve":
+            return _retrieve_item(line, corpus)
         case "classify":
             labels = line.texts("labels", least=2)
             if (answer := line.text("answer")) not in labels:
@@ -230,6 +252,17 @@ def _choose_item(line: Line) -> ChooseItem:
             f"'answer' must be the index of the right choice, 0 to {len(choices) - 1}, not {_shown(answer)}"
         )
     return ChooseItem(line.text("id"), line.prompt("context"), choices, answer)
+
+
+def _retrieve_item(line: Line, corpus: Corpus | None) -> RetrieveItem:
+    if corpus is None:
+        line.fail("it searches a corpus, and the header names none; add a [corpus] section")
+    relevant = line.texts("relevant", least=1) if "relevant" in line.record else ()
+    if absent := [each for each in relevant if each not in corpus.places]:
+        line.fail(f"the corpus holds no document {_shown(absent[0])}, which 'relevant' names")
+    if len(set(relevant)) < len(relevant):
+        line.fail("'relevant' names the same document twice")
+    return RetrieveItem(line.text("id"), line.text("query"), relevant, corpus)
 
 
 def _refuse_unknown(line: Line, known: set[str]) -> None:

@@ -47,6 +47,7 @@ class Difference:
         changed: items whose score differs at all.
         confidence: of the interval, and of the one-sided bound.
         method: how the interval was found.
+        size: of the scores that changed by how much, as the root of the mean square; 1 where none did.
     """
 
     mean: float
@@ -58,6 +59,7 @@ class Difference:
     changed: int
     confidence: float
     method: str
+    size: float = 1.0
 
     def drop_is_proved_below(self, limit: float) -> bool:
         """Whether the drop is at most `limit` with the stated confidence."""
@@ -129,7 +131,10 @@ def paired_difference(
     else:
         low, high, below, above = _bca(difference, (tail / 2, 1 - tail / 2, tail, 1 - tail))
         bound, method = (-below if higher_is_better else above), "BCa bootstrap"
-    return Difference(float(difference.mean()), low, high, drop, bound, a.size, changed, confidence, method)
+    size = math.sqrt(float(np.sum(difference**2)) / changed) if changed else 1.0
+    return Difference(
+        float(difference.mean()), low, high, drop, bound, a.size, changed, confidence, method, size
+    )
 
 
 def minimal_detectable_drop(

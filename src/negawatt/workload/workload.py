@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from negawatt import catalog
 from negawatt.errors import UsageError, WorkloadError
-from negawatt.workload.datasets import DATASETS, load
+from negawatt.workload.corpus import Corpus
+from negawatt.workload.datasets import DATASETS, SEARCHES, load
 from negawatt.workload.header import Header, Part, read_header
-from negawatt.workload.items import QualityItem, TrafficItem, kinds_of, to_record
+from negawatt.workload.items import QualityItem, RetrieveItem, TrafficItem, kinds_of, queries_among, to_record
 from negawatt.workload.metrics import DEFAULT_METRICS
-from negawatt.workload.reader import read_quality, read_traffic
+from negawatt.workload.ranking import OVERLAP, depth_of
+from negawatt.workload.reader import read_documents, read_quality, read_traffic
 from negawatt.workload.split import draw_order
 
 BUNDLED = ("interactive-chat", "offline")
@@ -63,7 +66,7 @@ class Workload:
         """
         if ref in BUNDLED:
             return cls._read(_BUNDLED_FOLDER / str(ref) / "workload.toml")
-        if ref in DATASETS:
+        if ref in DATASETS or ref in SEARCHES:
             return cls._from_catalogue(str(ref))
         if ref == "chat-piqa":
             chat, piqa = cls.open("interactive-chat"), cls.open("piqa")
@@ -81,12 +84,12 @@ class Workload:
     @staticmethod
     def names() -> tuple[str, ...]:
         """Names that `open` knows: those shipped here, and those made from data of the catalogue."""
-        return (*BUNDLED, *DATASETS, "chat-piqa")
+        return (*BUNDLED, *DATASETS, *SEARCHES, "chat-piqa")
 
     @classmethod
     def _from_catalogue(cls, name: str) -> Workload:
         items, provenance = load(name)
-        entry = catalog.entry(name)
+        entry = catalog.entry(SEARCHES[name].entry if name in SEARCHES else name)
         source = ", ".join(map(str, entry.packages))
         metrics = {kind: DEFAULT_METRICS[kind] for kind in kinds_of(items)}
         return cls(name, entry.description, source, entry.license, (), items, metrics, provenance)
@@ -101,12 +104,21 @@ class Workload:
             traffic, digest = read_traffic(header.traffic.items)
             provenance[header.traffic.items.name] = _promised(digest, header.traffic)
         if header.quality is not None:
-            quality, digest = read_quality(header.quality.items)
-            provenance[header.quality.items.name] = _promised(digest, header.quality)
+            quality = _read_questions(header, header.quality, provenance)
         return cls(
             header.name, header.description, header.source, header.licence,
             traffic, quality, _metrics(header, quality), provenance,
         )  # fmt: skip
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """What its queries search; None where it has none."""
+        return next((item.corpus for item in queries_among(self.quality)), None)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers are judged by what is right; else by agreement with a reference."""
+        return bool(self.quality) and OVERLAP not in self.metrics.values()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -133,11 +145,13 @@ class Workload:
     @cached_property
     def hash(self) -> str:
         """sha256 of what is asked and how it is judged; names and descriptions do not enter."""
-        content = {
+        content: dict[str, Any] = {
             "traffic": [to_record(item) for item in self.traffic],
             "quality": [to_record(item) for item in self.quality],
             "metrics": {kind: self.metrics[kind] for kind in self.kinds},
         }
+        if self.corpus is not None:
+            content["corpus"] = [self.corpus.sha256, self.corpus.queries_per_document]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, search_share: float, seed: int = 0) -> tuple[Workload, Workload]:
@@ -202,6 +216,40 @@ def _promised(digest: str, part: Part) -> str:
     return digest
 
 
+def _read_questions(header: Header, part: Part, provenance: dict[str, str]) -> tuple[QualityItem, ...]:
+    """The quality set, with the corpus that it searches where it does; hashes go into `provenance`."""
+    corpus: Corpus | None = None
+    if header.corpus is not None:
+        documents, digest = read_documents(header.corpus.items)
+        provenance[header.corpus.items.name] = _promised(digest, header.corpus)
+        if len(documents) < 2:
+            raise WorkloadError(f"{header.corpus.items}: a corpus needs at least 2 documents, not 1")
+        corpus = Corpus(documents, header.queries_per_document or 1.0)
+    quality, digest = read_quality(part.items, corpus)
+    provenance[part.items.name] = _promised(digest, part)
+    if corpus is None:
+        return quality
+    queries = queries_among(quality)
+    if len(queries) < len(quality):
+        raise WorkloadError(
+            f"{header.file}: a quality set that searches a corpus holds nothing else, and "
+            f"{next(i.id for i in quality if not isinstance(i, RetrieveItem))!r} is another question"
+        )
+    if header.traffic is not None:
+        raise WorkloadError(
+            f"{header.file}: the queries and documents of a search are its traffic; leave out [traffic]"
+        )
+    if len({bool(item.relevant) for item in queries}) > 1:
+        unknown = next(item.id for item in queries if not item.relevant)
+        raise WorkloadError(
+            f"{part.items}: 'relevant' must be given for every query or for none, and {unknown!r} lacks it"
+        )
+    if header.queries_per_document is None:  # as the files have it: all of them once
+        corpus = Corpus(corpus.documents, len(queries) / len(corpus.documents))
+        return tuple(dataclasses.replace(item, corpus=corpus) for item in queries)
+    return quality
+
+
 def _metrics(header: Header, quality: tuple[QualityItem, ...]) -> dict[str, str]:
     found = kinds_of(quality)
     if header.kinds and set(header.kinds) != set(found):
@@ -209,4 +257,25 @@ def _metrics(header: Header, quality: tuple[QualityItem, ...]) -> dict[str, str]
             f"{header.file}: 'kinds' promises {', '.join(header.kinds)}, but the quality set holds "
             f"{', '.join(found) or 'no items'}"
         )
-    return {kind: header.metrics.get(kind, DEFAULT_METRICS[kind]) for kind in found}
+    chosen = {kind: header.metrics.get(kind, DEFAULT_METRICS[kind]) for kind in found}
+    if queries := queries_among(quality):
+        chosen["retrieve"] = _metric_of_search(header, queries)
+    elif header.corpus is not None:
+        raise WorkloadError(f"{header.file}: no question of the quality set searches the [corpus]")
+    return chosen
+
+
+def _metric_of_search(header: Header, queries: list[RetrieveItem]) -> str:
+    known = bool(queries[0].relevant)
+    name = header.metrics.get("retrieve", DEFAULT_METRICS["retrieve"] if known else OVERLAP)
+    if not known and name != OVERLAP:
+        raise WorkloadError(
+            f"{header.file}: {name} needs 'relevant' documents, which the queries do not name; {OVERLAP} "
+            "needs none"
+        )
+    if (depth := depth_of(name)) > (count := len(queries[0].corpus.documents)):
+        raise WorkloadError(
+            f"{header.file}: {name} looks at {depth} documents, and the corpus holds {count}; give more "
+            "documents" + (", or judge by recall@1" if known else "")
+        )
+    return name
