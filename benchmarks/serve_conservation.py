@@ -1,14 +1,10 @@
-"""Do receipts and idle time add up to the meter, and does each request pay its own part?
+"""Do receipts and idle time add up to the meter?
 
     python benchmarks/serve_conservation.py --minutes 10
-    python benchmarks/serve_conservation.py --attribution 6
 
-The first runs a mixed load (streams or not, shared beginnings, several choices, clients that leave and ask
+Runs a mixed load (streams or not, shared beginnings, several choices, clients that leave and ask
 again) and adds up the ledger: its CPU seconds beside those that the kernel counts for the model's process,
-its joules beside what the same meter makes of these. The second runs requests of many shapes alone and then
-together, each ``--attribution`` times, with no prefix cache. Together they cost less than alone, since they
-share the reading of the weights; what is compared is each one's part of the whole: of all that was spent
-together, and of the sum of what each cost alone.
+its joules beside what the same meter makes of these.
 """
 
 from __future__ import annotations
@@ -16,47 +12,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from http_load import WORDS
-from live_server import MODEL, Answer, Books, Live, ask, ask_and_leave, body_of, metrics, percentile
+from live_server import MODEL, Books, Live, ask, ask_and_leave, body_of
 from negawatt.engine.host import cpu_s_of
 from negawatt.meter import energy_of_cpu_time
-from negawatt.serve.receipt import UNASKED
 from serve_faults import idle
-
-SHAPES = ((8, 8), (8, 48), (24, 24), (60, 8), (60, 40), (120, 16), (120, 64), (200, 8))
-"""Words to read and tokens to write."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, help="of mixed load")
-    parser.add_argument("--attribution", type=int, help="rounds of requests alone and together")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of mixed load")
     parser.add_argument("--streams", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    if options.minutes is None and options.attribution is None:
-        parser.error("give --minutes, --attribution or both")
     chosen = (
         *(MODEL, "--port", "0", "--batch", str(options.batch), "--threads", str(options.threads)),
         *("--max-context", "768"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        if options.minutes is not None:
-            asyncio.run(conserve(Path(folder), chosen, options.minutes, options.streams, options.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        if options.attribution is not None:
-            asyncio.run(attribute(Path(folder), chosen, options.attribution, options.batch, options.seed))
-
-
-# -- the sum ----------------------------------------------------------------------------------------------
+        asyncio.run(conserve(Path(folder), chosen, options.minutes, options.streams, options.seed))
 
 
 async def conserve(folder: Path, chosen: tuple[str, ...], minutes: float, streams: int, seed: int) -> None:
@@ -125,46 +106,6 @@ async def mixed(live: Live, seconds: float, streams: int, seed: int) -> Counter[
 
 def words(draw: random.Random, number: int) -> str:
     return " ".join(draw.choices(WORDS, k=number))
-
-
-# -- each one's part --------------------------------------------------------------------------------------
-
-
-async def attribute(folder: Path, chosen: tuple[str, ...], rounds: int, batch: int, seed: int) -> None:
-    """The same requests alone and together."""
-    draw = random.Random(seed)
-    errors: list[float] = []
-    savings: list[float] = []
-    by_shape: dict[tuple[int, int], list[float]] = defaultdict(list)
-    with Live(folder, *chosen, "--no-prefix-cache") as live:
-        for _ in range(rounds):
-            shapes = draw.sample(SHAPES, batch)
-            asked = [body_of(words(draw, reads), writes) for reads, writes in shapes]
-            alone = [cost(await ask(live.address, body)) for body in asked]
-            together = list(map(cost, await asyncio.gather(*(ask(live.address, body) for body in asked))))
-            again = [cost(await ask(live.address, body)) for body in asked]
-            alone = [(a + b) / 2 for a, b in zip(alone, again, strict=True)]
-            savings.append(sum(together) / sum(alone))
-            for shape, one, shared in zip(shapes, alone, together, strict=True):
-                part, own = shared / sum(together), one / sum(alone)
-                errors.append(abs(part / own - 1))
-                by_shape[shape].append(part / own - 1)
-        load = await metrics(live.address)
-    assert load['negawatt_sequences{by="jobs"}'] == 0
-    print(f"{len(errors)} requests in {rounds} rounds of {batch}: together they cost "
-          f"{statistics.median(savings):.2f} of what they cost alone")  # fmt: skip
-    for (reads, writes), found in sorted(by_shape.items()):
-        print(f"{reads:>4} words read, {writes:>3} tokens written: {100 * statistics.mean(found):+6.1f} % "
-              f"of its part, {len(found)} times")  # fmt: skip
-    print(f"error of a part: median {100 * statistics.median(errors):.1f} %, 9 of 10 below "
-          f"{100 * percentile(errors, 0.9):.1f} %")  # fmt: skip
-
-
-def cost(answer: Answer) -> float:
-    """CPU seconds of a request, by its receipt."""
-    assert answer.status == 200 and answer.energy is not None, answer
-    assert answer.energy["receipt"]["outcome"] not in UNASKED
-    return float(answer.energy["cpu_s"])
 
 
 if __name__ == "__main__":

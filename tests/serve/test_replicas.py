@@ -135,7 +135,7 @@ def body(number: int, tokens: int, **more: Any) -> dict[str, Any]:
     return {"model": NAME, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **more}
 
 
-def until(said: str, holds: Any, most_s: float = 60.0) -> None:
+def until(said: str, holds: Any, most_s: float = 90.0) -> None:
     end = time.monotonic() + most_s
     while not holds():
         assert time.monotonic() < end, said
