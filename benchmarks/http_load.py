@@ -84,10 +84,15 @@ async def load(url: str, model: str, streams: Sequence[Sequence[Ask]]) -> tuple[
 
 
 class Served:
-    """A server in a process of its own; its command says ``{"address": …}`` on standard output."""
+    """A server in a process of its own; its command says ``{"address": …}`` on standard output.
 
-    def __init__(self, name: str, command: Sequence[str | Path]) -> None:
-        self.name = name
+    Args:
+        front: where what speaks HTTP runs: the ``process`` itself, beside a child that has the model; its
+            main ``thread``; or ``inside``, not to be told from the rest.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | Path], front: str = "inside") -> None:
+        self.name, self._front = name, front
         self._process = subprocess.Popen(
             [*map(str, command)],
             stdin=subprocess.PIPE,
@@ -104,11 +109,13 @@ class Served:
         self.address: str = json.loads(said + line)["address"]
 
     def cpu_s(self) -> tuple[float, float]:
-        """CPU seconds so far of the process itself, and of its children."""
+        """CPU seconds so far of what speaks HTTP (0 where that is not known), and of all of it."""
         own = self._process.pid
         children = Path(f"/proc/{own}/task").glob("*/children")
         below = {pid for file in children for pid in file.read_text().split()}
-        return _cpu_s(str(own)), sum(map(_cpu_s, below))
+        whole = _cpu_s(Path(f"/proc/{own}"))
+        front = {"process": whole, "thread": _cpu_s(Path(f"/proc/{own}/task/{own}"))}.get(self._front, 0.0)
+        return front, whole + sum(_cpu_s(Path(f"/proc/{pid}")) for pid in below)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -117,6 +124,6 @@ class Served:
         self._process.wait(30)
 
 
-def _cpu_s(pid: str) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+def _cpu_s(folder: Path) -> float:
+    fields = (folder / "stat").read_text().rsplit(") ", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -16,7 +16,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from starlette.types import ASGIApp
 
@@ -87,10 +87,11 @@ class Replicas:
         self._name = f"negawatt-{socket.gethostname()}-{place.replace(':', '-')}"
         try:
             with self._translated():
-                await asyncio.to_thread(self._deploy)
+                await self._deployed()
                 await self._running()
         except BaseException:
-            await self.stop()
+            with suppress(NegawattError):  # what went wrong first is what is told
+                await self.stop()
             raise
         self._front = Front(self._serve.get_app_handle(self._name))
         self.app = Guard(LimitsMiddleware(self._front), self._server)
@@ -121,6 +122,15 @@ class Replicas:
         assert isinstance(gate, KeyGate)
         gate.close()
         self._ray.shutdown()
+
+    async def _deployed(self) -> None:
+        """Deploy; who is told to end meanwhile waits until there is something that can be ended."""
+        deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
+        try:
+            await asyncio.shield(deploying)
+        except asyncio.CancelledError:
+            await asyncio.gather(deploying, return_exceptions=True)
+            raise
 
     def _deploy(self) -> None:
         config, (least, most) = self._config, self._config.replica_bounds
