@@ -91,7 +91,7 @@ APPLICATIONS: dict[str, Callable[[Path], Application]] = {
     "sentiment": lambda work: sentiment(work, (1,)),
     "sentiment-free": lambda work: sentiment(work, BATCHES),
     "spam": spam,
-    "search": lambda work: search(("minilm-l6",), 0.01, (1,)),
+    "search": lambda work: search(("minilm-l6",), 0.02, (1,)),
     "search-free": lambda work: search(("mpnet-base", "minilm-l6"), 0.02, BATCHES),
     "choice": choice,
     "chat": chat,
