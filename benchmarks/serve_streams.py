@@ -10,8 +10,8 @@ of answers that began within ``--ttft`` seconds and went on at ``--tpot`` second
 on each of ``--engines``; the ratio is to the first of them.
 
 The others live in environments below ``--environments``. OpenVINO GenAI has no HTTP server of its own; what
-is in front of it here, ``peers/openvino_server.py``, does much less than a server has to. It rounds the offsets of
-the file's blocks to 4 bits, which takes this model's perplexity from 25.0 to 32.3 (see
+is in front of it here, ``peers/openvino_server.py``, does much less than a server has to. OpenVINO GenAI rounds
+the offsets of the file's blocks to 4 bits, which takes this model's perplexity from 25.0 to 32.3 (see
 `negawatt.engine.openvino_ir`); ours keeps them, which is slower, so ``int8`` is what ours runs there.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument(
-        "--engines", default="llamacpp,openvino:int8", help="of ours, ENGINE or ENGINE:FORMAT"
+        "--engines", default="llamacpp,openvino:int8", help="ours: ENGINE or ENGINE:FORMAT"
     )
     parser.add_argument("--peers", default="llama.cpp,openvino")
     parser.add_argument("--streams", default="1,4,16")
@@ -90,7 +90,7 @@ def main() -> None:
                 name, _, weight_format = engine.partition(":")
                 own = [sys.executable, "-c", NEGAWATT, "serve", artifact.path, "--port", "0", "--json"]
                 own += ["--engine", name, "--batch", common[0], "--threads", common[1]]
-                own += ["--weight-format", weight_format or "native"]
+                own += ["--weights", weight_format or "native"]
                 servers.append(Served(f"ours, {engine}", [*own, "--max-context", "1024"], "process"))
             for name, python in pythons.items():
                 command = [python, PEERS / SCRIPTS[name], artifact.gguf(), *common]
