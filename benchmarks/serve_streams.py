@@ -9,10 +9,11 @@ thread); joules follow from them by the CPU-time model, so their ratio is the sa
 of answers that began within ``--ttft`` seconds and went on at ``--tpot`` seconds a token or faster. Ours runs
 on each of ``--engines``; the ratio is to the first of them.
 
-The others live in environments below ``--environments``. OpenVINO GenAI has no HTTP server of its own; what
-is in front of it here, ``peers/openvino_server.py``, does much less than a server has to. OpenVINO GenAI rounds
-the offsets of the file's blocks to 4 bits, which takes this model's perplexity from 25.0 to 32.3 (see
-`negawatt.engine.openvino_ir`); ours keeps them, which is slower, so ``int8`` is what ours runs there.
+The others live in environments below ``--environments``. OpenVINO GenAI has no HTTP server of its own;
+what is in front of it here, ``peers/openvino_server.py``, does much less than a server has to. OpenVINO
+GenAI rounds the offsets of the file's blocks to 4 bits, which takes this model's perplexity from 25.0 to
+32.3 (see `negawatt.engine.openvino_ir`); ours keeps them, which is slower, so ``int8`` is what ours runs
+there.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ class Line:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument(
-        "--engines", default="llamacpp,openvino:int8", help="ours: ENGINE or ENGINE:FORMAT"
-    )
+    parser.add_argument("--engines", default="llamacpp,openvino:int8", help="ours: ENGINE or ENGINE:FORMAT")
     parser.add_argument("--peers", default="llama.cpp,openvino")
     parser.add_argument("--streams", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=3)
