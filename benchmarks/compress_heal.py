@@ -7,6 +7,9 @@ weights came out of a 4-bit file). Both cutters see the same text, BoolQ's passa
 both are then trained by `heal` on it, the whole model being the teacher. Judged on PIQA, of which neither saw
 anything, as llama.cpp's q8_0, paired with the model as it is. Everything already made in FOLDER is taken as
 it is.
+
+With ``--text workload`` both see the words of a third of PIQA's questions, each with either answer, not which
+is right, and are judged on the other two thirds.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from negawatt.profiling.quality import Quality
 from negawatt.profiling.scores import Scores
 from negawatt.workload import Workload, paired_difference
 from negawatt.workload.datasets import load
-from negawatt.workload.items import GenerateItem, prompt_text
+from negawatt.workload.items import ChooseItem, GenerateItem, prompt_text
 
 CUT = "width:ffn=0.27"
 CUT_WINDOWS = 256
@@ -49,12 +52,15 @@ def say(text: str) -> None:
 class Bench:
     """What all share: the text, and a folder for what is made."""
 
-    def __init__(self, work: Path, windows: int) -> None:
-        self.work, self.windows = work, windows
+    def __init__(self, work: Path, windows: int, kind: str) -> None:
+        self.work, self.windows, self.kind = work, windows, kind
+        piqa = Workload.open("piqa")
+        shown, self.judged = piqa.split(1 / 3, seed=0) if kind == "workload" else (None, piqa)
         self.plain = Artifact.open(MODEL)
         source = Source.of(self.plain)
-        self.text = work / "text.txt"
-        self.text.write_text("\n\n".join(passages()), "utf-8")
+        self.text = work / f"{kind}.txt"
+        texts = passages() if shown is None else questions(shown)
+        self.text.write_text("\n\n".join(texts), "utf-8")
         text = calibration(
             source, str(self.text), windows=min(windows, CUT_WINDOWS), heldout=HELDOUT, length=LENGTH, seed=0,
             progress=lambda done, total, what: None,
@@ -62,7 +68,7 @@ class Bench:
         self.tokens = text.windows.numpy()
 
     def made(self, model: str, technique: str, name: str, windows: int) -> Artifact:
-        output = self.work / name
+        output = self.work / f"{self.kind}-{name}"
         if not output.exists():
             recipe = Recipe(
                 model, (parse(technique),), str(self.text), windows=windows, heldout=HELDOUT,
@@ -72,10 +78,10 @@ class Bench:
         return Artifact.open(output)
 
     def cut(self) -> Artifact:
-        return self.made(MODEL, CUT, "cut", CUT_WINDOWS)
+        return self.made(MODEL, CUT, "cut", min(self.windows, CUT_WINDOWS))
 
     def cut_by_peer(self, channels: int) -> Artifact:
-        output = self.work / "cut-torch-pruning"
+        output = self.work / f"{self.kind}-cut-torch-pruning"
         if not output.exists():
             np.save(self.work / "windows.npy", self.tokens)
             python = environment(
@@ -104,6 +110,7 @@ def passages() -> list[str]:
         if isinstance(item, GenerateItem):
             text = prompt_text(item.prompt).partition("\n\n")[2]
         else:
+            assert isinstance(item, ChooseItem)
             text = prompt_text(item.context).rpartition("\nQuestion: ")[0]
         found[text[:80]] = text
     texts = list(found.values())
@@ -111,14 +118,23 @@ def passages() -> list[str]:
     return texts
 
 
-def answers(artifact: Artifact, items: int) -> Quality:
-    piqa = Workload.open("piqa").subset(items)
-    with Scores(artifact, piqa, SETTINGS) as scores:
-        return scores.quality(SETTINGS, piqa.quality, lambda text: None)
+def questions(piqa: Workload) -> list[str]:
+    """Questions with either answer, shuffled."""
+    texts = []
+    for item in piqa.quality:
+        assert isinstance(item, ChooseItem)
+        texts += [prompt_text(item.context) + " " + choice.strip() for choice in item.choices]
+    random.Random(0).shuffle(texts)
+    return texts
 
 
-def line(name: str, artifact: Artifact, before: Quality) -> None:
-    found = answers(artifact, len(before.scores))
+def answers(artifact: Artifact, judged: Workload) -> Quality:
+    with Scores(artifact, judged, SETTINGS) as scores:
+        return scores.quality(SETTINGS, judged.quality, lambda text: None)
+
+
+def line(name: str, artifact: Artifact, judged: Workload, before: Quality) -> None:
+    found = answers(artifact, judged)
     ids = list(before.scores)
     difference = paired_difference([before.scores[i] for i in ids], [found.scores[i] for i in ids])
     value = sum(found.scores.values()) / len(ids)
@@ -144,13 +160,13 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, default=1536, help="of 256 tokens, to heal on")
     parser.add_argument("--steps", type=int, default=384, help="of four windows; 0: only cut")
-    parser.add_argument("--items", type=int, default=1500, help="of PIQA to judge on")
+    parser.add_argument("--text", choices=("passages", "workload"), default="passages")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--cutter", choices=("ours", "torch-pruning", "both"), default="both")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work, options.windows)
-    before = answers(bench.plain, options.items)
+    bench = Bench(options.work, options.windows, options.text)
+    before = answers(bench.plain, bench.judged)
     right = sum(before.scores.values())
     print(f"as it is: PIQA {right / len(before.scores):.2%} of {len(before.scores):,}", flush=True)
     ours = bench.cut()
@@ -159,9 +175,10 @@ def main() -> None:
         cutters["torch-pruning"] = bench.cut_by_peer(ours.shape.ffn)
     for name, model in cutters.items():
         if options.cutter in (name, "both"):
-            line(f"{name}, cut", model, before)
+            line(f"{name}, cut", model, bench.judged, before)
             if options.steps:
-                line(f"{name}, healed", bench.healed(model, name, options.steps, options.rate), before)
+                healed = bench.healed(model, name, options.steps, options.rate)
+                line(f"{name}, healed", healed, bench.judged, before)
 
 
 if __name__ == "__main__":
