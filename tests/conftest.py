@@ -38,9 +38,10 @@ MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "
 MAKING_FILES = {
     f"test_{name}.py"
     for name in (
-        "books", "budgets", "deferral", "docs", "judge", "keys", "ledger", "limits", "observed",
-        "predictor", "project", "proofs", "receipt", "redact", "sampler", "scaling", "serve_config",
-        "space", "space_file", "store", "study", "writing",
+        "books", "budgets", "classifiers", "deferral", "docs", "embedders", "judge", "keys",
+        "ledger", "limits", "observed", "onnxruntime", "predictor", "project", "proofs", "receipt",
+        "redact", "sampler", "scaling", "serve_config", "space", "space_file", "store", "study",
+        "writing",
     )
 }  # fmt: skip
 """The same among the other folders."""

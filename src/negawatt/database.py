@@ -258,25 +258,17 @@ class _Sqlite:
         connection = self._module.connect(
             self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
         )
-        try:
-            self._log_ahead(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _log_ahead(self, connection: Any) -> None:
-        """Have a connection write ahead. To begin with that SQLite waits for nobody, so it is waited here."""
         end_s = time.monotonic() + WAIT_S
-        while True:
+        while True:  # while the last of another process's connections closes, SQLite itself does not wait
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                return
+                break
             except self._module.OperationalError as exc:
                 if "locked" not in str(exc) or time.monotonic() > end_s:
                     raise
-                time.sleep(0.02)
+            time.sleep(0.02)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
 
     def begin(self, connection: Any, lock: str | None, durable: bool) -> None:
         connection.execute("BEGIN" if lock is None else "BEGIN IMMEDIATE")

@@ -188,7 +188,7 @@ def test_receipts_of_a_writer_that_embeds_add_up(tmp_path: Path) -> None:
                 await ask(server, input=TEXTS[0], dimensions=20)
             assert model._worker is not None
             spent_s = sum(map(float, process_times(model._worker.pid)))
-            model._write_idle("idle")
+            model.write_idle("idle")
             asked = [r for r in receipts if r.outcome not in ("idle", "warm-up")]
             assert {r.outcome for r in asked} == {"completed", "aborted"}
             told_s = sum(r.cpu_s for r in (*asked, *till.beside))

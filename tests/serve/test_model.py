@@ -137,7 +137,7 @@ def test_all_receipts_with_idle_are_what_the_process_spent(model: Artifact) -> N
             await asyncio.gather(*work)
             await asyncio.gather(*leavers, return_exceptions=True)
             await until(lambda: not served.busy)
-            served._write_idle("idle")
+            served.write_idle("idle")
             spent_s = cpu_s(running(served))
             assert sum(r.cpu_s for r in till.receipts) == pytest.approx(spent_s, abs=0.05)
             assert len(till.of("completed")) == 10
@@ -192,7 +192,7 @@ def test_a_worker_killed_in_the_middle_is_there_again(model: Artifact) -> None:
             assert len(failed) >= 2 and any(r.cpu_s > 0 for r in failed)
             assert len(till.of("completed")) == 3
             await until(lambda: not served.busy)
-            served._write_idle("idle")
+            served.write_idle("idle")
             second_s = cpu_s_of(running(served))
             assert second_s is not None
             spent_s = sum(r.cpu_s for r in till.receipts)
