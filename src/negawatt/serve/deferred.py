@@ -30,6 +30,8 @@ CLAIM_S = 60.0
 """A batch whose runner is not heard of for this long is taken over by another."""
 TROUBLE_S = 10.0
 """After a fault it is tried again."""
+LEAVE_S = 10.0
+"""Neither what is under way nor the database holds up the end of a server for longer."""
 SPARE_S = 30.0
 """Batches are planned to be done this long before their deadline."""
 PRIORITY = -1000
@@ -111,11 +113,13 @@ class Deferred:
         self.wake()
         if self._life is not None:
             self._life.cancel()
-            await asyncio.gather(self._life, return_exceptions=True)
+            if (await asyncio.wait({self._life}, timeout=LEAVE_S))[1]:
+                _log.error("batches did not stop within %g s", LEAVE_S)
         try:
-            await asyncio.to_thread(self._batches.leave, self._id)
-        except NegawattError as exc:  # whoever comes next waits until the claim has run out
-            _log.error("batches cannot be left to others now: %s", exc)
+            async with asyncio.timeout(LEAVE_S):
+                await asyncio.to_thread(self._batches.leave, self._id)
+        except (NegawattError, TimeoutError) as exc:  # whoever comes next waits until the claim has run out
+            _log.error("batches cannot be left to others now: %s", str(exc) or "no answer")
 
     def wake(self) -> None:
         """Look again now: a batch was made or is to be cancelled."""
