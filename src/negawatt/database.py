@@ -8,7 +8,6 @@ import os
 import queue
 import re
 import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -258,15 +257,7 @@ class _Sqlite:
         connection = self._module.connect(
             self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
         )
-        end_s = time.monotonic() + WAIT_S
-        while True:  # while the last of another process's connections closes, SQLite itself does not wait
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                break
-            except self._module.OperationalError as exc:
-                if "locked" not in str(exc) or time.monotonic() > end_s:
-                    raise
-            time.sleep(0.02)
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
