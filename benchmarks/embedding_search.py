@@ -37,7 +37,7 @@ def costs(artifact: Artifact, ways: list[Settings], workload: Workload, rounds: 
         windows = [each[1:] for each in interleave(engines, [[group] * len(ways) for group in groups])]
     for way, own in zip(ways, windows, strict=True):
         parts = Summary(tuple(own)).parts
-        each = ", ".join(f"{1000 * p.cpu_s / p.texts:7.2f} CPU-ms a {p.name}" for p in parts.values())
+        each = ", ".join(f"{1000 * p.cpu_s_per_text:7.2f} CPU-ms a {p.name}" for p in parts.values())
         ratio = baseline_ratio([w.cpu_s_per_token for w in windows[0]], [w.cpu_s_per_token for w in own])
         print(f"{way.engine + ' ' + way.weight_format:20} {each}, {ratio.text}", flush=True)
 

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact.factored_tensor import FactoredTensor
-from negawatt.artifact.pooling import pooling_files
+from negawatt.artifact.pooling import copy_pooling_files
 from negawatt.artifact.safetensors_file import (
     Row,
     StoredTensor,
@@ -240,9 +240,7 @@ def unpack_to_checkpoint(source: Path, target: Path) -> None:
         for file in source.iterdir():
             if file.is_file() and file.name not in (PACKED_FILE, NAME):
                 shutil.copy2(file, folder / file.name)
-        for part in pooling_files(source):
-            (folder / part).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / part, folder / part)
+        copy_pooling_files(source, folder, shutil.copy2)
 
 
 def as_stored(values: Any, dtype: str) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from negawatt.artifact.safetensors_file import read_json
 from negawatt.errors import ArtifactError
 
+MODULES = "modules.json"
 MODES = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """Sentence-transformers' names: of all tokens, of the first, of the last; weights rise with the position."""
 
@@ -105,19 +107,14 @@ def _most_positions(config: dict[str, Any]) -> int | None:
 
 def _stated(folder: Path) -> Pooling | None:
     """What ``modules.json`` and the files it names say."""
-    file = folder / "modules.json"
-    if not file.is_file():
+    modules = _modules(folder, "type", "path")
+    if modules is None:
         return None
-    try:
-        modules = json.loads(file.read_text("utf-8"))
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        paths = [str(module["path"]) for module in modules]
-    except (OSError, ValueError, TypeError, KeyError) as exc:
-        raise ArtifactError(f"{file} lists no modules: {exc}") from exc
+    kinds = [kind.rpartition(".")[2] for kind, _ in modules]
     if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
-        raise ArtifactError(f"{file} names the module {unknown[0]}, which is not known here")
+        raise ArtifactError(f"{folder / MODULES} names the module {unknown[0]}, which is not known here")
     modes: tuple[str, ...] = ("mean",)
-    for kind, path in zip(kinds, paths, strict=True):
+    for kind, (_, path) in zip(kinds, modules, strict=True):
         if kind == "Pooling":
             modes = _modes(_inside(folder, path) / "config.json")
     limit = None
@@ -127,28 +124,37 @@ def _stated(folder: Path) -> Pooling | None:
     return Pooling(modes, "Normalize" in kinds, limit, (), _prompt(folder))
 
 
-def pooling_files(folder: Path) -> list[Path]:
-    """Files in folders of their own that ``modules.json`` names, relative to `folder`.
+def _modules(folder: Path, *fields: str) -> list[tuple[str, ...]] | None:
+    """These fields of every module that ``modules.json`` lists; None where there is no such file."""
+    file = folder / MODULES
+    if not file.is_file():
+        return None
+    try:
+        modules = json.loads(file.read_text("utf-8"))
+        return [tuple(str(module[field]) for field in fields) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise ArtifactError(f"{file} lists no modules: {exc}") from exc
+
+
+def copy_pooling_files(source: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
+    """Copy the files that ``modules.json`` of `source` names in folders of their own.
 
     Raises:
         ArtifactError: it cannot be read.
     """
-    file = folder / "modules.json"
-    if not file.is_file():
-        return []
-    try:
-        places = [_inside(folder, str(module["path"])) for module in json.loads(file.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as exc:
-        raise ArtifactError(f"{file} lists no modules: {exc}") from exc
-    own = folder.resolve()
-    configs = (place / "config.json" for place in places if place != own)
-    return [config.relative_to(own) for config in configs if config.is_file()]
+    own = source.resolve()
+    for (path,) in _modules(source, "path") or ():
+        place = _inside(source, path)
+        config = (place / "config.json").relative_to(own)
+        if place != own and (source / config).is_file():
+            (target / config).parent.mkdir(parents=True, exist_ok=True)
+            copy(source / config, target / config)
 
 
 def _inside(folder: Path, path: str) -> Path:
     place = (folder / path).resolve()
     if not place.is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{folder / 'modules.json'} points out of its folder: {path}")
+        raise ArtifactError(f"{folder / MODULES} points out of its folder: {path}")
     return place
 
 

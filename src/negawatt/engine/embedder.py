@@ -72,8 +72,14 @@ def rows_of(states: Array, chunks: Sequence[Chunk], pooling: Pooling) -> list[Lo
     lengths = np.array([len(chunk.tokens) for chunk in chunks])
     vectors = np.concatenate([_pooled(states, lengths, mode) for mode in pooling.modes], axis=1)
     if pooling.normalized:
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = of_length_1(vectors)
     return [row[None] for row in vectors.astype(np.float32)]
+
+
+def of_length_1(vectors: Array) -> Array:
+    """Vectors in rows, each divided by its length; one of zeros stays."""
+    scaled: Array = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _pooled(states: Array, lengths: NDArray[np.int64], mode: str) -> Array:

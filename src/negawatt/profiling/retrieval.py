@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.engine import Engine
+from negawatt.engine.embedder import of_length_1
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.home import written_beside
 from negawatt.workload import Corpus, Document, Ranked
@@ -46,7 +47,7 @@ class Index:
             rows.append(engine.embed(texts[start : start + DOCUMENTS_PER_CALL]).vectors)
             tick(start + len(rows[-1]))
         vectors = np.empty((len(ordered), rows[0].shape[1]), np.float32)
-        vectors[[corpus.places[document.id] for document in ordered]] = _of_length_1(np.concatenate(rows))
+        vectors[[corpus.places[document.id] for document in ordered]] = of_length_1(np.concatenate(rows))
         return cls(corpus, vectors)
 
     @classmethod
@@ -74,7 +75,7 @@ class Index:
         Raises:
             EngineError: a vector holds something else than numbers.
         """
-        likeness = _of_length_1(queries) @ self.vectors.T
+        likeness = of_length_1(queries) @ self.vectors.T
         if not np.isfinite(likeness).all():
             raise EngineError("the engine embedded texts as NaN; its arithmetic overflowed")
         order = np.argsort(-likeness, axis=1, kind="stable")[:, :DEPTH]
@@ -113,9 +114,3 @@ def _tokens(engine: Engine, kind: str, texts: Sequence[tuple[str, str]]) -> list
             )
         found.append(tokens)
     return found
-
-
-def _of_length_1(vectors: Array) -> Array:
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    scaled: Array = (vectors / lengths).astype(np.float32)
-    return scaled

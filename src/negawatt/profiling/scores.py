@@ -68,6 +68,7 @@ class Scores:
         self._engines: dict[Settings, Engine] = {}
         self._scores: dict[str, dict[str, _Kept]] = {}
         self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
+        self._ranked: dict[tuple[str, ...], Sequence[Response]] = {}
         self._pace_s: dict[str, float] = {}
 
     def __enter__(self) -> Scores:
@@ -141,7 +142,7 @@ class Scores:
     def _answer(self, settings: Settings, items: Items) -> Quality:
         questions = [item for item in items if not isinstance(item, TrafficItem)]
         if self.workload.corpus is not None and not self.labelled:
-            theirs = (self.origin or self).found(self.reference, questions)
+            theirs = (self.origin or self).ranked(questions)
             ours = self.found(settings, questions)
             scores = map(judge_overlap, theirs, ours)
             return Quality(OVERLAP, {i.id: s for i, s in zip(questions, scores, strict=True)})
@@ -175,6 +176,13 @@ class Scores:
             )  # fmt: skip
             self._indexes[key].write(file)
         return self._indexes[key]
+
+    def ranked(self, queries: Sequence[QualityItem]) -> Sequence[Response]:
+        """What the reference finds, each set of queries once."""
+        ids = tuple(query.id for query in queries)
+        if ids not in self._ranked:
+            self._ranked[ids] = self.found(self.reference, queries)
+        return self._ranked[ids]
 
     def written(self, items: Items) -> ReferenceAnswers:
         """What the reference writes to items, each set of them once."""

@@ -49,9 +49,8 @@ class Summary:
     @property
     def cpu_s_per_token(self) -> float:
         """CPU seconds for each output over all windows."""
-        parts = self.parts.values()
-        if parts:
-            return sum(part.cpu_s / part.texts * part.per_output for part in parts)
+        if parts := self.parts.values():
+            return sum(part.cpu_s_per_output for part in parts)
         return self.cpu_s / self.generated
 
     @property
@@ -71,7 +70,7 @@ class Summary:
             "texts": part.texts,
             "per_answer": part.per_output,
             "energy_per_text": self.energy.scaled(part.cpu_s / self.cpu_s / part.texts).to_json(),
-            "cpu_s_per_text": part.cpu_s / part.texts,
+            "cpu_s_per_text": part.cpu_s_per_text,
         }
 
     @property

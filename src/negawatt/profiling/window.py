@@ -54,6 +54,15 @@ class Part:
     cpu_s: float
     per_output: float
 
+    @property
+    def cpu_s_per_text(self) -> float:
+        return self.cpu_s / self.texts
+
+    @property
+    def cpu_s_per_output(self) -> float:
+        """CPU seconds that each output has of it."""
+        return self.cpu_s_per_text * self.per_output
+
 
 @dataclass(frozen=True)
 class Window:
@@ -88,7 +97,7 @@ class Window:
     def cpu_s_per_token(self) -> float:
         """CPU seconds for each output, prefill included."""
         if self.parts:
-            return sum(part.cpu_s / part.texts * part.per_output for part in self.parts)
+            return sum(part.cpu_s_per_output for part in self.parts)
         return self.cpu_s / sum(self.outputs)
 
     @property

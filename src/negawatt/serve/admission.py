@@ -50,6 +50,14 @@ def not_ready(model: str, why: object) -> Refused:
     return Refused(said, status=503, kind="server_error", code="model_not_ready")
 
 
+def shutting_down() -> Refused:
+    """The error of a request that comes while the server ends."""
+    return Refused(
+        "the server is shutting down; try another one", status=503, kind="server_error",
+        code="shutting_down", retry_after_s=5,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks.

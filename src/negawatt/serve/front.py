@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from negawatt.errors import require
-from negawatt.serve.admission import Refused
+from negawatt.serve.admission import Refused, shutting_down
 from negawatt.serve.app import error_of, error_response, until_gone
 
 TAKEN_WITHIN_S = 30.0
@@ -55,11 +55,7 @@ class Front:
             await JSONResponse({"status": "ok"})(scope, receive, send)
             return
         if self.draining:
-            refusal = Refused(
-                "the server is shutting down; try another one", status=503, kind="server_error",
-                code="shutting_down", retry_after_s=5,
-            )  # fmt: skip
-            await error_response(refusal)(scope, receive, send)
+            await error_response(shutting_down())(scope, receive, send)
             return
         self.busy += 1
         try:

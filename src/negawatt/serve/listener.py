@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 import socket
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +18,9 @@ from negawatt.serve.config import ServerConfig
 from negawatt.serve.connection import Connection
 from negawatt.serve.handover import Handover, Predecessor, tell_supervisor
 from negawatt.serve.launch import server_of
-from negawatt.serve.log import log_to
+from negawatt.serve.log import begin_process
 from negawatt.serve.replicas import Replicas
+from negawatt.serve.server import while_busy
 from negawatt.serve.service import Alone, Service
 
 _log = logging.getLogger("negawatt.serve")
@@ -86,9 +85,7 @@ class _Listener(uvicorn.Server):
         for listening in self.servers:
             listening.close()
         await self._service.leave()
-        end_s = time.monotonic() + self._drain_s
-        while self.server_state.connections and time.monotonic() < end_s:
-            await asyncio.sleep(0.02)
+        await while_busy(lambda: self.server_state.connections, self._drain_s)
 
     async def _farewell(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, whose answers end their connection while this server leaves."""
@@ -161,9 +158,7 @@ def run(config: ServerConfig, started: Callable[[str], None]) -> None:
         UsageError: the configuration does not hold.
         NegawattError: a model cannot be loaded, or the address cannot be listened on.
     """
-    log_to()
-    # A process that crashes leaves no image of itself: prompts would be in it. Workers inherit this.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    begin_process()
     server = server_of(config)
     service = Alone(server, config) if config.ray is None else Replicas(server, config)
     uvloop = require("uvloop", extra="serve")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -78,6 +79,15 @@ def _told(exc: BaseException) -> dict[str, Any]:
     elif isinstance(exc, OSError):
         told["message"] = exc.strerror
     return told
+
+
+def begin_process() -> None:
+    """Log as servers do, and leave no image of this process where it crashes: prompts would be in it.
+
+    Workers inherit the latter.
+    """
+    log_to()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def log_to(stream: TextIO = sys.stderr, level: str = "INFO") -> logging.Handler:

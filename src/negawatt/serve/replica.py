@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import logging
 import os
-import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -25,10 +24,11 @@ from negawatt.errors import NegawattError, require
 from negawatt.serve.config import ServerConfig
 from negawatt.serve.keys import server_secret
 from negawatt.serve.launch import server_of
-from negawatt.serve.log import log_to
+from negawatt.serve.log import begin_process
 from negawatt.serve.model import IDLE_RECEIPT_S
 from negawatt.serve.replica_load import ReplicaLoad
 from negawatt.serve.service import Alone
+from negawatt.serve.task import come
 
 _log = logging.getLogger("negawatt.serve")
 
@@ -84,8 +84,7 @@ class Replica:
     """
 
     async def __init__(self, config: ServerConfig, origin: Origin) -> None:  # type: ignore[misc]  # Ray awaits it
-        log_to()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        begin_process()
         with suppress(OSError):  # elsewhere it may be missing; names of files then have to be whole
             os.chdir(origin.folder)
         origin.check(config)
@@ -164,12 +163,7 @@ class Exchange:
 
     async def answered(self) -> list[Message]:
         """What it has answered since, at least one message; none at the end."""
-        found = [await self._answer.get()]
-        while not self._answer.empty():
-            found.append(self._answer.get_nowait())
-        if found[-1] is None and len(found) > 1:
-            self._answer.put_nowait(None)
-        return [message for message in found if message is not None]
+        return await come(self._answer)
 
     def leave(self) -> None:
         """The client does not want the rest."""

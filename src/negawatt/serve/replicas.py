@@ -30,7 +30,7 @@ from negawatt.serve.gate import KeyGate
 from negawatt.serve.limits import LimitsMiddleware
 from negawatt.serve.replica import Origin, Replica
 from negawatt.serve.scaling import ScalingPolicy
-from negawatt.serve.server import Server
+from negawatt.serve.server import Server, while_busy
 
 STARTED_WITHIN_S = 600.0
 """For the cluster to find room for the least number of replicas, and for these to load their models."""
@@ -106,9 +106,8 @@ class Replicas:
         if self._front is None:
             return
         self._front.draining = True
-        end_s = time.monotonic() + most_s
-        while self._front.busy and time.monotonic() < end_s:
-            await asyncio.sleep(0.02)
+        front = self._front
+        await while_busy(lambda: front.busy, most_s)
 
     async def stop(self) -> None:
         if self._name:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.errors import NegawattError
-from negawatt.serve.admission import Caller, Estimate, Gate, Refused, Reservation
+from negawatt.serve.admission import Caller, Estimate, Gate, Refused, Reservation, shutting_down
 from negawatt.serve.answer import whole
 from negawatt.serve.ask import Ask, chat_ask, check_length, completion_ask
 from negawatt.serve.calls import Calls
@@ -97,9 +97,7 @@ class Server:
     async def drain(self, most_s: float) -> None:
         """Refuse what is new, and wait until what is under way has ended, but not longer than `most_s`."""
         self.draining = True
-        end_s = asyncio.get_running_loop().time() + most_s
-        while self.busy and asyncio.get_running_loop().time() < end_s:
-            await asyncio.sleep(0.02)
+        await while_busy(lambda: self.busy, most_s)
 
     async def stop(self) -> None:
         """End every worker."""
@@ -247,10 +245,7 @@ class Server:
             Refused: the server is shutting down.
         """
         if self.draining:
-            raise Refused(
-                "the server is shutting down; try another one", status=503, kind="server_error",
-                code="shutting_down", retry_after_s=5,
-            )  # fmt: skip
+            raise shutting_down()
 
     async def _reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
         self._asking += 1
@@ -338,6 +333,13 @@ class Server:
         model, task = await self.begin(caller, ask)
         await self.finish(model, task)
         return self.told(model, ask, task)
+
+
+async def while_busy(busy: Callable[[], object], most_s: float) -> None:
+    """Wait while `busy` says so, but not longer than `most_s`."""
+    end_s = time.monotonic() + most_s
+    while busy() and time.monotonic() < end_s:
+        await asyncio.sleep(0.02)
 
 
 def _note(receipt: Receipt) -> None:

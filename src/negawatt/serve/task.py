@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from negawatt.engine.batching import Job
 from negawatt.engine.picker import Picked
@@ -16,6 +17,8 @@ from negawatt.serve.books import Account
 from negawatt.serve.calls import Calls
 from negawatt.serve.receipt import Outcome, Receipt
 from negawatt.serve.writing import Pieces, TokenInfo, Writing
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +203,14 @@ class Task:
 
     async def next_deltas(self) -> list[Delta]:
         """What a streamed answer has gained since, at least one piece; nothing at its end."""
-        found = [await self._deltas.get()]
-        while not self._deltas.empty():
-            found.append(self._deltas.get_nowait())
-        if found[-1] is None and len(found) > 1:
-            self._deltas.put_nowait(None)  # the end is told on its own
-        return [delta for delta in found if delta is not None]
+        return await come(self._deltas)
+
+
+async def come(queue: asyncio.Queue[T | None]) -> list[T]:
+    """What has come in a queue that ends with None, at least one piece; nothing at its end."""
+    found = [await queue.get()]
+    while not queue.empty():
+        found.append(queue.get_nowait())
+    if found[-1] is None and len(found) > 1:
+        queue.put_nowait(None)  # the end is told on its own
+    return [piece for piece in found if piece is not None]

@@ -208,10 +208,10 @@ def waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] |
         return None
     steps = []
     for label, profile in (("baseline", baseline), ("best", best)):
-        for part in profile.summary.parts.values():
-            spent = part.cpu_s / part.texts * part.per_output
-            steps.append({"label": f"{label}: {part.name}", "cpu_s_per_token": spent})
-        if profile.summary.parts:
+        if parts := profile.summary.parts.values():
+            steps += [
+                {"label": f"{label}: {part.name}", "cpu_s_per_token": part.cpu_s_per_output} for part in parts
+            ]
             continue
         generated = profile.summary.generated
         for phase in ("prefill", "decode"):

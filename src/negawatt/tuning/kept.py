@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from negawatt.artifact import Artifact
-from negawatt.artifact.pooling import pooling_files
+from negawatt.artifact.pooling import copy_pooling_files
 from negawatt.engine import Engine
 from negawatt.home import write_json, written_beside
 from negawatt.profiling.cascade import Cascade, Runner, write_cascade
@@ -52,9 +52,7 @@ def _put(engine: Engine, folder: Path, name: str, verdict: str) -> str | None:
         for file in members:
             if file.is_file() and file.name != "negawatt.json":
                 _link_or_copy(file, folder / file.name)
-        for file in pooling_files(source) if source.is_dir() else ():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / file, folder / file)
+        copy_pooling_files(source, folder, _link_or_copy)
         if not prepared.is_relative_to(source):
             shutil.copytree(prepared, folder / settings.engine, copy_function=_link_or_copy)
             own = settings.engine

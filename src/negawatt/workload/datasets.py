@@ -110,16 +110,21 @@ DATASETS = {
 }
 SEARCHES = {"xsum-search": DataSet("test.jsonl", xsum_search_items, "xsum")}
 """The same, of entries that others are made from too."""
+NAMED = {**DATASETS, **SEARCHES}
+
+
+def entry_of(name: str) -> str:
+    """The catalogue's entry that one of `NAMED` is made from."""
+    return NAMED[name].entry or name
 
 
 def load(name: str) -> tuple[tuple[QualityItem, ...], dict[str, str]]:
-    """Items of one of `DATASETS` or `SEARCHES`, and the sha256 of the file that they come from.
+    """Items of one of `NAMED`, and the sha256 of the file that they come from.
 
     Raises:
         WorkloadError: the data is not on this machine, or is damaged.
     """
-    data_set = {**DATASETS, **SEARCHES}[name]
-    entry = data_set.entry or name
+    data_set, entry = NAMED[name], entry_of(name)
     folder = catalog.find(entry)
     if folder is None:
         raise WorkloadError(f"the data of {name} is not on this machine; run: negawatt data pull {entry}")

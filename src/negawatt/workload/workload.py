@@ -18,7 +18,7 @@ from typing import Any
 from negawatt import catalog
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.workload.corpus import Corpus
-from negawatt.workload.datasets import DATASETS, SEARCHES, load
+from negawatt.workload.datasets import NAMED, entry_of, load
 from negawatt.workload.header import Header, Part, read_header
 from negawatt.workload.items import QualityItem, RetrieveItem, TrafficItem, kinds_of, queries_among, to_record
 from negawatt.workload.metrics import DEFAULT_METRICS
@@ -66,7 +66,7 @@ class Workload:
         """
         if ref in BUNDLED:
             return cls._read(_BUNDLED_FOLDER / str(ref) / "workload.toml")
-        if ref in DATASETS or ref in SEARCHES:
+        if ref in NAMED:
             return cls._from_catalogue(str(ref))
         if ref == "chat-piqa":
             chat, piqa = cls.open("interactive-chat"), cls.open("piqa")
@@ -84,12 +84,12 @@ class Workload:
     @staticmethod
     def names() -> tuple[str, ...]:
         """Names that `open` knows: those shipped here, and those made from data of the catalogue."""
-        return (*BUNDLED, *DATASETS, *SEARCHES, "chat-piqa")
+        return (*BUNDLED, *NAMED, "chat-piqa")
 
     @classmethod
     def _from_catalogue(cls, name: str) -> Workload:
         items, provenance = load(name)
-        entry = catalog.entry(SEARCHES[name].entry if name in SEARCHES else name)
+        entry = catalog.entry(entry_of(name))
         source = ", ".join(map(str, entry.packages))
         metrics = {kind: DEFAULT_METRICS[kind] for kind in kinds_of(items)}
         return cls(name, entry.description, source, entry.license, (), items, metrics, provenance)
