@@ -23,6 +23,10 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--engine", default="transformers", show_default=True, help="Engine to run it with."),
         click.option("--weights", default=None, help="Weight format; the engine's plain one by default."),
         click.option("--threads", type=int, default=None, help="Threads; the engine's default if absent."),
+        click.option(
+            "--cores", default="default", show_default=True, metavar="NAME",
+            help="Where the threads are kept: default, compact, performance or efficiency.",
+        ),
         click.option("--batch", type=int, default=1, show_default=True, help="Sequences decoded at once."),
         click.option("--kv-cache", default="default", show_default=True, help="KV-cache precision."),
         click.option(
@@ -47,7 +51,7 @@ def settings_from(options: dict[str, Any]) -> Any:
 
     engine = options.pop("engine")
     weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
-    names = ("threads", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
+    names = ("threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
     return Settings(engine=engine, weight_format=weights, **{name: options.pop(name) for name in names})
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from negawatt.artifact.pooling import MODES
+from negawatt.engine.cores import CHOICES
 from negawatt.errors import UsageError
 
 
@@ -30,6 +31,8 @@ class Settings:
         max_context: tokens of prompt and answer together that a sequence may hold.
         pooling: how texts become vectors: ``default`` is what the model's files say, which of a model that
             writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
+        cores: where its threads are kept, one of `negawatt.engine.cores.CHOICES`; ``default`` leaves it to
+            the kernel, all others need a number of threads.
     """
 
     engine: str = "transformers"
@@ -42,6 +45,7 @@ class Settings:
     speculation: str = "none"
     max_context: int = 2048
     pooling: str = "default"
+    cores: str = "default"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -54,6 +58,10 @@ class Settings:
             raise UsageError(f"speculation is 'none' or 'ngram', not {self.speculation!r}")
         if self.pooling not in ("default", *MODES):
             raise UsageError(f"pooling is default, {', '.join(MODES)}, not {self.pooling!r}")
+        if self.cores not in CHOICES:
+            raise UsageError(f"cores are {', '.join(CHOICES)}, not {self.cores!r}")
+        if self.cores != "default" and self.threads is None:
+            raise UsageError(f"{self.cores} cores need a number of threads to be kept there")
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some fields changed."""
@@ -63,7 +71,7 @@ class Settings:
     def arithmetic(self) -> tuple[str, ...]:
         """What the numbers of the answers depend on: settings that agree in it have the same quality.
 
-        Threads, batch and speculation are not among it: they change the order of additions at most.
+        Threads, cores, batch and speculation are not among it: they change the order of additions at most.
         """
         told = (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
         return told if self.pooling == "default" else (*told, self.pooling)
@@ -87,6 +95,8 @@ class Settings:
         """Short form for tables: only what differs from the engine's defaults."""
         parts = [self.engine, self.weight_format]
         parts.append("1 thread" if self.threads == 1 else f"{self.threads or 'default'} threads")
+        if self.cores != "default":
+            parts[-1] += f" on {self.cores} cores"
         parts.append(f"batch {self.batch}")
         if self.kv_cache != "default":
             parts.append(f"kv {self.kv_cache}")

@@ -20,6 +20,7 @@ from typing import IO, Any
 from negawatt.artifact import Artifact
 from negawatt.engine import backends, classifier
 from negawatt.engine.backend import Backend
+from negawatt.engine.cores import confine
 from negawatt.engine.decode import Decoder, Request
 from negawatt.engine.host import peak_rss_bytes
 from negawatt.engine.session import Session, SessionOptions
@@ -93,6 +94,7 @@ class Worker:
         self, settings: dict[str, Any], path: str, pool: list[int] | None = None
     ) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
+        confine(chosen.cores, chosen.threads)  # threads that the engine starts stay where this one is
         backend: Backend = backends.backend(chosen.engine)(chosen)
         if pool is not None and backend.shares:
             backend.reserve(*pool)

@@ -50,6 +50,8 @@ def spoken(settings: Mapping[str, Any]) -> str:
     parts.append(
         "its default threads" if threads is None else f"{threads} thread{'s' if threads != 1 else ''}"
     )
+    if text(settings.get("cores")) not in ("", "default"):
+        parts[-1] += f" on {settings['cores']} cores"
     parts.append(f"batch {settings.get('batch') or 1}")
     if settings.get("flash_attention"):
         parts.append("flash attention")

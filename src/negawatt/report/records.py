@@ -20,6 +20,7 @@ _DEFAULTS: dict[str, Any] = {
     "flash_attention": None,
     "speculation": "none",
     "pooling": "default",
+    "cores": "default",
     "max_context": 2048,
 }
 

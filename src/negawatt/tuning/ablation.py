@@ -127,6 +127,13 @@ def _set(field: str) -> Callable[[Candidate, Candidate], Candidate]:
     return lambda now, winner: now.run_as(**{field: getattr(winner.settings, field)})
 
 
+def _threads(now: Candidate, winner: Candidate) -> Candidate:
+    """Their number; without one they cannot be kept anywhere."""
+    threads = winner.settings.threads
+    kept = now.settings.cores if threads is not None else "default"
+    return now.run_as(threads=threads, cores=kept)
+
+
 _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "model": lambda now, winner: replace(now, model=winner.model),
     "engine": _engine,
@@ -135,7 +142,8 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "KV cache": _set("kv_cache"),
     "flash attention": _set("flash_attention"),
     "batch": _set("batch"),
-    "threads": _set("threads"),
+    "threads": _threads,
+    "cores": _set("cores"),
     "speculation": _set("speculation"),
     "context": _set("max_context"),
 }
@@ -152,6 +160,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "flash attention": {True: "on", False: "off", None: "default"}[settings.flash_attention],
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
+        "cores": settings.cores,
         "speculation": settings.speculation,
         "context": str(settings.max_context),
     }

@@ -26,6 +26,7 @@ RUN_SPREAD = 0.25
 VARIANCES = {
     "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0stem": 0.03, "weight_format": 0.006,
     "threads": 0.03, "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
+    "cores": 0.01,
 }  # fmt: skip
 """How much the logarithm of a cost varies with a dimension, before anything is seen; by the last part of its
 name, which dimensions of different engines share. What is seen corrects it."""

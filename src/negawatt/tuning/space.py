@@ -13,6 +13,7 @@ from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backend import Backend
 from negawatt.engine.backends import backend
+from negawatt.engine.cores import Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import Choose, PassRange
@@ -44,6 +45,8 @@ class Space:
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
         flash_attention: of `FLASH`, on engines that have the switch.
+        cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
+            kernel puts them where it is absent.
         unasked: the engines are those that are searched where none are named.
     """
 
@@ -57,6 +60,7 @@ class Space:
     kv_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     speculation: tuple[str, ...] = ("none", "ngram")
     flash_attention: tuple[str, ...] = ("default",)
+    cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     unasked: bool = False
 
     def __post_init__(self) -> None:
@@ -85,7 +89,9 @@ class Space:
         models: Sequence[str] = ("",),
         passes: Sequence[PassRange] | None = None,
     ) -> Space:
-        """Every engine installed here that is searched unasked, or those named; one thread, and all cores.
+        """Every engine installed here that is searched unasked, or those named.
+
+        With one thread, and all cores; where cores differ, also as many as are alike, kept there.
 
         With `USUAL_PASSES`, where what they need is installed, unless `passes` are given.
 
@@ -95,10 +101,11 @@ class Space:
         if passes is None:
             able = all(find_spec(name) for name in ("torch", "transformers"))
             passes = [PassRange.parse(each) for each in USUAL_PASSES if able]
-        cores = len(os.sched_getaffinity(0))
+        cores = Cores.here()
+        threads = cores.counts() or (1, len(os.sched_getaffinity(0)))
         return cls(
-            usable(only), tuple(batches), tuple(sorted({1, cores})), max_context, {},
-            models=tuple(models), passes=tuple(passes), unasked=only is None,
+            usable(only), tuple(batches), tuple(sorted(set(threads))), max_context, {},
+            models=tuple(models), passes=tuple(passes), cores=offered(cores, threads), unasked=only is None,
         )  # fmt: skip
 
     def of_classifiers(self) -> Space:
@@ -153,6 +160,8 @@ class Space:
             batch=choose("batch", self.batches),
             kv_cache=choose(f"{name}.kv_cache", self.caches(name)),
         )
+        if (kept := self.cores.get(settings.threads or 0, ("default",))) != ("default",):
+            settings = settings.replace(cores=choose("threads.cores", kept))
         if engine.has_flash_attention and self.flash_attention != ("default",):
             offered = [f for f in self.flash_attention if f != "off" or settings.kv_cache == "default"]
             chosen = choose(f"{name}.flash_attention", offered or ["default"])
@@ -199,6 +208,7 @@ class Space:
             "engine": settings.engine,
             "model": candidate.model,
             "threads": settings.threads,
+            "threads.cores": settings.cores,
             "batch": settings.batch,
             f"{settings.engine}.weight_format": settings.weight_format,
             f"{settings.engine}.kv_cache": settings.kv_cache,
@@ -297,6 +307,7 @@ class Space:
             "kv_caches": {name: list(self.caches(name)) for name in self.engines},
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
+            **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
 
 
@@ -305,6 +316,12 @@ def _able(each: PassRange) -> Sequence[str]:
     if each.technique.packs:
         return PACKED_ENGINES
     return FACTORED_ENGINES if each.technique.factors else tuple(BACKENDS)
+
+
+def offered(cores: Cores, threads: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """Where threads may be kept on these cores, for numbers of threads with a choice that can matter."""
+    found = {n: cores.offered(n) for n in threads}
+    return {n: choices for n, choices in found.items() if len(choices) > 1}
 
 
 def usable(only: Sequence[str] | None = None) -> tuple[str, ...]:

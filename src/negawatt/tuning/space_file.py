@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from negawatt.engine.backends import backend
+from negawatt.engine.cores import CHOICES, Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.pass_range import PassRange
-from negawatt.tuning.space import FLASH, Space, usable
+from negawatt.tuning.space import FLASH, Space, offered, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
-    "weight_formats", "kv_caches", "pass",
+    "weight_formats", "kv_caches", "pass", "cores",
 }  # fmt: skip
 
 
@@ -25,7 +26,8 @@ def read_space(path: Path, default: Space) -> Space:
     """The space of a file; what it does not mention stays as in `default`.
 
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
-    ``speculation`` (of none, ngram), ``flash_attention`` (of default, on, off), the tables
+    ``speculation`` (of none, ngram), ``flash_attention`` (of default, on, off), ``cores`` (of
+    `negawatt.engine.cores.CHOICES`), the tables
     ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
     parameter a value or a list of values, and ``required``.
 
@@ -79,11 +81,13 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UsageError("passes are written as [[pass]] sections, each with a name")
         passes = tuple(map(_pass, rows))
+    threads = _numbers(data, "threads", default.threads, 1)
     return replace(
         default,
         engines=engines,
         unasked=default.unasked and "engines" not in data,
-        threads=_numbers(data, "threads", default.threads, 1),
+        threads=threads,
+        cores=_cores(data, threads, default),
         batches=_numbers(data, "batches", default.batches, 1),
         max_context=_numbers(data, "max_context", (default.max_context,), 2, single=True)[0],
         speculation=_words(data, "speculation", default.speculation, ("none", "ngram")),
@@ -92,6 +96,20 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
         passes=passes,
     )
+
+
+def _cores(data: Mapping[str, Any], threads: Sequence[int], default: Space) -> dict[int, tuple[str, ...]]:
+    """Where threads are kept: what is asked for, with numbers of threads for which that is something else."""
+    here = Cores.here()
+    if "cores" not in data:
+        return dict(default.cores) if "threads" not in data else offered(here, threads)
+    asked = _words(data, "cores", (), CHOICES)
+    possible = {n: tuple(c for c in asked if c in here.possible(n)) for n in threads}
+    for choice in asked:
+        if not any(choice in found for found in possible.values()):
+            told = ", ".join(map(str, threads))
+            raise UsageError(f"{choice} cores are no others than all of them here, with threads {told}")
+    return {n: found for n, found in possible.items() if found}
 
 
 def _pass(row: Mapping[str, Any]) -> PassRange:
