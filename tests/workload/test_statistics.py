@@ -174,7 +174,7 @@ def test_a_worse_perplexity_is_a_drop() -> None:
     d = paired_difference(baseline, baseline + np.linspace(0.05, 0.15, 40), higher_is_better=False)
     assert d.drop == pytest.approx(0.1)
     assert d.upper_one_sided > 0.1
-    assert d.text.startswith("worse by 0.1000 (95% interval +0.09")
+    assert d.text.startswith("worse by 0.1000 (95 % interval +0.09")
     assert paired_difference(baseline, baseline - 0.1, higher_is_better=False).text.startswith("better")
 
 

@@ -76,12 +76,12 @@ class Difference:
         items = f"{self.n:,} paired items, {self.changed:,} changed"
         if not self.is_shown:
             return (
-                f"no difference shown ({self.mean:+.4f}, {self.confidence:.0%} interval "
+                f"no difference shown ({self.mean:+.4f}, {100 * self.confidence:.3g} % interval "
                 f"{self.low:+.4f} to {self.high:+.4f}; {items})"
             )
         verb = "worse" if self.drop > 0 else "better"
         return (
-            f"{verb} by {abs(self.mean):.4f} ({self.confidence:.0%} interval "
+            f"{verb} by {abs(self.mean):.4f} ({100 * self.confidence:.3g} % interval "
             f"{self.low:+.4f} to {self.high:+.4f}; {items})"
         )
 
