@@ -170,7 +170,7 @@ class Engine:
         """End the worker and free its memory; harmless when it has ended already."""
         if self._process is None:
             return
-        try:
+        with self._hold:
             for stream in (self._writer, self._reader):
                 with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
                     stream.close()
@@ -178,8 +178,6 @@ class Engine:
             if self._log is not None:
                 self._log.close()
             self._process = None
-        finally:
-            self._hold.release()
 
     def _end(self, most_s: float) -> int:
         """Wait for the worker to end, kill it if it does not, and note what it spent; its exit code."""

@@ -80,6 +80,7 @@ def check(limits: Limits, system: System | None = None, journal: Journal | None 
     Raises:
         EngineError: as `hold`.
     """
+    _register.refuse_others(limits)
     if limits and not _register.holds(limits):
         system, journal = system or System(), journal or Journal()
         lock = taken(system, journal)
@@ -100,15 +101,22 @@ class _Register:
 
     def enter(self, limits: Limits, system: System | None, journal: Journal | None) -> tuple[str, ...]:
         with self._guard:
-            if self._users and (self._limits or limits) and self._limits != limits:
-                raise EngineError(
-                    f"a limit holds for the whole machine, and another engine of this process runs with "
-                    f"{self._limits}, not with {limits}; run one after the other"
-                )
+            self.refuse_others(limits)
             if limits and self._active is None:
                 self._active = _Active(limits, system or System(), journal or Journal())
             self._users, self._limits = self._users + 1, limits
             return self._active.told if self._active is not None else ()
+
+    def refuse_others(self, limits: Limits) -> None:
+        """
+        Raises:
+            EngineError: engines of this process run under other limits than these.
+        """
+        if self._users and (self._limits or limits) and self._limits != limits:
+            raise EngineError(
+                f"a limit holds for the whole machine, and another engine of this process runs with "
+                f"{self._limits}, not with {limits}; run one after the other"
+            )
 
     def holds(self, limits: Limits) -> bool:
         """Whether these, and no others, are in force already."""
