@@ -300,6 +300,13 @@ def test_the_next_limits_start_from_what_was_there_before_the_dead_process(
     assert kept(root) == before
 
 
+def test_asking_whether_limits_can_be_held_puts_back_first(root: Path, journal: Journal) -> None:
+    before = kept(root)
+    killed_with_its_keeper(root, journal)
+    check(BOTH, System(root), journal)  # had it not been put back, they would lower nothing
+    assert kept(root) == before
+
+
 def test_a_second_process_is_refused_and_disturbs_nothing(
     root: Path, journal: Journal, tmp_path: Path
 ) -> None:
