@@ -54,7 +54,8 @@ def test_ceilings_are_lowered_and_come_back(root: Path, journal: Journal) -> Non
     with hold(BOTH, System(root), journal) as held:
         found = {name: text for name, text in kept(root).items() if text != before[name]}
         assert found == {PACKAGE: "60000000\n", SECOND: "60000000\n", CLOCK: "2000000\n"}
-        assert held.told[0] == "cpu/0 at most 60 W on average over 28 s (before: 165 W)"
+        assert held.info["limits"][0] == "cpu/0 at most 60 W on average over 28 s (before: 165 W)"
+        assert held.info["limits_window_s"] == pytest.approx(28, abs=0.1)
         entry = journal.read()
         assert entry is not None
         assert [(c.place, c.before) for c in entry.changes] == [
@@ -67,7 +68,7 @@ def test_ceilings_are_lowered_and_come_back(root: Path, journal: Journal) -> Non
 
 def test_without_limits_nothing_is_touched(tmp_path: Path) -> None:
     with hold(Limits(), System(tmp_path / "nowhere")) as held:
-        assert held.told == () and held.info == {}
+        assert held.info == {}
 
 
 def test_engines_of_a_process_share_the_same_limits_until_the_last_ends(root: Path, journal: Journal) -> None:

@@ -25,6 +25,9 @@ from negawatt.testing.small_models import small_model
 from negawatt.testing.small_workload import small_search
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.observed import Observed
+from negawatt.tuning.question import Question
+from negawatt.tuning.space import Space
+from negawatt.tuning.verdict import Constraints
 from negawatt.workload import Workload
 
 SETTINGS = Settings("transformers", weight_format="fp32", threads=1, max_context=96)
@@ -69,6 +72,7 @@ def test_a_profile_runs_under_its_limits_and_says_what_estimates_do_not_know(
     assert seen[0] == {} and sorted(seen[1].values()) == ["2000000\n", "60000000\n", "60000000\n"]
     assert document["settings"]["power_cap_w"] == 60
     assert document["engine"]["limits"][0].startswith("cpu/0 at most 60 W on average over 28 s")
+    assert any("holds on average over 28 s" in warning for warning in document["warnings"])
     told = [w for w in document["warnings"] if "know nothing of at most 60 W and at most 2000 MHz" in w]
     assert len(told) == (document["energy_per_token"]["provenance"] == "estimated")
 
@@ -141,6 +145,9 @@ def test_a_search_does_not_start_from_limits() -> None:
     seen = Observed("run", Candidate(CAPPED), (Candidate(CAPPED),))
     with pytest.raises(UsageError, match=r"run runs with at most 60 W.*profile --power-cap"):
         seen.within(96)
+    space = Space.default(only=["transformers"])
+    with pytest.raises(UsageError, match="the baseline runs with at most 60 W"):
+        Question("model", "workload", Candidate(CAPPED), Constraints(), space, 0)
 
 
 def test_settings_with_limits_are_written_and_read() -> None:

@@ -15,11 +15,12 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from negawatt.errors import EngineError, SensorError
 from negawatt.home import home
 from negawatt.limits.journal import Change, Entry, Journal
-from negawatt.limits.limits import Limits, planned, refused
+from negawatt.limits.limits import Limits, Plan, planned, refused
 from negawatt.limits.system import System
 from negawatt.limits.turn import recovered, taken, undo
 
@@ -28,17 +29,19 @@ class Hold:
     """Limits as `hold` keeps them; a context manager.
 
     Args:
-        told: what is in force, in words; empty without limits.
+        plan: what is in force; empty without limits.
         pid: the process that holds them; None of nothing, which is released already.
     """
 
-    def __init__(self, told: tuple[str, ...] = (), pid: int | None = None) -> None:
-        self.told, self._pid = told, pid
+    def __init__(self, plan: Plan | None = None, pid: int | None = None) -> None:
+        self._plan, self._pid = plan or Plan(), pid
 
     @property
-    def info(self) -> dict[str, list[str]]:
-        """For the record of what really ran: ``limits``, or nothing without any."""
-        return {"limits": list(self.told)} if self.told else {}
+    def info(self) -> dict[str, Any]:
+        """For the record of what really ran: ``limits``, in words, and the seconds ``limits_window_s`` over
+        which they hold on average; nothing without any."""
+        told, window_s = list(self._plan.told), self._plan.window_s
+        return {"limits": told, "limits_window_s": window_s} if told else {}
 
     def release(self) -> None:
         """Put back what stood before, unless another engine of this process still needs the limits.
@@ -99,13 +102,13 @@ class _Register:
         self._users, self._limits = 0, Limits()
         self._active: _Active | None = None
 
-    def enter(self, limits: Limits, system: System | None, journal: Journal | None) -> tuple[str, ...]:
+    def enter(self, limits: Limits, system: System | None, journal: Journal | None) -> Plan | None:
         with self._guard:
             self.refuse_others(limits)
             if limits and self._active is None:
                 self._active = _Active(limits, system or System(), journal or Journal())
             self._users, self._limits = self._users + 1, limits
-            return self._active.told if self._active is not None else ()
+            return self._active.plan if self._active is not None else None
 
     def refuse_others(self, limits: Limits) -> None:
         """
@@ -148,8 +151,7 @@ class _Active:
         self._lock = taken(system, journal)
         try:
             recovered(system, journal)
-            plan = planned(limits, system)
-            self.told = plan.told
+            self.plan = plan = planned(limits, system)
             self._written = True
             journal.write(Entry.of_this_process(plan.changes))
             self._keeper = _keeper(system.root, journal)

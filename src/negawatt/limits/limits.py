@@ -50,11 +50,13 @@ class Plan:
     changes: to make, in this order.
     steps: for each by how much what is read afterwards may differ, in the system's unit.
     told: what comes of it, in words.
+    window_s: limits hold on average over so many seconds.
     """
 
     changes: tuple[Change, ...] = ()
     steps: tuple[int, ...] = ()
     told: tuple[str, ...] = ()
+    window_s: float = 0.0
 
 
 def planned(limits: Limits, system: System) -> Plan:
@@ -70,7 +72,10 @@ def planned(limits: Limits, system: System) -> Plan:
             own = _lowered(system.ceilings(kind, limits.device), value)
         except SensorError as exc:
             raise refused(exc) from exc
-        found = Plan(found.changes + own.changes, found.steps + own.steps, found.told + own.told)
+        found = Plan(
+            found.changes + own.changes, found.steps + own.steps, found.told + own.told,
+            max(found.window_s, own.window_s),
+        )  # fmt: skip
     return found
 
 
@@ -92,7 +97,7 @@ def _lowered(ceilings: Sequence[Ceiling], wanted: float) -> Plan:
     if not changes:
         could = "; ".join(map(str, ceilings))
         raise EngineError(f"{wanted:g} {ceilings[0].unit} would lower nothing; there can be {could}")
-    return Plan(tuple(changes), tuple(steps), tuple(told))
+    return Plan(tuple(changes), tuple(steps), tuple(told), max(each.window_s for each in ceilings))
 
 
 def refused(exc: SensorError) -> EngineError:
@@ -107,7 +112,9 @@ def statuses(system: System | None = None) -> list[dict[str, Any]]:
         ("cpu power", "power", "cpu"), ("cpu clock", "clock", "cpu"),
         ("gpu power", "power", "gpu"), ("gpu clock", "clock", "gpu"),
     )  # fmt: skip
-    return [{"name": name, **_status(system, kind, device)} for name, kind, device in asked]
+    rows = [{"name": name, **_status(system, kind, device)} for name, kind, device in asked]
+    system.close()
+    return rows
 
 
 def _status(system: System, kind: Kind, device: str) -> dict[str, str]:

@@ -220,18 +220,29 @@ def _measured(
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
             energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info,
-            ratio, _about_limits(settings, summary),
+            ratio, _about_limits(engine, summary),
         )  # fmt: skip
 
 
-def _about_limits(settings: Settings, summary: Summary) -> tuple[str, ...]:
-    """What whoever reads the joules of settings with limits has to know."""
-    if not settings.limits or summary.energy.provenance <= Provenance.DERIVED:
+def _about_limits(engine: Engine, summary: Summary) -> tuple[str, ...]:
+    """What whoever reads the joules of an engine with limits has to know."""
+    limits = engine.settings.limits
+    if not limits:
         return ()
-    return (
-        f"no counter measures energy here, and joules estimated from CPU time know nothing of "
-        f"{settings.limits}: they do not show what that saves",
-    )
+    told = []
+    if summary.energy.provenance > Provenance.DERIVED:
+        told.append(
+            "no counter measures energy here, and joules estimated from CPU time know nothing of "
+            f"{limits}: they do not show what that saves"
+        )
+    window_s = engine.info.get("limits_window_s", 0.0)
+    lasted_s = sum(window.wall_s for window in summary.windows)
+    if lasted_s < 2 * window_s:
+        told.append(
+            f"the power cap holds on average over {window_s:.3g} s, and no more than {lasted_s:.3g} s were "
+            "measured: with more --rounds it shows what it does"
+        )
+    return tuple(told)
 
 
 def _cost_model(engine: Engine, summary: Summary, jobs: list[Job], max_context: int) -> CostModel:
