@@ -198,9 +198,9 @@ def qualities(
     for name, quality in found.items():
         value = quality.interval
         beside = paired_difference(list(ours.values()), [quality.scores[i] for i in ours])
-        print(f"{name}: {quality.metric} {100 * value.value:.1f} % "
-              f"({100 * value.low:.1f}–{100 * value.high:.1f}) of {value.n}, {100 * beside.mean:+.1f} points to ours "
-              f"({100 * beside.low:+.1f} to {100 * beside.high:+.1f})", flush=True)  # fmt: skip
+        told = f"{100 * value.value:.1f} % ({100 * value.low:.1f}–{100 * value.high:.1f}) of {value.n}"
+        to_ours = f"{100 * beside.mean:+.1f} points ({100 * beside.low:+.1f} to {100 * beside.high:+.1f})"
+        print(f"{name}: {quality.metric} {told}; to ours {to_ours}", flush=True)
 
 
 if __name__ == "__main__":
