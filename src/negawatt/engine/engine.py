@@ -29,6 +29,7 @@ from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.home import home
+from negawatt.limits.hold import Hold, check, hold
 
 LOAD_DEADLINE_S = 900.0
 """Preparing weights (quantizing, compressing) and loading them."""
@@ -89,6 +90,7 @@ class Engine:
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self._hold = Hold()
         backends.backend(settings.engine).check(settings)
 
     # -- life ------------------------------------------------------------------------------------
@@ -101,15 +103,17 @@ class Engine:
             WorkerDied: the worker died or hung.
         """
         self._refuse_too_large()
+        check(self.settings.limits)
         try:
             self._start()
             settings = self.settings.to_json()
             self.model_path = self._prepared or self._prepare(settings)
+            self._hold = hold(self.settings.limits)  # making the weights is not limited
             request: wire.Message = {"do": "load", "path": str(self.model_path), "settings": settings}
             if self._session is not None:
                 request["pool"] = [self._session.slots, self._session.capacity]
             answer, _ = self._call(request, self._load_deadline_s)
-            self.info, self.version = answer["info"], answer["version"]
+            self.info, self.version = {**answer["info"], **self._hold.info}, answer["version"]
             self.load_usage = Usage(**answer["usage"])
         except OSError as exc:
             self.close()
@@ -166,13 +170,14 @@ class Engine:
         """End the worker and free its memory; harmless when it has ended already."""
         if self._process is None:
             return
-        for stream in (self._writer, self._reader):
-            with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
-                stream.close()
-        self._end(2.0)
-        if self._log is not None:
-            self._log.close()
-        self._process = None
+        with self._hold:
+            for stream in (self._writer, self._reader):
+                with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
+                    stream.close()
+            self._end(2.0)
+            if self._log is not None:
+                self._log.close()
+            self._process = None
 
     def _end(self, most_s: float) -> int:
         """Wait for the worker to end, kill it if it does not, and note what it spent; its exit code."""

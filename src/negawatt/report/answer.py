@@ -59,6 +59,10 @@ def spoken(settings: Mapping[str, Any]) -> str:
         parts.append(f"{settings['kv_cache']} KV cache")
     if text(settings.get("speculation")) not in ("", "none"):
         parts.append(f"{settings['speculation']} speculation")
+    if cap := settings.get("power_cap_w"):
+        parts.append(f"at most {cap:g} W")
+    if clock := settings.get("clock_mhz"):
+        parts.append(f"at most {clock:g} MHz")
     if text(settings.get("passes")):
         parts.append(f"made smaller by {settings['passes']}")
     if text(settings.get("model")):
