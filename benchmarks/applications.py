@@ -68,7 +68,7 @@ def spam(work: Path) -> Application:
         texts = str(write_workload(few, work / "mails"))
         recipe = Recipe("minilm-l6", (parse(HEAD),), texts, windows=8, heldout=4, length=128)
         compress(recipe, model, keep_worse=True)
-    return Application((str(model),), judged.subset(JUDGED_MAILS), 0.01, BATCHES, 256)
+    return Application((str(model),), judged.subset(JUDGED_MAILS), 0.01, BATCHES, 384)
 
 
 def search(models: tuple[str, ...], drop: float, batches: tuple[int, ...]) -> Application:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import pytest
 from negawatt import report
 from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Request, Settings
-from negawatt.errors import RunError, UsageError
+from negawatt.errors import RunError, UsageError, WorkloadError
 from negawatt.run import Run
+from negawatt.testing.small_models import TEXT
 from negawatt.tuning import Constraints, Space, tune
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.observed import Observed
 from negawatt.tuning.pass_range import PassRange
 from negawatt.tuning.trial import Trial
-from negawatt.workload import Workload
+from negawatt.workload import ChooseItem, Workload
 from negawatt.workload.writer import write_workload
 
 BASELINE = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=96)
@@ -207,6 +209,16 @@ def test_too_little_to_search_with_is_refused(small: Artifact, lines: Workload) 
     tiny = Workload("tiny", "", "", "", lines.traffic[:2], (), {}, {})
     with pytest.raises(UsageError, match="a search needs 4"):
         tune(small, tiny, space=SPACE, baseline=BASELINE)
+
+
+def test_a_question_that_does_not_fit_is_named_before_anything_is_spent(
+    small: Artifact, lines: Workload, tmp_path: Path
+) -> None:
+    long = ChooseItem("long", " ".join(TEXT.split()), (" rain", " bread"), 0)
+    asked = replace(lines, quality=(*lines.quality, long))
+    with pytest.raises(WorkloadError, match=r"item 'long' of lines takes .* a sequence may hold 96"):
+        tune(small, asked, space=SPACE, baseline=BASELINE, path=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_labels_models_and_passes_with_other_tokens_are_refused(

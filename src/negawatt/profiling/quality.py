@@ -236,6 +236,24 @@ def _split(tokenizer: Tokenizer, context: Prompt, continuation: str) -> TokenPai
     return both[:cut], both[cut:]
 
 
+def tokens_held(tokenizer: Tokenizer, item: QualityItem, *, labelling: bool = False) -> int:
+    """Tokens of the longest sequence that answering an item takes, what is written included.
+
+    Args:
+        labelling: by a model with a head, which reads the prompt alone.
+    """
+    if labelling and isinstance(item, ClassifyItem):
+        return len(tokenizer.encode(prompt_text(item.prompt), add_special=True))
+    asked = ask(item)
+    if isinstance(asked, RankAsk):
+        return len(tokenizer.encode(asked.query, add_special=True))
+    if isinstance(asked, GenerateAsk):
+        return len(prompt_tokens(tokenizer, asked.prompt)) + asked.max_new_tokens
+    if not asked.context:
+        return 1  # a long text is cut into windows that fit
+    return max(sum(map(len, _split(tokenizer, asked.context, each))) for each in asked.continuations)
+
+
 def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """A prompt as token ids: plain text as it is, messages through the model's chat template."""
     if isinstance(prompt, str):

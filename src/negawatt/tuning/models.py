@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from negawatt.artifact import Artifact
 from negawatt.engine.classifier import labels_in
-from negawatt.errors import UsageError
+from negawatt.errors import UsageError, WorkloadError
+from negawatt.profiling.quality import SCORING_CONTEXT, tokens_held
 from negawatt.tuning.space import Space
 from negawatt.workload import Workload
 from negawatt.workload.items import prompt_text
@@ -66,3 +67,21 @@ def refuse_incomparable(
             raise UsageError(
                 f"{ask}, and {name} cuts text into other tokens; give a workload with a quality set"
             )
+
+
+def refuse_longer(models: Sequence[Artifact], workload: Workload, space: Space) -> None:
+    """A question that does not fit would end the search at its proof, after all the work.
+
+    Raises:
+        WorkloadError: one is longer than what a sequence may hold.
+    """
+    most = min(space.max_context, SCORING_CONTEXT)
+    for model in models:
+        tokenizer, labelling = model.tokenizer, bool(labels_in(model))
+        for item in workload.quality:
+            if (held := tokens_held(tokenizer, item, labelling=labelling)) > most:
+                raise WorkloadError(
+                    f"item {item.id!r} of {workload.name} takes {held} tokens of {model.name}, and a "
+                    f"sequence may hold {most}; allow more with --max-context (at most {SCORING_CONTEXT}), "
+                    "or leave it out"
+                )

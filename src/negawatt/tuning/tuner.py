@@ -29,7 +29,7 @@ from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
-from negawatt.tuning.models import named, refuse_incomparable, space_of
+from negawatt.tuning.models import named, refuse_incomparable, refuse_longer, space_of
 from negawatt.tuning.objectives import check_objectives, unbeaten
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
@@ -111,6 +111,7 @@ def tune(
 
     Raises:
         UsageError: the workload has no traffic, or too little to divide.
+        WorkloadError: one of its questions is longer than `space.max_context`.
         EngineError: the baseline does not run, so nothing could be compared with it.
         RunError: the folder holds something else, or another question's run.
     """
@@ -131,6 +132,7 @@ def tune(
     space = space_of((artifact, *others.values()), workload, space)
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
+    refuse_longer((artifact, *others.values()), workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
         raise UsageError(f"tokens per day must be a number above 0, not {tokens_per_day}")
     budget = Budget(time_budget_s, energy_budget_j)
