@@ -94,7 +94,7 @@ class Engine:
         settings = self.settings
         if settings.draft is not None:
             formats = backends.backend(settings.engine).weight_formats
-            self.draft = DraftModel.open(settings.draft, formats)
+            self.draft = DraftModel.open(settings.draft, formats, self.artifact)
         self._refuse_too_large()
         try:
             self._worker.start()
