@@ -26,7 +26,7 @@ from negawatt.engine.decode import Decoder
 from negawatt.engine.draft_model import split
 from negawatt.engine.drafter import Drafter
 from negawatt.engine.link import Link
-from negawatt.engine.proposal_length import FIRST, LONGEST_REST, MOST, ProposalLength
+from negawatt.engine.proposal_length import FIRST, MOST, ProposalLength
 from negawatt.engine.session import SessionOptions
 from negawatt.errors import ArtifactError, EngineError, UnsupportedSetting, UsageError
 from negawatt.testing.small_models import small_model
@@ -221,17 +221,18 @@ def test_the_cost_of_a_token_is_that_of_many_simulated_calls(n: int, acceptance:
     assert length.cpu_s_per_token(n) == pytest.approx((1 + n * 0.15) * calls / written, rel=0.02)
 
 
-def test_a_draft_that_does_not_pay_is_tried_ever_more_seldom() -> None:
-    length = learnt(0.1, 0.5, 0.8, n=0)
-    proposed, calls = 0, 20_000
-    for _ in range(calls):
-        n = length.next(1000)
-        proposed += n
-        if n:
+@pytest.mark.parametrize("unread", [1, 400])
+def test_trying_a_draft_that_does_not_pay_takes_a_hundredth(unread: int) -> None:
+    length = learnt(0.1, 0.5, 0.8)
+    assert length.best(1000) == 0
+    tried_s = model_s = 0.0
+    for _ in range(40_000):
+        if n := length.next(1000, unread):
             length.proposed(n, n * 0.5)
+            tried_s += unread * length.reading_s.value + n * (0.5 + 0.8)
         length.verified(n, 0, 1 + n, 1 + n * 0.8)
-    assert length.rest == LONGEST_REST
-    assert 0 < proposed < 0.005 * calls
+        model_s += 1 + n * 0.8
+    assert 0.005 * model_s < tried_s < 0.011 * model_s
 
 
 def test_a_draft_that_begins_to_pay_is_found_again() -> None:

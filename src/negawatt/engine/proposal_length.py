@@ -6,7 +6,7 @@ Speculative Decoding, ICML 2023, equation 1). The paper takes verifying for free
 arithmetic units idle. On a processor it is not, so here every cost is measured, in CPU seconds: that of a
 proposal, that of a call of the model without any, what each proposal adds to it, and what the draft's own
 reading of a prompt takes. The length is the one that promises the fewest CPU seconds a token, which may be
-none; then the draft rests, and is tried again ever more seldom.
+none; then the draft rests, and trying it again now and then takes next to nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ FIRST = (0, TRIED, 0, TRIED, TRIED, TRIED)
 """Lengths of the first calls, before there is anything to decide by."""
 PLAIN_EVERY = 32
 """While proposing pays, so seldom a call is made without, to see whether it still does."""
-REST, LONGEST_REST = 16, 4096
-"""While it does not, the draft is tried after so many calls, then after twice as many, up to the most: what
-trying costs is then next to nothing."""
+TRYING_SHARE = 0.01
+"""While it does not, the draft is tried again as often as takes this share of the model's own CPU time."""
 DECAY = 0.98
 """Weight of what was seen one call earlier: some fifty calls count."""
 PRIOR = (1.0, 2.0)
@@ -57,8 +56,8 @@ class ProposalLength:
     plain_s: Mean = field(default_factory=Mean)
     verifying_s: Mean = field(default_factory=Mean)
     calls: int = 0
-    rested: int = 0
-    rest: int = REST
+    untried_s: float = 0.0
+    """CPU seconds of the model since the draft was tried."""
 
     def next(self, room: int, unread: int = 0) -> int:
         """How many to propose now, at most `room`.
@@ -71,13 +70,12 @@ class ProposalLength:
         if self.calls <= len(FIRST):
             return min(room, FIRST[self.calls - 1])
         if best := self.best(room):
-            self.rested, self.rest = 0, REST
             plain = self.calls % PLAIN_EVERY == 0 or not self.pays(room, unread)
             return 0 if plain else best
-        self.rested += 1
-        if self.rested < self.rest:
+        trying_s = unread * self._reading_s + TRIED * (self.proposal_s.value + self.verifying_s.value)
+        if TRYING_SHARE * self.untried_s < trying_s:
             return 0
-        self.rested, self.rest = 0, min(2 * self.rest, LONGEST_REST)
+        self.untried_s = 0.0
         return min(room, TRIED)
 
     def pays(self, room: int, unread: int) -> bool:
@@ -89,7 +87,12 @@ class ProposalLength:
             return True
         best = self.best(room)
         saved_s = self.cpu_s_per_token(0) - self.cpu_s_per_token(best)
-        return best > 0 and room * saved_s > unread * self.reading_s.value
+        return best > 0 and room * saved_s > unread * self._reading_s
+
+    @property
+    def _reading_s(self) -> float:
+        """Of a token by the draft; before it read any, as long as proposing one."""
+        return self.reading_s.value if self.reading_s.weight else self.proposal_s.value
 
     def best(self, room: int) -> int:
         """The length, at most `room`, that promises the fewest CPU seconds a token."""
@@ -118,6 +121,7 @@ class ProposalLength:
             fed: tokens of the call.
             cpu_s: that it took.
         """
+        self.untried_s += cpu_s
         if fed == 1:
             self.plain_s.observe(cpu_s)
         elif self.plain_s.weight:
