@@ -41,7 +41,7 @@ class Peer:
 
     def __init__(self, name: str, python: Path, script: str, *arguments: str, batch: int) -> None:
         self.name, self.batch = name, batch
-        command = [python, PEERS / script, *arguments]
+        command = [str(python), str(PEERS / script), *arguments]
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command,

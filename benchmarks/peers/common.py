@@ -11,13 +11,19 @@ import sys
 import time
 
 
-def serve(generate):
-    """Call ``generate(prompts, new_tokens) -> tokens generated`` for each line, and time it."""
+def serve(generate, score=None):
+    """Call ``generate(prompts, new_tokens) -> tokens generated`` for each line, and time it.
+
+    A line ``{"score": pairs}`` is answered by ``{"log_probs": score(pairs)}``.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print what they like
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
+        if "score" in asked:
+            print(json.dumps({"log_probs": score(asked["score"])}), file=answers, flush=True)
+            continue
         wall, cpu = time.perf_counter(), time.process_time()
         tokens = generate(asked["prompts"], asked["new_tokens"])
         spent = {

@@ -15,7 +15,7 @@ from negawatt.errors import EngineError, UsageError
 from negawatt.testing.small_models import small_model
 from negawatt.tuning import Space
 from negawatt.tuning.candidate import Candidate
-from negawatt.tuning.space import offered
+from negawatt.tuning.space import core_choices
 
 Layout = list[tuple[int, str, str, int | None]]
 """For each processor its socket, the threads of its core, its cluster, and its capacity."""
@@ -120,7 +120,7 @@ def picking(space: Space, point: Candidate) -> Any:
 def test_the_search_has_the_dimension_only_where_it_can_matter(tmp_path: Path) -> None:
     plain = Space(("transformers",), (1,), (1, 2), 512, {"transformers": ("fp32",)}, speculation=("none",))
     assert {p.settings.cores for p in plain.grid()} == {"default"}
-    kept = offered(laptop(tmp_path), (1, 2))
+    kept = core_choices(laptop(tmp_path), (1, 2))
     space = Space(
         ("transformers",), (1,), (1, 2), 512, {"transformers": ("fp32",)}, speculation=("none",), cores=kept
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,15 @@ import pytest
 from negawatt.carbon import CsvIntensity, Factor, IntensitySource
 from negawatt.database import Database
 from negawatt.energy import Energy
-from negawatt.serve import Caller, Refused
+from negawatt.serve import Caller, OpenGate, Refused
 from negawatt.serve.batch import Batch, read_items, window_s, work_units
 from negawatt.serve.batches import Batches
+from negawatt.serve.config import ServerConfig
 from negawatt.serve.deferred import PRIORITY, Deferred
 from negawatt.serve.files import Files
 from negawatt.serve.grid import Grid
+from negawatt.serve.server import Server
+from negawatt.serve.service import Alone
 from negawatt.serve.shifted import shifted
 
 MIDNIGHT = datetime(2026, 3, 2, tzinfo=UTC)
@@ -378,3 +382,26 @@ def test_the_grid_fills_the_future_from_the_past(tmp_path: Path) -> None:
     assert late.expected(now_s, now_s + 3600, 3600.0) == pytest.approx([269.0], abs=20), (
         "the source lags by days"
     )
+
+
+def test_told_to_end_a_server_lets_nothing_in_while_its_batches_wait_for_the_database(tmp_path: Path) -> None:
+    file = tmp_path / "serve.db"
+    server = Server([], OpenGate())
+    service = Alone(server, ServerConfig(database=str(file), files=str(tmp_path / "files")))
+
+    async def ended() -> None:
+        await service.open()
+        server.refuse_new()
+        with sqlite3.connect(file, isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            draining = asyncio.create_task(service.drain(5.0))
+            await asyncio.sleep(0.2)
+            assert not draining.done(), "the batches could be left at once"
+            with pytest.raises(Refused, match="shutting down"):
+                server.refuse_new()
+            other.execute("ROLLBACK")
+            await draining
+        await service.stop()
+
+    asyncio.run(ended())
+    service.close()

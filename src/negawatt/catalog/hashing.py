@@ -21,12 +21,13 @@ def check(path: Path, sha256: str, size_bytes: int, *, what: str) -> None:
         IntegrityError: it differs, or is not there.
     """
     if not path.is_file():
-        raise IntegrityError(f"{what}: {path.name} is missing; pull it again")
+        raise IntegrityError(f"{what}: {path.name} is missing; fetch or make it again")
     actual = path.stat().st_size
     if actual != size_bytes:
         state = "truncated" if actual < size_bytes else "too long"
-        raise IntegrityError(f"{what} is {state}: {actual:,} of {size_bytes:,} bytes; pull it again")
+        raise IntegrityError(f"{what} is {state}: {actual:,} of {size_bytes:,} bytes; fetch or make it again")
     if (found := sha256_of(path)) != sha256:
         raise IntegrityError(
-            f"{what} is not the file that the catalogue pins: sha256 {found[:12]}… instead of {sha256[:12]}…"
+            f"{what} is not the file it should be: sha256 {found[:12]}… instead of {sha256[:12]}…; "
+            "fetch or make it again"
         )

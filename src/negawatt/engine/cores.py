@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from negawatt.errors import EngineError
+from negawatt.meter.perf import cpu_list
 
 CHOICES = ("default", "compact", "performance", "efficiency")
 """Where threads may be kept: wherever the kernel puts them; on as many processors as there are threads, on as
@@ -181,21 +182,11 @@ def _processor(number: int, folder: Path) -> Processor | None:
 def _thrifty(devices: Path, folders: Mapping[int, Path]) -> set[int]:
     """Numbers of the thrifty cores: Intel's kernels list them, others tell the capacity of each core."""
     if listed := _text(devices / "cpu_atom/cpus"):
-        return _numbers(listed)
+        return set(cpu_list(listed))
     told = {n: _text(folder / "cpu_capacity") for n, folder in folders.items()}
     capacities = {n: int(text) for n, text in told.items() if text.isdigit()}
     largest = max(capacities.values(), default=0)
     return {n for n, capacity in capacities.items() if capacity < SLOW * largest}
-
-
-def _numbers(text: str) -> set[int]:
-    """A list of the kernel's such as ``0-3,8``."""
-    found: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
 
 
 def _text(path: Path) -> str:

@@ -73,6 +73,7 @@ class Alone:
         await self._operation.stop()
 
     async def drain(self, most_s: float) -> None:
+        self._server.draining = True  # first of all: leaving the batches may wait for the database
         await self._operation.stop()
         await self._server.drain(most_s)
 

@@ -110,7 +110,8 @@ class Space:
         threads = cores.counts() or (1, len(os.sched_getaffinity(0)))
         return cls(
             usable(only), tuple(batches), tuple(sorted(set(threads))), max_context, {},
-            models=tuple(models), passes=tuple(passes), cores=offered(cores, threads), unasked=only is None,
+            models=tuple(models), passes=tuple(passes), cores=core_choices(cores, threads),
+            unasked=only is None,
         )  # fmt: skip
 
     def of_classifiers(self) -> Space:
@@ -341,7 +342,7 @@ def _able(each: PassRange) -> Sequence[str]:
     return FACTORED_ENGINES if each.technique.factors else tuple(BACKENDS)
 
 
-def offered(cores: Cores, threads: Sequence[int]) -> dict[int, tuple[str, ...]]:
+def core_choices(cores: Cores, threads: Sequence[int]) -> dict[int, tuple[str, ...]]:
     """Where threads may be kept on these cores, for numbers of threads with a choice that can matter."""
     found = {n: cores.offered(n) for n in threads}
     return {n: choices for n, choices in found.items() if len(choices) > 1}

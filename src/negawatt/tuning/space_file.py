@@ -12,7 +12,7 @@ from negawatt.engine.backends import backend
 from negawatt.engine.cores import CHOICES, Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.pass_range import PassRange
-from negawatt.tuning.space import FLASH, Space, offered, usable
+from negawatt.tuning.space import FLASH, Space, core_choices, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
@@ -103,7 +103,7 @@ def _cores(data: Mapping[str, Any], threads: Sequence[int], default: Space) -> d
     """Where threads are kept: what is asked for, with numbers of threads for which that is something else."""
     here = Cores.here()
     if "cores" not in data:
-        return dict(default.cores) if "threads" not in data else offered(here, threads)
+        return dict(default.cores) if "threads" not in data else core_choices(here, threads)
     asked = _words(data, "cores", (), CHOICES)
     possible = {n: tuple(c for c in asked if c in here.possible(n)) for n in threads}
     for choice in asked:
