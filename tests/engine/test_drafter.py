@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from negawatt.engine.cells import Cells
 from negawatt.engine.decode import Decoder
 from negawatt.engine.draft_model import split
 from negawatt.engine.drafter import Drafter
+from negawatt.engine.grammar import Grammars, json_grammar
 from negawatt.engine.link import Link
 from negawatt.engine.proposal_length import FIRST, MOST, ProposalLength
 from negawatt.engine.session import SessionOptions
@@ -370,6 +372,32 @@ def test_a_session_with_a_draft_tells_all_it_spends(checkpoint: Artifact, tmp_pa
         assert [log.tokens(number) for number in range(3)] == [plain] * 3
 
     asyncio.run(spend())
+
+
+def test_of_what_a_draft_proposes_only_what_fits_a_grammar_is_verified(
+    checkpoint: Artifact, tmp_path: Path
+) -> None:
+    grammar = json_grammar({"type": "array", "items": {"enum": [1, 22, 333]}, "minItems": 9, "maxItems": 9})
+    kind, found = backends.backend("llamacpp"), []
+    for settings in (LLAMACPP, LLAMACPP.replace(speculation="draft", draft="itself")):
+        backend = kind(settings)
+        backend.reserve(2, 256)
+        file = kind.prepare(checkpoint.path, "native", tmp_path)
+        backend.load(file)
+        drafter = Drafter.load(backend, file) if settings.draft else None
+        if drafter is not None:
+            drafter.length = Always(4)
+        grammars = partial(Grammars, checkpoint.tokenizer, backend.vocab_size)
+        loop = Batching(backend, Cells(backend, 2, 256), 1, 64, grammars, drafter)
+        loop.submit(Job(0, PROMPT, 90, grammar=grammar))
+        written = []
+        while loop.busy:
+            report = loop.step()
+            written += [picked.token for _, picked in report.picked]
+            assert not report.failed
+        found.append(checkpoint.tokenizer.decode(written))
+    assert found[0] == found[1]
+    assert len(json.loads(found[0])) == 9
 
 
 def test_a_draft_of_another_vocabulary_is_refused(checkpoint: Artifact, model: Artifact) -> None:
