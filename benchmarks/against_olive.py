@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,9 +37,10 @@ from negawatt.run import Run
 from negawatt.workload import Workload, paired_difference, ratio_interval
 
 PACKAGES = [
-    "torch==2.13.0", "olive-ai==0.13.0", "onnxruntime==1.32.0", "onnxruntime-genai==0.18.0", "transformers",
+    "torch==2.13.0", "olive-ai==0.13.0", "onnxruntime==1.32.0", "onnxruntime-genai==0.14.1", "transformers",
     "requests", "datasets",
 ]  # fmt: skip
+"""Olive 0.13 asks for a module that later versions of ONNX Runtime GenAI have moved."""
 GROUP = 64
 
 
@@ -59,6 +61,7 @@ def made(name: str, python: Path, checkpoint: Path, text: Path, work: Path) -> M
     """Let Olive make it, unless it is there."""
     told = work / f"{name}.cost.json"
     if not told.exists():
+        shutil.rmtree(work / f"{name}.cache", ignore_errors=True)  # what it made before would cost nothing
         recipe = work / f"{name}.json"
         recipe.write_text(json.dumps(recipe_of(name, checkpoint, text, work / name), indent=1))
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -101,6 +104,7 @@ def recipe_of(name: str, checkpoint: Path, text: Path, output: Path) -> dict[str
         "data_configs": [data] if name == "gptq" else [],
         "target": "local_system",
         "output_dir": str(output),
+        "cache_dir": str(output.with_name(f"{name}.cache")),
         "no_artifacts": True,
     }
 
@@ -144,7 +148,7 @@ def main() -> None:
     python = environment(options.environments.absolute(), "olive", PACKAGES)
     models = {
         name: made(name, python, artifact.checkpoint(), options.calibration.resolve(), options.work.resolve())
-        for name in ("gptq", "rtn")
+        for name in ("rtn", "gptq")
     }
     for name, model in models.items():
         print(f"Olive, {name}: {model.cpu_s:.0f} CPU-s and {model.wall_s:.0f} s to make, "

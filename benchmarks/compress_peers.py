@@ -34,6 +34,8 @@ TORCH = "torch==2.13.0"
 OURS = {
     "rtn": "rtn:group=64,embeddings=0",
     "gptq": "gptq:group=64,embeddings=0",
+    "gptq-unaligned": "gptq:group=64,embeddings=0,align=0",
+    "awq": "awq:group=64,embeddings=0",
     "wanda": "wanda:ratio=0.5",
     "sparsegpt": "sparsegpt:ratio=0.5",
     "magnitude": "magnitude:ratio=0.5",

@@ -33,7 +33,7 @@ settings.load_profile("shared machine")
 # A shell that runs the tests in the background makes them ignore Ctrl-C, and all they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "report", "workload"}
+MAKING = {"artifact", "carbon", "catalog", "compress", "conversion", "limits", "report", "workload"}
 """Folders of tests of arithmetic and files, which can run beside those that watch machine and engines."""
 MAKING_FILES = {
     f"test_{name}.py"

@@ -11,7 +11,7 @@ def test_the_document_has_its_promised_form() -> None:
     done = CliRunner().invoke(command, ["--json"])
     assert done.exit_code == 0
     document = json.loads(done.stdout)
-    assert document.keys() == {"machine", "sensors", "engines"}
+    assert document.keys() == {"machine", "sensors", "engines", "limits", "notes"}
     assert document["machine"]["cores"] > 0
     names = [sensor["name"] for sensor in document["sensors"]]
     assert {"rapl", "perf", "nvml", "amdsmi", "battery"} < set(names)
@@ -21,6 +21,9 @@ def test_the_document_has_its_promised_form() -> None:
         assert sensor["status"] in ("ok", "dead", "denied", "absent")
         assert sensor["reason"]
     assert {engine["name"] for engine in document["engines"]} >= {"transformers", "llamacpp", "openvino"}
+    assert [row["name"] for row in document["limits"]] == ["cpu power", "cpu clock", "gpu power", "gpu clock"]
+    for row in document["limits"]:
+        assert row["status"] in ("ok", "denied", "absent") and row["reason"]
     for engine in document["engines"]:
         assert {"name", "status", "version", "reason", "remedy"} <= engine.keys()
 
@@ -32,6 +35,8 @@ def test_the_page_names_every_sensor_and_the_way_energy_is_obtained() -> None:
         "Machine",
         "Sensors",
         "Engines",
+        "Limits",
+        "cpu power",
         "rapl",
         "perf",
         "nvml",

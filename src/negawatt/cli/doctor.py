@@ -9,6 +9,7 @@ import click
 
 from negawatt.cli.common import emit, examples, json_option
 from negawatt.cli.measure import sensor_option, station_with
+from negawatt.errors import NegawattError
 
 _STYLES = {"ok": "green", "dead": "red", "denied": "yellow", "absent": "dim"}
 _ORDER = {status: place for place, status in enumerate(_STYLES)}
@@ -33,9 +34,10 @@ def command(as_json: bool, sensors: tuple[str, ...]) -> None:
 
 
 def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
-    """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines."""
+    """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines, limits."""
     from negawatt.meter import fingerprint
 
+    told = _limits()  # first: probing keeps a core busy, which may not be under a limit of a dead process
     here = station_with(sensors)
     model = {
         "name": "cpu-time model",
@@ -48,7 +50,20 @@ def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
         "machine": fingerprint(),
         "sensors": [*(status.to_json() for status in here.statuses), model],
         "engines": _engines(),
+        **told,
     }
+
+
+def _limits() -> dict[str, Any]:
+    """What can be limited here, and ``notes`` on what is, or was put back just now."""
+    from negawatt.limits.limits import statuses
+    from negawatt.limits.turn import put_back
+
+    try:
+        notes = put_back()
+    except NegawattError as exc:
+        notes = [str(exc)]
+    return {"limits": statuses(), "notes": notes}
 
 
 def _engines() -> list[dict[str, Any]]:
@@ -69,6 +84,9 @@ def _print(document: Mapping[str, Any]) -> None:
     )
     _table(console, "Sensors", document["sensors"])
     _table(console, "Engines", document["engines"])
+    _table(console, "Limits", document["limits"])
+    for note in document["notes"]:
+        click.echo(f"note: {note}", err=True)
     trusted = [s["name"] for s in document["sensors"][:-1] if s["status"] == "ok"]
     if trusted:
         console.print(f"Energy is measured here by {', '.join(trusted)}.")

@@ -17,6 +17,7 @@ from negawatt.cli.settings import parse_settings, run_options, settings_from
         "negawatt profile smollm2-135m-instruct",
         "negawatt profile smollm2-135m-instruct --engine llamacpp --weights q8_0 --threads 1",
         "negawatt profile ./my-model --engine llamacpp --draft ./small:q4_0 --against llamacpp",
+        "negawatt profile smollm2-135m-instruct --engine llamacpp --power-cap 65 --clock 2000",
         "negawatt profile ./my-model --workload ./my-workload --against transformers:fp32 --json",
     )
 )
@@ -25,6 +26,20 @@ from negawatt.cli.settings import parse_settings, run_options, settings_from
     "--workload", default="offline", show_default=True, help="What to ask it; see: negawatt data list."
 )
 @run_options
+@click.option(
+    "--power-cap",
+    "power_cap_w",
+    type=float,
+    metavar="WATTS",
+    help="Of each processor package, for as long as it runs; where the system permits it.",
+)
+@click.option(
+    "--clock",
+    "clock_mhz",
+    type=int,
+    metavar="MHZ",
+    help="Highest of each processor, for as long as it runs; where the system permits it.",
+)
 @click.option("--against", metavar="ENGINE[:WEIGHTS]", help="Measure in turn with this, and give the ratio.")
 @click.option("--rounds", type=int, default=4, show_default=True, help="Windows to measure; at least 2.")
 @click.option("--requests", type=int, default=2, show_default=True, help="Requests in each window.")
@@ -55,7 +70,8 @@ def command(
     from negawatt.run import Run
     from negawatt.workload import Workload
 
-    settings = settings_from(options)
+    limits = {name: options.pop(name) for name in ("power_cap_w", "clock_mhz")}
+    settings = settings_from(options).replace(**limits)
     baseline = parse_settings(against, settings.max_context) if against else None
     chosen = Workload.open(workload)
     with progress_bar("profile") as progress:

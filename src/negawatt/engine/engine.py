@@ -20,8 +20,9 @@ from negawatt.engine.host import available_memory_bytes
 from negawatt.engine.process import WorkerProcess
 from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
-from negawatt.errors import EngineError, NegawattError
+from negawatt.errors import EngineError, NegawattError, WorkerDied
 from negawatt.home import home
+from negawatt.limits.hold import Hold, check, hold
 
 LOAD_DEADLINE_S = 900.0
 """Preparing weights (quantizing, compressing) and loading them."""
@@ -80,6 +81,7 @@ class Engine:
         self.draft: DraftModel | None = None
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
         self._worker = WorkerProcess(settings.engine)
+        self._hold = Hold()
         backends.backend(settings.engine).check(settings)
 
     # -- life ------------------------------------------------------------------------------------
@@ -96,9 +98,11 @@ class Engine:
             formats = backends.backend(settings.engine).weight_formats
             self.draft = DraftModel.open(settings.draft, formats, self.artifact)
         self._refuse_too_large()
+        check(settings.limits)
         try:
             self._worker.start()
             self._prepare()
+            self._hold = hold(settings.limits)  # making the weights is not limited
             request: wire.Message = {
                 "do": "load", "path": str(self.model_path), "settings": settings.to_json(),
                 "draft": None if self.draft is None else str(self.draft_path),
@@ -106,7 +110,7 @@ class Engine:
             if self._session is not None:
                 request["pool"] = [self._session.slots, self._session.capacity]
             answer, _ = self._call(request, self._load_deadline_s)
-            self.info, self.version = answer["info"], answer["version"]
+            self.info, self.version = {**answer["info"], **self._hold.info}, answer["version"]
             self.load_usage = Usage(**answer["usage"])
         except OSError as exc:
             self.close()
@@ -154,7 +158,8 @@ class Engine:
 
     def close(self) -> None:
         """End the worker and free its memory; harmless when it has ended already."""
-        self._worker.close()
+        with self._hold:
+            self._worker.close()
 
     def __enter__(self) -> Engine:
         return self.open()
@@ -318,13 +323,19 @@ class Engine:
     def _call(
         self, message: wire.Message, deadline_s: float, on_token: TokenCallback | None = None
     ) -> tuple[wire.Message, list[NDArray[Any]]]:
-        answer, arrays = self._worker.call(message, deadline_s, on_token)
+        try:
+            answer, arrays = self._worker.call(message, deadline_s, on_token)
+        except WorkerDied:
+            self.close()  # it is closed already; what the machine was held to is not
+            raise
         self.last_usage = Usage(**answer["usage"])
         return answer, arrays
 
     def why_died(self) -> NegawattError:
         """Why the worker ended, as an error to raise; the engine is closed."""
-        return self._worker.why_died()
+        reason = self._worker.why_died()
+        self.close()
+        return reason
 
 
 def usual_cache(artifact: Artifact, settings: Settings) -> Path:

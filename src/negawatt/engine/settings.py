@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from negawatt.artifact.pooling import MODES
 from negawatt.engine.cores import CHOICES
 from negawatt.errors import UsageError
+from negawatt.limits.limits import Limits
 
 SPECULATIONS = ("none", "ngram", "draft")
 
@@ -38,6 +40,9 @@ class Settings:
             writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
         cores: where its threads are kept, one of `negawatt.engine.cores.CHOICES`; ``default`` leaves it to
             the kernel, all others need a number of threads.
+        power_cap_w: watts that each processor package may draw while it runs (or each GPU, on another
+            device); None leaves that as it is. Only where the system permits it, see `negawatt.limits`.
+        clock_mhz: the highest clock of each processor, or GPU, while it runs; likewise.
     """
 
     engine: str = "transformers"
@@ -52,6 +57,8 @@ class Settings:
     max_context: int = 2048
     pooling: str = "default"
     cores: str = "default"
+    power_cap_w: float | None = None
+    clock_mhz: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -72,6 +79,9 @@ class Settings:
             raise UsageError(f"cores are {', '.join(CHOICES)}, not {self.cores!r}")
         if self.cores != "default" and self.threads is None:
             raise UsageError(f"{self.cores} cores need a number of threads to be kept there")
+        for name, value in (("power_cap_w", self.power_cap_w), ("clock_mhz", self.clock_mhz)):
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be above 0, not {value}")
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some fields changed."""
@@ -82,10 +92,16 @@ class Settings:
         return self.replace(speculation="none", draft=None)
 
     @property
+    def limits(self) -> Limits:
+        """What the machine is held to while it runs; false where that is nothing."""
+        return Limits(self.power_cap_w, self.clock_mhz, self.device)
+
+    @property
     def arithmetic(self) -> tuple[str, ...]:
         """What the numbers of the answers depend on: settings that agree in it have the same quality.
 
-        Threads, cores, batch and speculation are not among it: they change the order of additions at most.
+        Threads, cores, batch, speculation and limits are not among it: they change the order of additions at
+        most.
         """
         told = (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
         return told if self.pooling == "default" else (*told, self.pooling)
@@ -120,6 +136,8 @@ class Settings:
             parts.append(f"draft {draft_name(self.draft)}" if self.draft else self.speculation)
         if self.pooling != "default":
             parts.append(f"{self.pooling} pooling")
+        if self.limits:
+            parts.append(str(self.limits))
         return " · ".join(parts)
 
 

@@ -97,13 +97,28 @@ class Devices:
 
     def ask(self, function: str, handle: Any) -> int | None:
         """A number from NVML, or None where the GPU does not support the question."""
+        answer = self.answer(function, handle)
+        return None if answer is None else int(answer)
+
+    def answer(self, function: str, handle: Any, *more: Any) -> Any:
+        """What NVML answers, or None where the GPU does not support the question."""
         with self._translated():
             try:
-                return int(getattr(self._nvml, function)(handle))
+                return getattr(self._nvml, function)(handle, *more)
             except self._nvml.NVMLError as exc:
                 if exc.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
                     raise
                 return None
+
+    def tell(self, function: str, handle: Any, *more: Any) -> None:
+        """Change something at a GPU.
+
+        Raises:
+            SensorDenied: this process may not.
+            SensorError: the GPU cannot, or the value is out of range.
+        """
+        with self._translated():
+            getattr(self._nvml, function)(handle, *more)
 
     def samples(self, handle: Any, since_us: int) -> list[Any] | None:
         """What processes used of a GPU after a moment (``pid``, ``smUtil`` in %, ``timeStamp`` in µs).

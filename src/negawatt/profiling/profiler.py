@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from negawatt.artifact import Artifact
-from negawatt.energy import Energy
+from negawatt.energy import Energy, Provenance
 from negawatt.engine import Engine, Request, Settings
 from negawatt.errors import UsageError
 from negawatt.meter import energy_of_cpu_time, fingerprint
@@ -162,7 +162,7 @@ def profile(
         progress: called with (done, total, what is being done).
 
     Raises:
-        UsageError: fewer than 2 rounds.
+        UsageError: fewer than 2 rounds, or a baseline where there are limits (`Settings.limits`).
         WorkloadError: the workload has nothing to count joules on.
         EngineError: the engine refuses or fails.
     """
@@ -171,10 +171,16 @@ def profile(
     settings = settings or REFERENCE_SETTINGS
     if rounds < 2 or requests_per_round < 1:
         raise UsageError("a profile needs at least 2 rounds of at least 1 request")
+    if baseline is not None and (settings.limits or baseline.limits):
+        raise UsageError(
+            "a power cap or clock holds for the whole machine, so nothing can be measured in turn with it; "
+            "profile each on its own and compare the joules"
+        )
     jobs = jobs_of(artifact.tokenizer, counted_on(workload), settings.max_context)
     measured = _measured(artifact, settings, baseline, jobs, rounds, requests_per_round, progress)
     if quality_items != 0:
-        quality = judge_artifact(artifact, settings, workload, quality_items, progress)
+        unlimited = settings.replace(power_cap_w=None, clock_mhz=None)  # it answers the same, and sooner
+        quality = judge_artifact(artifact, unlimited, workload, quality_items, progress)
         measured = replace(measured, quality=quality)
     return measured
 
@@ -215,8 +221,29 @@ def _measured(
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
             energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info,
-            ratio,
+            ratio, _about_limits(engine, summary),
         )  # fmt: skip
+
+
+def _about_limits(engine: Engine, summary: Summary) -> tuple[str, ...]:
+    """What whoever reads the joules of an engine with limits has to know."""
+    limits = engine.settings.limits
+    if not limits:
+        return ()
+    told = []
+    if summary.energy.provenance > Provenance.DERIVED:
+        told.append(
+            "no counter measures energy here, and joules estimated from CPU time know nothing of "
+            f"{limits}: they do not show what that saves"
+        )
+    window_s = engine.info.get("limits_window_s", 0.0)
+    lasted_s = sum(window.wall_s for window in summary.windows)
+    if lasted_s < 2 * window_s:
+        told.append(
+            f"the power cap holds on average over {window_s:.3g} s, and no more than {lasted_s:.3g} s were "
+            "measured: with more --rounds it shows what it does"
+        )
+    return tuple(told)
 
 
 def _cost_model(engine: Engine, summary: Summary, jobs: list[Job], max_context: int) -> CostModel:

@@ -60,6 +60,10 @@ def spoken(settings: Mapping[str, Any]) -> str:
     if text(settings.get("speculation")) not in ("", "none"):
         draft = text(settings.get("draft"))
         parts.append(f"proposals by {last_of(draft)}" if draft else f"{settings['speculation']} speculation")
+    if cap := settings.get("power_cap_w"):
+        parts.append(f"at most {cap:g} W")
+    if clock := settings.get("clock_mhz"):
+        parts.append(f"at most {clock:g} MHz")
     if text(settings.get("passes")):
         parts.append(f"made smaller by {settings['passes']}")
     if text(settings.get("model")):

@@ -21,6 +21,8 @@ _DEFAULTS: dict[str, Any] = {
     "speculation": "none",
     "pooling": "default",
     "cores": "default",
+    "power_cap_w": None,
+    "clock_mhz": None,
     "max_context": 2048,
 }
 

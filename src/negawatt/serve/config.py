@@ -37,6 +37,7 @@ class ModelConfig:
         name: by which clients ask for it; by default the artifact's own.
         engine, weights, threads, batch, max_context, kv_cache, flash_attention, pooling: see `Settings`. What
             a tuned artifact says is the default.
+        power_cap_w, clock_mhz: likewise; 0 is none, whatever the artifact says.
         kv_tokens, step_tokens, prefix_cache, queue_limit, wait_s, deadline_s, stall_s, sleep_s, warm_up: see
             `ModelOptions`.
         chat_template: file of a Jinja template in place of the model's own.
@@ -52,6 +53,8 @@ class ModelConfig:
     kv_cache: str | None = None
     flash_attention: bool | None = None
     pooling: str | None = None
+    power_cap_w: float | None = None
+    clock_mhz: int | None = None
     kv_tokens: int | None = None
     step_tokens: int | None = None
     prefix_cache: bool | None = None
@@ -87,6 +90,9 @@ class ModelConfig:
         for name in ("threads", "batch", "max_context", "kv_cache", "flash_attention", "pooling"):
             changes[name] = getattr(self, name)
         settings = base.replace(**{name: value for name, value in changes.items() if value is not None})
+        for name in ("power_cap_w", "clock_mhz"):
+            if (limit := getattr(self, name)) is not None:
+                settings = settings.replace(**{name: limit or None})
         names = [f.name for f in dataclasses.fields(ModelOptions) if f.name != "settings"]
         chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.chat_template is not None:

@@ -45,6 +45,7 @@ def server_of(config: ServerConfig) -> Server:
         if model.name in server.models:
             raise UsageError(f"two models are called {model.name}; give one of them another name")
         server.add(model)
+    _refuse_limits(server, config)
     name_more(server, config)
     return server
 
@@ -65,6 +66,22 @@ def name_more(server: Server, config: ServerConfig) -> None:
         _refuse_taken(server, eco.name)
         server.ecos[eco.name] = eco
     server.grid = Grid(config.footprint().intensity)
+
+
+def _refuse_limits(server: Server, config: ServerConfig) -> None:
+    """
+    Raises:
+        UsageError: models are to run with limits that cannot be held, for a limit is the whole machine's.
+    """
+    wanted = {model.options.settings.limits: name for name, model in server.models.items()}
+    if not any(wanted):
+        return
+    if len(wanted) > 1:
+        told = ", ".join(f"{name} with {limits}" for limits, name in wanted.items())
+        raise UsageError(f"a power cap or clock holds for all models of a machine, which differ: {told}")
+    if config.ray is not None or config.handover is not None:
+        option = "--ray" if config.ray is not None else "--handover"
+        raise UsageError(f"one process of a machine can hold a power cap or clock: serve without {option}")
 
 
 def _of_name(server: Server, name: str, whose: str) -> ServedModel:

@@ -26,6 +26,25 @@ class PowercapTree:
         self.set(zone, energy_uj)
         return folder
 
+    def limit(
+        self, zone: str, power_uw: int, *, most_uw: int = 0, window_us: int = 27_983_872, enabled: bool = True
+    ) -> Path:
+        """Give a zone limits as a package has them, the long-term one of `power_uw`; return that one's file.
+
+        Args:
+            most_uw: what the package is made for; 0 where its firmware does not tell.
+        """
+        folder = self.root / zone
+        (folder / "enabled").write_text(f"{int(enabled)}\n")
+        for number, (name, factor, span_us) in enumerate(
+            (("long_term", 1.0, window_us), ("short_term", 1.25, 2440))
+        ):
+            (folder / f"constraint_{number}_name").write_text(f"{name}\n")
+            (folder / f"constraint_{number}_power_limit_uw").write_text(f"{round(power_uw * factor)}\n")
+            (folder / f"constraint_{number}_max_power_uw").write_text(f"{most_uw}\n")
+            (folder / f"constraint_{number}_time_window_us").write_text(f"{span_us}\n")
+        return folder / "constraint_0_power_limit_uw"
+
     def set(self, zone: str, energy_uj: int) -> None:
         """Put a counter to a value."""
         (self.root / zone / "energy_uj").write_text(f"{energy_uj % self.range_uj}\n")

@@ -7,6 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from negawatt.engine import Settings
+from negawatt.errors import UsageError
+
+
+def refuse_limits(settings: Settings, who: str) -> None:
+    """
+    Raises:
+        UsageError: these settings hold the machine to limits, of whose saving CPU seconds tell nothing.
+    """
+    if settings.limits:
+        raise UsageError(
+            f"{who} runs with {settings.limits}, and a search goes by CPU seconds, which cannot tell what "
+            "that saves; search without, and compare by negawatt profile --power-cap or --clock"
+        )
 
 
 @dataclass(frozen=True)

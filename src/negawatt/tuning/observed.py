@@ -14,7 +14,7 @@ from negawatt.engine import Settings
 from negawatt.errors import NegawattError, UsageError
 from negawatt.profiling.quality import prompt_tokens
 from negawatt.run import Run
-from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.candidate import Candidate, refuse_limits
 from negawatt.tuning.trial import Trial
 from negawatt.workload import TrafficItem, Workload
 
@@ -93,9 +93,14 @@ class Observed:
         return replace(workload, traffic=tuple(items)), note
 
     def within(self, max_context: int) -> Observed:
-        """The same candidates with the context that is searched now."""
+        """The same candidates with the context that is searched now.
+
+        Raises:
+            UsageError: what runs today holds the machine to limits.
+        """
         if self.present is None:
             return self
+        refuse_limits(self.present.settings, self.origin)
         starts = tuple(each.run_as(max_context=max_context) for each in self.starts)
         return replace(self, present=self.present.run_as(max_context=max_context), starts=starts)
 

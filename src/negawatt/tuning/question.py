@@ -16,7 +16,7 @@ from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
 from negawatt.run import Run, new_path
 from negawatt.store import Store
-from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.candidate import Candidate, refuse_limits
 from negawatt.tuning.objectives import ENERGY
 from negawatt.tuning.space import Space
 from negawatt.tuning.verdict import Constraints
@@ -37,6 +37,9 @@ class Question:
     """Hash of the content of each further model, by name."""
     strategy: str = "default"
     objectives: tuple[str, ...] = (ENERGY,)
+
+    def __post_init__(self) -> None:
+        refuse_limits(self.baseline.settings, "the baseline")
 
     def to_json(self) -> dict[str, Any]:
         return {
