@@ -194,7 +194,7 @@ class Artifact:
 
         The same model has the same identity wherever it lies and whatever lies beside it.
         """
-        weights = {n: f for n, f in self.files.items() if n.endswith(".gguf")}
+        weights = {n: f for n, f in self.files.items() if n.endswith(".gguf") and "/" not in n}
         if weights:
             return next(iter(weights.values())).sha256
         parts = sorted((n, f.sha256) for n, f in self.files.items() if n.endswith(_CHECKPOINT_SUFFIXES))

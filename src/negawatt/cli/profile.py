@@ -16,6 +16,7 @@ from negawatt.cli.settings import parse_settings, run_options, settings_from
     epilog=examples(
         "negawatt profile smollm2-135m-instruct",
         "negawatt profile smollm2-135m-instruct --engine llamacpp --weights q8_0 --threads 1",
+        "negawatt profile ./my-model --engine llamacpp --draft ./small:q4_0 --against llamacpp",
         "negawatt profile smollm2-135m-instruct --engine llamacpp --power-cap 65 --clock 2000",
         "negawatt profile ./my-model --workload ./my-workload --against transformers:fp32 --json",
     )
@@ -96,6 +97,13 @@ def command(
         _show(document, found.settings)
 
 
+def _proposals(calls: int, proposed: int, accepted: int) -> str:
+    """What speculation did, in words."""
+    if not proposed:
+        return f"nothing was proposed in {calls} calls"
+    return f"{proposed} tokens proposed in {calls} calls, {accepted / proposed:.0%} of them right"
+
+
 def _show(document: dict[str, Any], settings: Any) -> None:
     from negawatt.energy import Energy
 
@@ -127,6 +135,8 @@ def _show(document: dict[str, Any], settings: Any) -> None:
     ):
         if found := document[key]:
             lines.append((name, f"{found['p50']:.1f} ms median, {found['p95']:.1f} ms p95"))
+    if document["speculation"]:
+        lines.append(("speculation", _proposals(**document["speculation"])))
     lines.append(("peak memory", f"{document['peak_rss_bytes'] / 1e6:.0f} MB"))
     if quality := document["quality"]:
         found = f"{quality['value']:.4g} ({quality['low']:.4g}–{quality['high']:.4g}, {quality['n']} items)"

@@ -18,7 +18,7 @@ _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ki": 2**10, "Ki": 2**
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--engine``, ``--weights``, ``--threads``, ``--batch``, ``--kv-cache``, ``--speculation``, …"""
+    """``--engine``, ``--weights``, ``--threads``, ``--batch``, ``--kv-cache``, ``--draft``, …"""
     options = [
         click.option("--engine", default="transformers", show_default=True, help="Engine to run it with."),
         click.option("--weights", default=None, help="Weight format; the engine's plain one by default."),
@@ -37,6 +37,10 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Verify proposed continuations several tokens at a time.",
         ),
         click.option(
+            "--draft", metavar="MODEL[:WEIGHTS]",
+            help="Small model of the same vocabulary that proposes, in this weight format; llamacpp.",
+        ),
+        click.option(
             "--max-context", type=int, default=1024, show_default=True, help="Tokens a sequence may hold."
         ),
     ]  # fmt: skip
@@ -51,8 +55,13 @@ def settings_from(options: dict[str, Any]) -> Any:
 
     engine = options.pop("engine")
     weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
-    names = ("threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
-    return Settings(engine=engine, weight_format=weights, **{name: options.pop(name) for name in names})
+    names = (
+        "threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "draft", "max_context"
+    )  # fmt: skip
+    chosen = {name: options.pop(name) for name in names}
+    if chosen["draft"] is not None and chosen["speculation"] == "none":
+        chosen["speculation"] = "draft"
+    return Settings(engine=engine, weight_format=weights, **chosen)
 
 
 def parse_settings(text: str, max_context: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from negawatt.errors import UsageError
         "negawatt tune ./my-model --from my-run --energy-budget 2Wh",
         "negawatt tune ./my-model -o my-run --store postgresql://db.example/negawatt",
         "negawatt tune ./my-model --ray auto --time-budget 30m",
+        "negawatt tune ./my-model --draft ./small:q4_0 --engines llamacpp",
         "negawatt tune ./large ./small --space space.toml --energy-budget 5Wh --tokens-per-day 2000000",
         "negawatt tune ./my-model --from my-run --watch receipts.csv --every 6h -o my-watch",
     )
@@ -44,6 +46,13 @@ from negawatt.errors import UsageError
     multiple=True,
     metavar="NAME[:KEY=VALUE|VALUE,…]",
     help="Compression to consider, in this order; none: only the models as they are.",
+)
+@click.option(
+    "--draft",
+    "drafts",
+    multiple=True,
+    metavar="MODEL[:WEIGHTS]",
+    help="Small model of the same vocabulary that may propose, in this weight format; llamacpp, batch 1.",
 )
 @click.option(
     "--baseline",
@@ -207,6 +216,7 @@ def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
     space = Space.default(
         batches=batches, max_context=options["max_context"], only=only, passes=named if passes else None
     )
+    space = replace(space, drafts=options["drafts"])
     if options["space"]:
         space = read_space(options["space"], space)
     return {

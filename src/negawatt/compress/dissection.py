@@ -132,7 +132,7 @@ def dissect(artifact: Artifact, settings: Settings, tick: Tick = lambda text: No
     if artifact.shape.architecture in ("bert", "mpnet", "t5", "marian"):
         raise UsageError(f"{artifact.name} does not generate token by token, so there is nothing to explain")
     batches = sorted({*FITTED, settings.batch})
-    settings = settings.replace(speculation="none")
+    settings = settings.without_speculation()
     steps, held_back, weights = _run(artifact, settings, batches, tick)
     model = CostModel.fit(
         [s for found in steps.values() for s in found],

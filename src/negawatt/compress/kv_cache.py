@@ -127,7 +127,7 @@ def compared(
     with ExitStack() as stack:
         engines = []
         for name in names:
-            one = settings.replace(kv_cache=name, batch=1, speculation="none", max_context=longest)
+            one = settings.without_speculation().replace(kv_cache=name, batch=1, max_context=longest)
             engines.append(stack.enter_context(Engine(artifact, one)))
         rows = []
         for name, engine in zip(names, engines, strict=True):

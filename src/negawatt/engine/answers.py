@@ -19,6 +19,15 @@ class Usage:
     total_cpu_s: float
     peak_rss_bytes: int
 
+    def and_then(self, after: Usage) -> Usage:
+        """What this call and a later one of the same worker cost together."""
+        return Usage(
+            self.wall_s + after.wall_s,
+            self.cpu_s + after.cpu_s,
+            after.total_cpu_s,
+            max(self.peak_rss_bytes, after.peak_rss_bytes),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -88,6 +88,7 @@ class Backend(ABC):
         kv_caches: names it can run, ``default`` first.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
+        has_drafts: whether a second, small model can propose for the first, see `refuse_draft`.
         embeds: whether it can turn texts into vectors.
         classifies: whether it runs classifiers of texts.
         shares: whether `reserve` and `share` work: more slots than are decoded at once, over one pool of
@@ -106,6 +107,7 @@ class Backend(ABC):
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False
+    has_drafts: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     shares: ClassVar[bool] = False
@@ -153,6 +155,10 @@ class Backend(ABC):
             raise UnsupportedSetting(f"{cls.name} has no speculative decoding")
         if settings.speculation != "none" and settings.batch > 1 and not cls.ragged:
             raise UnsupportedSetting(f"{cls.name} speculates at batch 1 only, not at batch {settings.batch}")
+        if settings.draft is not None and not cls.has_drafts:
+            raise UnsupportedSetting(f"{cls.name} cannot run a draft model beside the model; llamacpp can")
+        if settings.draft is not None and settings.batch > 1:
+            raise UnsupportedSetting(f"a draft model proposes at batch 1 only, not at batch {settings.batch}")
 
     @classmethod
     @abstractmethod
@@ -193,6 +199,14 @@ class Backend(ABC):
     def truncate(self, slot: int, length: int) -> None:
         """Forget everything after the first `length` tokens of the slot's sequence."""
         raise UnsupportedSetting(f"{self.name} cannot take tokens back")
+
+    def refuse_draft(self, draft: Backend) -> None:
+        """Let a loaded model of the same engine propose tokens to this one only if it means the same by them.
+
+        Raises:
+            EngineError: its token ids stand for other texts.
+        """
+        raise UnsupportedSetting(f"{self.name} cannot run a draft model beside the model")
 
     def reserve(self, slots: int, tokens: int) -> None:
         """To be called before `load`: hold `slots` sequences, which together hold up to `tokens` tokens."""

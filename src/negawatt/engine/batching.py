@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.cells import Cells, Occupancy
+from negawatt.engine.drafter import Drafter
 from negawatt.engine.grammar import Constraint, Grammars
 from negawatt.engine.ngrams import NGrams
 from negawatt.engine.picker import Picked, Picker
@@ -137,6 +138,7 @@ class Batching:
         batch: most sequences at once.
         step_tokens: most tokens of a step.
         grammars: makes what holds answers to a grammar; called when the first one asks for it.
+        drafter: proposes, where the backend's settings say ``draft``; one sequence at most is then written.
     """
 
     def __init__(
@@ -146,8 +148,10 @@ class Batching:
         batch: int,
         step_tokens: int = STEP_TOKENS,
         grammars: Callable[[], Grammars] | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.backend, self.cells, self.batch, self.step_tokens = backend, cells, batch, step_tokens
+        self._drafter = drafter
         self._make_grammars = grammars
         self._grammars: Grammars | None = None
         self._waiting: deque[Job] = deque()
@@ -170,13 +174,15 @@ class Batching:
     def cancel(self, job: int) -> None:
         """Forget a job at once; harmless when it has ended already."""
         if (live := self._live.pop(job, None)) is not None:
-            self.cells.finish(live.slot)
+            self._finish(live)
         else:
             self._waiting = deque(other for other in self._waiting if other.id != job)
 
     def forget(self) -> None:
         """Empty the prefix cache."""
         self.cells.forget()
+        if self._drafter is not None and not self._live:
+            self._drafter.forget()
 
     def idle_cpu_s(self) -> float:
         """CPU seconds since the last step or call of this: what was spent on no sequence."""
@@ -195,14 +201,16 @@ class Batching:
         self._admit(outcome)
         chunks, parts, fed = self._plan()
         if chunks:
+            begun_s = time.process_time()
             logits = self.backend.forward(chunks)
+            spent_s = time.process_time() - begun_s
             for live, chunk, rows in zip(fed, chunks, logits, strict=True):
                 self.cells.feed(live.slot, chunk.tokens)
                 live.length += len(chunk.tokens)
                 if live.reading:
-                    live.read += len(chunk.tokens)
+                    self._read(live, len(chunk.tokens))
                 try:
-                    self._pick(live, chunk, rows, outcome)
+                    self._pick(live, chunk, rows, outcome, spent_s)
                     self._force(live, outcome)
                 except EngineError as exc:  # of this one's grammar
                     outcome.failed.append((live.job.id, str(exc)))
@@ -210,7 +218,7 @@ class Batching:
         parts = [_with_own(part, live) for part, live in zip(parts, fed, strict=True)]
         for job in outcome.ended:
             if (live_or_none := self._live.pop(job, None)) is not None:
-                self.cells.finish(live_or_none.slot)
+                self._finish(live_or_none)
         return Report(
             parts=tuple(parts),
             started=tuple(outcome.started),
@@ -246,10 +254,21 @@ class Batching:
                 continue
             picker = Picker(job.temperature, job.top_p, job.seed, job.log_probs, constraint)
             ngrams = NGrams() if self.backend.settings.speculation == "ngram" else None
-            history = list(job.tokens) if ngrams else []
+            history = list(job.tokens) if self.backend.settings.speculation != "none" else []
             self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached, history, ngrams)
             outcome.started.append((job.id, place.cached))
         self._waiting.extendleft(reversed(later))
+
+    def _finish(self, live: _Live) -> None:
+        self.cells.finish(live.slot)
+        if self._drafter is not None:
+            self._drafter.finish()
+
+    def _read(self, live: _Live, count: int) -> None:
+        """Note what was read of a prompt; a draft model reads it too, where it is to propose anything."""
+        live.read += count
+        if self._drafter is not None:
+            self._drafter.read(live.job.tokens[: live.read], live.job.max_new_tokens - 2)
 
     def _constraint(self, job: Job, outcome: _Outcome) -> Constraint | None:
         """What holds the job to its grammar, if it has one."""
@@ -270,11 +289,7 @@ class Batching:
         fed = list(writing)
         chunks = []
         for live in writing:
-            draft: list[int] = []
-            if live.ngrams is not None:
-                draft = live.ngrams.draft(live.history, live.job.max_new_tokens - live.written - 1)
-                if live.picker.constraint is not None:
-                    draft = live.picker.constraint.fitting(draft)
+            draft = self._proposals(live)
             chunks.append(Chunk(live.slot, [*live.unfed, *draft], rows=1 + len(draft)))
         room = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
         for live in reading:
@@ -293,9 +308,25 @@ class Batching:
         ]
         return chunks, parts, fed
 
-    def _pick(self, live: _Live, chunk: Chunk, rows: Logits, outcome: _Outcome) -> None:
-        """Pick after each row while that is what was proposed; the rest of a proposal is taken back."""
+    def _proposals(self, live: _Live) -> list[int]:
+        """What may come next; of a grammar only what fits it."""
+        room = live.job.max_new_tokens - live.written - 1
+        if self._drafter is not None:
+            proposed = self._drafter.propose(live.history, room, live.job.stop_ids)
+        elif live.ngrams is not None:
+            proposed = live.ngrams.draft(live.history, room)
+        else:
+            return []
+        return proposed if live.picker.constraint is None else live.picker.constraint.fitting(proposed)
+
+    def _pick(self, live: _Live, chunk: Chunk, rows: Logits, outcome: _Outcome, cpu_s: float) -> None:
+        """Pick after each row while that is what was proposed; the rest of a proposal is taken back.
+
+        Args:
+            cpu_s: that the step's call of the engine took.
+        """
         proposed = chunk.tokens[len(chunk.tokens) - chunk.rows + 1 :]
+        before, verifies = len(live.history), live.written > 0
         for place, row in enumerate(rows):
             found = live.picker.pick(row)
             ended = self._take(live, found, outcome)
@@ -305,6 +336,8 @@ class Batching:
                 if wrong > 0 and not ended:
                     live.length -= wrong
                     self.cells.take_back(live.slot, live.length)
+                if self._drafter is not None and verifies:
+                    self._drafter.learn(before, len(proposed), place, len(chunk.tokens), cpu_s)
                 return
 
     def _force(self, live: _Live, outcome: _Outcome) -> None:
@@ -332,7 +365,7 @@ class Batching:
             return True
         outcome.picked.append((live.job.id, found))
         live.written += 1
-        if live.ngrams is not None:
+        if live.history:
             live.history.append(found.token)
         if constraint is not None and constraint.ended:
             outcome.finished.append((live.job.id, "stop"))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from negawatt.engine.backend import Backend
+from negawatt.engine.beginning import common_beginning
 
 KEPT_STEPS = 2000
 """A sequence that nobody uses is kept until so many tokens of others have been written. In a pool each of
@@ -182,14 +183,7 @@ class Cells:
 
     def _common(self, number: int, wanted: list[int]) -> int:
         """Length of the beginning that a slot and a prompt share."""
-        held = self._slots[number].tokens
-        low, high = 0, min(len(held), len(wanted))
-        if held[:high] == wanted[:high]:
-            return high
-        while low < high - 1:  # equal up to low, different up to high
-            middle = (low + high) // 2
-            low, high = (middle, high) if held[:middle] == wanted[:middle] else (low, middle)
-        return low
+        return common_beginning(self._slots[number].tokens, wanted)
 
     def _hold(self, number: int, tokens: list[int], cells: list[int]) -> None:
         slot = self._slots[number]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.engine.backend import Backend, Chunk, Logits
+from negawatt.engine.drafter import Drafter
 from negawatt.engine.ngrams import NGrams
 from negawatt.engine.padding import together
 
@@ -54,7 +55,7 @@ class Step:
         context: tokens held by those sequences before the step, summed.
         produced: tokens of answers that the step yielded.
         wall_s: duration in seconds.
-        cpu_s: CPU seconds of the worker process, all threads.
+        cpu_s: CPU seconds of the worker process, all threads, what a draft model took for it included.
     """
 
     phase: str
@@ -123,26 +124,37 @@ class _Sequence:
         self.history.append(token)
         return len(self.completion.tokens) >= self.request.max_new_tokens
 
-    def draft(self) -> list[int]:
-        """Tokens that followed the last n-gram where it was seen before."""
-        room = self.request.max_new_tokens - len(self.completion.tokens) - 1
-        return self.ngrams.draft(self.history, room)
+    @property
+    def room(self) -> int:
+        """Tokens that can be proposed: one more is always written by the model itself."""
+        return self.request.max_new_tokens - len(self.completion.tokens) - 1
+
+    def proposals(self, drafter: Drafter | None) -> list[int]:
+        """Tokens that may come next: a draft model's, or those that followed the last n-gram before."""
+        if self.random is not None:
+            return []
+        if drafter is not None:
+            return drafter.propose(self.history, self.room, self.request.stop_ids)
+        return self.ngrams.draft(self.history, self.room)
 
 
 class Decoder:
-    """Generates and scores on one loaded backend, keeping a `Step` for every engine call."""
+    """Generates and scores on one loaded backend, keeping a `Step` for every engine call.
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    Args:
+        drafter: proposes, where the backend's settings say ``draft``.
+    """
+
+    def __init__(self, backend: Backend, drafter: Drafter | None = None) -> None:
+        self.backend, self.drafter = backend, drafter
         self.steps: list[Step] = []
 
     def _forward(self, phase: str, chunks: list[Chunk], context: int, produced: int) -> list[Logits]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        begun = _now()
         logits = self.backend.forward(chunks)
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         sequences = len({chunk.slot for chunk in chunks})
-        spent = time.perf_counter() - wall, time.process_time() - cpu
-        self.steps.append(Step(phase, sequences, tokens, context, produced, *spent))
+        self.steps.append(Step(phase, sequences, tokens, context, produced, *_since(begun)))
         return logits
 
     # -- generation ------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ class Decoder:
                 self._settle(live, done, on_token)
         finally:
             for slot in live:
-                self.backend.release(slot)
+                self._release(slot)
         return done
 
     def _admit(self, waiting: deque[tuple[int, Request]], live: dict[int, _Sequence], start: float) -> None:
@@ -188,11 +200,20 @@ class Decoder:
         for (_, sequence), rows in zip(admitted.items(), logits, strict=True):
             sequence.length = len(sequence.request.tokens)
             sequence.pending = [sequence.pick(rows[-1])]
+            if self.drafter is not None and sequence.random is None:
+                begun = _now()
+                self.drafter.read(sequence.request.tokens, sequence.room - 1)
+                self.steps[-1] = _and(self.steps[-1], _since(begun))
+
+    def _release(self, slot: int) -> None:
+        self.backend.release(slot)
+        if self.drafter is not None:
+            self.drafter.finish()
 
     def _advance(self, live: dict[int, _Sequence]) -> None:
         """One decoding step of all live sequences."""
         context = sum(sequence.length for sequence in live.values())
-        if self.backend.settings.speculation == "ngram":
+        if self.backend.settings.speculation != "none":
             self._advance_speculatively(live, context)
             return
         chunks = [Chunk(slot, [sequence.history[-1]]) for slot, sequence in live.items()]
@@ -202,15 +223,16 @@ class Decoder:
             sequence.pending = [sequence.pick(rows[-1])]
 
     def _advance_speculatively(self, live: dict[int, _Sequence], context: int) -> None:
-        """Feed each sequence its last token and a draft; keep what the model would have said itself.
+        """Feed each sequence its last token and proposals; keep what the model would have said itself.
 
-        A drafted token is kept when it is the very token picked from the logits before it, so greedy
-        answers are the same as without drafts; sampled ones keep their distribution.
+        A proposed token is kept when it is the very token picked from the logits before it, so greedy
+        answers are the same as without proposals; where tokens are drawn nothing is proposed.
         """
+        begun = _now()
         fed = {
-            slot: [sequence.history[-1], *(sequence.draft() if sequence.random is None else [])]
-            for slot, sequence in live.items()
+            slot: [sequence.history[-1], *sequence.proposals(self.drafter)] for slot, sequence in live.items()
         }
+        proposing = _since(begun)
         chunks = [Chunk(slot, tokens, rows=len(tokens)) for slot, tokens in fed.items()]
         logits = self._forward("decode", chunks, context, 0)
         produced = 0
@@ -224,7 +246,10 @@ class Decoder:
                 self.backend.truncate(slot, sequence.length)
             sequence.pending = picked
             produced += len(picked)
-        self.steps[-1] = _with_produced(self.steps[-1], produced)
+            if self.drafter is not None and sequence.random is None:
+                right, verifying_s = len(picked) - 1, self.steps[-1].cpu_s
+                self.drafter.learn(len(sequence.history), len(tokens) - 1, right, len(tokens), verifying_s)
+        self.steps[-1] = replace(_and(self.steps[-1], proposing), produced=produced)
 
     def _settle(
         self, live: dict[int, _Sequence], done: list[Completion], on_token: TokenCallback | None
@@ -239,7 +264,7 @@ class Decoder:
                     on_token(sequence.index, token)
                 if finished:
                     done[sequence.index] = sequence.completion
-                    self.backend.release(slot)
+                    self._release(slot)
                     del live[slot]
                     break
             sequence.pending = []
@@ -314,8 +339,19 @@ class Decoder:
         return np.concatenate(parts)
 
 
-def _with_produced(step: Step, produced: int) -> Step:
-    return Step(step.phase, step.sequences, step.tokens, step.context, produced, step.wall_s, step.cpu_s)
+def _now() -> tuple[float, float]:
+    """Wall time and CPU time of this process in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def _since(begun: tuple[float, float]) -> tuple[float, float]:
+    wall_s, cpu_s = _now()
+    return wall_s - begun[0], cpu_s - begun[1]
+
+
+def _and(step: Step, spent: tuple[float, float]) -> Step:
+    """The step with what was spent on it beside the model's call: wall and CPU seconds."""
+    return replace(step, wall_s=step.wall_s + spent[0], cpu_s=step.cpu_s + spent[1])
 
 
 def _log_sum_exp(rows: Logits) -> NDArray[np.float32]:

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +11,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from negawatt import errors
 from negawatt.artifact import Artifact
 from negawatt.engine import backends, wire
 from negawatt.engine.answers import Classification, Embedding, Generation, Usage
 from negawatt.engine.decode import Completion, Request, Step, TokenCallback
-from negawatt.engine.host import available_memory_bytes, cpu_s_of, has_ended, last_line, worker_environment
+from negawatt.engine.draft_model import DraftModel
+from negawatt.engine.host import available_memory_bytes
+from negawatt.engine.process import WorkerProcess
 from negawatt.engine.session import SessionOptions
 from negawatt.engine.settings import Settings
 from negawatt.errors import EngineError, NegawattError, WorkerDied
@@ -63,8 +56,7 @@ class Engine:
         version: of the underlying library (after `open`).
         prepare_usage, load_usage: what making and loading the weights cost (after `open`).
         last_usage: of the latest call, with the worker's peak memory so far.
-        whole_cpu_s: CPU seconds of the worker in all, once it has ended; None before, and where the system
-            does not tell.
+        draft: the small model that proposes, where the settings name one (after `open`).
         last_steps: the engine's calls of the latest score.
     """
 
@@ -80,16 +72,15 @@ class Engine:
         load_deadline_s: float = LOAD_DEADLINE_S,
     ) -> None:
         self.artifact, self.settings = artifact, settings
-        self.cache = cache or home() / "cache" / artifact.sha256[:16] / settings.engine
+        self.cache = cache or usual_cache(artifact, settings)
         self._prepared, self._session = prepared, session
         self.info: dict[str, Any] = {}
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
         self.last_steps: list[Step] = []
-        self.whole_cpu_s: float | None = None
+        self.draft: DraftModel | None = None
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
+        self._worker = WorkerProcess(settings.engine)
         self._hold = Hold()
         backends.backend(settings.engine).check(settings)
 
@@ -102,14 +93,20 @@ class Engine:
             EngineError: the engine refuses, or the model would not fit in memory.
             WorkerDied: the worker died or hung.
         """
+        settings = self.settings
+        if settings.draft is not None:
+            formats = backends.backend(settings.engine).weight_formats
+            self.draft = DraftModel.open(settings.draft, formats, self.artifact)
         self._refuse_too_large()
-        check(self.settings.limits)
+        check(settings.limits)
         try:
-            self._start()
-            settings = self.settings.to_json()
-            self.model_path = self._prepared or self._prepare(settings)
-            self._hold = hold(self.settings.limits)  # making the weights is not limited
-            request: wire.Message = {"do": "load", "path": str(self.model_path), "settings": settings}
+            self._worker.start()
+            self._prepare()
+            self._hold = hold(settings.limits)  # making the weights is not limited
+            request: wire.Message = {
+                "do": "load", "path": str(self.model_path), "settings": settings.to_json(),
+                "draft": None if self.draft is None else str(self.draft_path),
+            }  # fmt: skip
             if self._session is not None:
                 request["pool"] = [self._session.slots, self._session.capacity]
             answer, _ = self._call(request, self._load_deadline_s)
@@ -123,73 +120,46 @@ class Engine:
             raise
         return self
 
-    def _prepare(self, settings: dict[str, Any]) -> Path:
-        """Make the weights, and leave a worker that has not spent anything on it."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        request = {"do": "prepare", "artifact": str(self.artifact.path), "cache": str(self.cache)}
-        answer, _ = self._call({**request, "settings": settings}, self._load_deadline_s)
-        self.prepare_usage = Usage(**answer["usage"])
+    def _prepare(self) -> None:
+        """Make the weights, a draft's too, and leave a worker that has not spent anything on it."""
+        self.prepare_usage = Usage(0.0, 0.0, 0.0, 0)
+        if self._prepared is not None:
+            self.model_path = self._prepared
+        else:
+            self.model_path = self._made(self.artifact, self.settings.weight_format, self.cache)
+        if self.draft is not None:
+            model = self.draft.artifact
+            self.draft_path = self._made(model, self.draft.weight_format, usual_cache(model, self.settings))
         if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S:
             self.close()  # what it took to make the weights must not count as what it takes to run them
-            self._start()
+            self._worker.start()
+
+    def _made(self, artifact: Artifact, weight_format: str, cache: Path) -> Path:
+        """What the engine loads of a model, made unless it is in `cache`."""
+        cache.mkdir(parents=True, exist_ok=True)
+        request = {"do": "prepare", "artifact": str(artifact.path), "cache": str(cache)}
+        settings = self.settings.to_json()
+        answer, _ = self._call(
+            {**request, "settings": settings, "weight_format": weight_format}, self._load_deadline_s
+        )
+        self.prepare_usage = self.prepare_usage.and_then(Usage(**answer["usage"]))
         return Path(answer["path"])
 
     def _refuse_too_large(self) -> None:
         available = available_memory_bytes()
-        needed = self.artifact.weight_bytes
+        models = [self.artifact] if self.draft is None else [self.artifact, self.draft.artifact]
+        needed = sum(model.weight_bytes for model in models)
         if available is not None and needed > available:
+            names = " and ".join(model.name for model in models)
             raise EngineError(
-                f"{self.artifact.name} holds {needed / 1e9:.1f} GB of weights, but {available / 1e9:.1f} GB "
-                "of memory are free; choose a smaller model or free memory"
+                f"{names} hold{'s' * (len(models) == 1)} {needed / 1e9:.1f} GB of weights, but "
+                f"{available / 1e9:.1f} GB of memory are free; choose a smaller model or free memory"
             )
-
-    def _start(self) -> None:
-        to_worker_read, to_worker_write = os.pipe()
-        from_worker_read, from_worker_write = os.pipe()
-        self.whole_cpu_s = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        ends = map(str, (to_worker_read, from_worker_write))
-        command = [sys.executable, "-m", "negawatt.engine.worker", *ends]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=(to_worker_read, from_worker_write),
-                start_new_session=True,  # Ctrl-C is for the parent, which closes the worker in order
-                env=worker_environment(),
-            )
-        finally:
-            os.close(to_worker_read)
-            os.close(from_worker_write)
-        self._writer = os.fdopen(to_worker_write, "wb")
-        self._reader = os.fdopen(from_worker_read, "rb", buffering=0)
 
     def close(self) -> None:
         """End the worker and free its memory; harmless when it has ended already."""
-        if self._process is None:
-            return
         with self._hold:
-            for stream in (self._writer, self._reader):
-                with suppress(BrokenPipeError):  # the worker ended first; nothing unsent matters now
-                    stream.close()
-            self._end(2.0)
-            if self._log is not None:
-                self._log.close()
-            self._process = None
-
-    def _end(self, most_s: float) -> int:
-        """Wait for the worker to end, kill it if it does not, and note what it spent; its exit code."""
-        assert self._process is not None
-        end = time.monotonic() + most_s
-        while not has_ended(self._process):
-            if time.monotonic() > end:
-                self.kill()
-            time.sleep(0.002)
-        if self._process.returncode is None:  # known until it is waited for
-            self.whole_cpu_s = cpu_s_of(self._process.pid)
-        return self._process.wait()
+            self._worker.close()
 
     def __enter__(self) -> Engine:
         return self.open()
@@ -197,8 +167,8 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._process is not None:
-            self._process.kill()  # whatever it is doing, nobody waits for it any more
+        if kind is not None:
+            self.kill()  # whatever it is doing, nobody waits for it any more
         self.close()
 
     @property
@@ -208,9 +178,14 @@ class Engine:
         Raises:
             EngineError: the engine is not open.
         """
-        if self._process is None:
+        if (pid := self._worker.pid) is None:
             raise EngineError("the engine is not open")
-        return self._process.pid
+        return pid
+
+    @property
+    def whole_cpu_s(self) -> float | None:
+        """CPU seconds of the worker in all, see `WorkerProcess`."""
+        return self._worker.whole_cpu_s
 
     def begin_session(self) -> tuple[IO[bytes], IO[bytes]]:
         """Hand the worker over to continuous batching; see `negawatt.engine.session` for what is spoken.
@@ -218,16 +193,15 @@ class Engine:
         Returns:
             The streams to read from and write to. The engine answers nothing else until it is closed.
         """
-        if self._process is None or self._session is None:
+        if self._worker.pid is None or self._session is None:
             raise EngineError("the engine is not open, or was opened without a session")
         place = str(self.artifact.path)
-        wire.send(self._writer, {"do": "session", "options": asdict(self._session), "artifact": place})
-        return self._reader, self._writer
+        message = {"do": "session", "options": asdict(self._session), "artifact": place}
+        return self._worker.hand_over(message)
 
     def kill(self) -> None:
         """End the worker at once, whatever it is doing; its streams then end."""
-        if self._process is not None and self._process.returncode is None:
-            os.kill(self._process.pid, signal.SIGKILL)  # Popen's own would wait for one that has ended
+        self._worker.kill()
 
     # -- verbs -----------------------------------------------------------------------------------
 
@@ -349,52 +323,21 @@ class Engine:
     def _call(
         self, message: wire.Message, deadline_s: float, on_token: TokenCallback | None = None
     ) -> tuple[wire.Message, list[NDArray[Any]]]:
-        if self._process is None:
-            raise EngineError("the engine is not open")
         try:
-            wire.send(self._writer, message)
-            while True:
-                self._wait_readable(deadline_s, str(message["do"]))
-                frame = wire.receive(self._reader)
-                if frame is None:
-                    raise self.why_died()
-                answer, arrays = frame
-                if "token" not in answer:
-                    break
-                if on_token is not None:
-                    on_token(*answer["token"])
-        except (BrokenPipeError, EOFError, ValueError) as exc:
-            raise self.why_died() from exc
-        if "error" in answer:
-            kind = getattr(errors, answer["kind"], EngineError)
-            raise kind(answer["error"])
+            answer, arrays = self._worker.call(message, deadline_s, on_token)
+        except WorkerDied:
+            self.close()  # it is closed already; what the machine was held to is not
+            raise
         self.last_usage = Usage(**answer["usage"])
         return answer, arrays
 
-    def _wait_readable(self, deadline_s: float, what: str) -> None:
-        end = time.monotonic() + deadline_s
-        while True:
-            ready, _, _ = select.select([self._reader], [], [], max(0.0, min(1.0, end - time.monotonic())))
-            if ready:
-                return
-            if time.monotonic() >= end:
-                assert self._process is not None
-                self._process.kill()
-                self.close()
-                raise WorkerDied(
-                    f"the {self.settings.engine} worker gave no answer to {what} in {deadline_s:g} s"
-                )
-
     def why_died(self) -> NegawattError:
         """Why the worker ended, as an error to raise; the engine is closed."""
-        assert self._process is not None
-        code = self._end(5.0)
-        said = "" if self._log is None else last_line(self._log)
+        reason = self._worker.why_died()
         self.close()
-        if code == -signal.SIGKILL:
-            reason = "was killed, most likely because memory ran out"
-        elif code < 0:
-            reason = f"died of {signal.Signals(-code).name} ({signal.strsignal(-code)})"
-        else:
-            reason = f"ended with code {code}"
-        return WorkerDied(f"the {self.settings.engine} worker {reason}" + (f": {said}" if said else ""))
+        return reason
+
+
+def usual_cache(artifact: Artifact, settings: Settings) -> Path:
+    """Where an engine keeps what it makes of an artifact."""
+    return home() / "cache" / artifact.sha256[:16] / settings.engine

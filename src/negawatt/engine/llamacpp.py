@@ -43,6 +43,7 @@ class LlamaCppBackend(Backend):
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
     has_flash_attention: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True
+    has_drafts: ClassVar[bool] = True
     shares: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
@@ -86,7 +87,8 @@ class LlamaCppBackend(Backend):
             raise EngineError(f"llama.cpp cannot make a context for {path}: {lib.last_message()}")
         self._memory = lib.llama_get_memory(self._context)
         self._batch = lib.llama_batch_init(TOKENS_PER_STEP, 0, 1)
-        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
+        self._vocabulary = lib.llama_model_get_vocab(self._model)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocabulary))
 
     def _context_params(self) -> C.Structure:
         settings = self.settings
@@ -151,6 +153,22 @@ class LlamaCppBackend(Backend):
         if not self._lib.llama_memory_seq_rm(self._memory, slot, length, -1):
             raise EngineError(f"llama.cpp cannot take back tokens of this model's sequence {slot}")
         self._lengths[slot] = length
+
+    def refuse_draft(self, draft: Backend) -> None:
+        assert isinstance(draft, LlamaCppBackend)
+        shares = "a draft must share the vocabulary of the model that it proposes to"
+        if draft.vocab_size != self.vocab_size:
+            raise EngineError(
+                f"the draft has {draft.vocab_size} tokens and the model {self.vocab_size}; {shares}"
+            )
+        text = self._lib.llama_vocab_get_text
+        for token in range(self.vocab_size):
+            theirs, ours = text(draft._vocabulary, token), text(self._vocabulary, token)
+            if theirs != ours:
+                said = [(each or b"").decode(errors="replace") for each in (theirs, ours)]
+                raise EngineError(
+                    f"token {token} is {said[0]!r} to the draft and {said[1]!r} to the model; {shares}"
+                )
 
     def reserve(self, slots: int, tokens: int) -> None:
         self._lengths, self._pool_tokens = [0] * slots, tokens

@@ -124,6 +124,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_init_from_model": (_POINTER, [_POINTER, ContextParams]),
     "llama_model_get_vocab": (_POINTER, [_POINTER]),
     "llama_vocab_n_tokens": (_INT, [_POINTER]),
+    "llama_vocab_get_text": (C.c_char_p, [_POINTER, _INT]),
     "llama_tokenize": (_INT, [_POINTER, C.c_char_p, _INT, C.POINTER(_INT), _INT, C.c_bool, C.c_bool]),
     "llama_batch_init": (Batch, [_INT, _INT, _INT]),
     "llama_decode": (_INT, [_POINTER, Batch]),

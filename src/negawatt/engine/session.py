@@ -31,6 +31,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine.backend import Backend
 from negawatt.engine.batching import STEP_TOKENS, Batching, Job, Report
 from negawatt.engine.cells import Cells
+from negawatt.engine.drafter import Drafter
 from negawatt.engine.encoding import Encoding
 from negawatt.engine.grammar import Grammars
 from negawatt.engine.wire import Message, receive, send
@@ -64,8 +65,9 @@ class Session:
         writer: IO[bytes],
         options: SessionOptions,
         artifact: Path,
+        drafter: Drafter | None = None,
     ) -> None:
-        self._batching = _batching(backend, options, artifact)
+        self._batching = _batching(backend, options, artifact, drafter)
         self._reader, self._writer = reader, writer
         self._inbox: SimpleQueue[Message | None] = SimpleQueue()
 
@@ -126,7 +128,9 @@ class Session:
                 return
 
 
-def _batching(backend: Backend, options: SessionOptions, artifact: Path) -> Batching | Encoding:
+def _batching(
+    backend: Backend, options: SessionOptions, artifact: Path, drafter: Drafter | None
+) -> Batching | Encoding:
     if backend.pooling:
         return Encoding(backend, options.batch, options.step_tokens)
     if backend.shares:
@@ -139,7 +143,9 @@ def _batching(backend: Backend, options: SessionOptions, artifact: Path) -> Batc
     def grammars() -> Grammars:
         return Grammars(Artifact.open(artifact).tokenizer, backend.vocab_size)
 
-    return Batching(backend, cells, min(options.batch, slots), options.step_tokens, grammars)
+    if drafter is not None:
+        drafter.keep = options.prefix_cache
+    return Batching(backend, cells, min(options.batch, slots), options.step_tokens, grammars, drafter)
 
 
 def job_of(data: Mapping[str, Any]) -> Job:

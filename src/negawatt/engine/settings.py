@@ -13,6 +13,8 @@ from negawatt.engine.cores import CHOICES
 from negawatt.errors import UsageError
 from negawatt.limits.limits import Limits
 
+SPECULATIONS = ("none", "ngram", "draft")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,8 +30,11 @@ class Settings:
             `Engine.weight_formats`.
         kv_cache: precision of the key-value cache: ``default`` or a name the engine has.
         flash_attention: True, False, or None for the engine's default.
-        speculation: ``none``, or ``ngram`` (prompt lookup: continuations of n-grams seen before
-            are proposed and verified; greedy output is unchanged).
+        speculation: ``none``, ``ngram`` (prompt lookup: continuations of n-grams seen before
+            are proposed and verified; greedy output is unchanged), or ``draft`` (the same with what a
+            small model proposes).
+        draft: that small model, as `negawatt.artifact.Artifact.open` takes it, with ``:FORMAT`` behind it
+            where it runs in another weight format than its own; None without one.
         max_context: tokens of prompt and answer together that a sequence may hold.
         pooling: how texts become vectors: ``default`` is what the model's files say, which of a model that
             writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
@@ -48,6 +53,7 @@ class Settings:
     kv_cache: str = "default"
     flash_attention: bool | None = None
     speculation: str = "none"
+    draft: str | None = None
     max_context: int = 2048
     pooling: str = "default"
     cores: str = "default"
@@ -61,8 +67,12 @@ class Settings:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
         if self.max_context < 2:
             raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
-        if self.speculation not in ("none", "ngram"):
-            raise UsageError(f"speculation is 'none' or 'ngram', not {self.speculation!r}")
+        if self.speculation not in SPECULATIONS:
+            raise UsageError(f"speculation is 'none', 'ngram' or 'draft', not {self.speculation!r}")
+        if self.speculation == "draft" and not self.draft:
+            raise UsageError("speculation 'draft' needs the small model that proposes: a name or folder")
+        if self.draft and self.speculation != "draft":
+            raise UsageError(f"the draft {self.draft} proposes nothing with speculation {self.speculation!r}")
         if self.pooling not in ("default", *MODES):
             raise UsageError(f"pooling is default, {', '.join(MODES)}, not {self.pooling!r}")
         if self.cores not in CHOICES:
@@ -76,6 +86,10 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def without_speculation(self) -> Settings:
+        """The same way of running, every token written by the model itself."""
+        return self.replace(speculation="none", draft=None)
 
     @property
     def limits(self) -> Limits:
@@ -119,9 +133,14 @@ class Settings:
         if self.flash_attention is not None:
             parts.append("flash" if self.flash_attention else "no flash")
         if self.speculation != "none":
-            parts.append(self.speculation)
+            parts.append(f"draft {draft_name(self.draft)}" if self.draft else self.speculation)
         if self.pooling != "default":
             parts.append(f"{self.pooling} pooling")
         if self.limits:
             parts.append(str(self.limits))
         return " · ".join(parts)
+
+
+def draft_name(draft: str) -> str:
+    """Short form of a draft: the last part of its folder, or its name."""
+    return draft.rstrip("/").rsplit("/", 1)[-1]

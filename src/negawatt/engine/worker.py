@@ -22,6 +22,7 @@ from negawatt.engine import backends, classifier
 from negawatt.engine.backend import Backend
 from negawatt.engine.cores import confine
 from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.drafter import Drafter
 from negawatt.engine.host import peak_rss_bytes
 from negawatt.engine.session import Session, SessionOptions
 from negawatt.engine.settings import Settings
@@ -81,17 +82,19 @@ class Worker:
         steps, self._loaded.steps = self._loaded.steps, []
         return [asdict(step) for step in steps]
 
-    def do_prepare(self, settings: dict[str, Any], artifact: str, cache: str) -> tuple[Message, list[Any]]:
+    def do_prepare(
+        self, settings: dict[str, Any], artifact: str, cache: str, weight_format: str
+    ) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         backend = backends.backend(chosen.engine)
         if not backend.classifies and classifier.labels_in(Artifact.open(artifact)):
             raise EngineError(f"{backend.name} runs no classifiers of texts; openvino and transformers do")
         backend.check(chosen)
-        path = backend.prepare(Path(artifact), chosen.weight_format, Path(cache))
+        path = backend.prepare(Path(artifact), weight_format, Path(cache))
         return {"path": str(path)}, []
 
     def do_load(
-        self, settings: dict[str, Any], path: str, pool: list[int] | None = None
+        self, settings: dict[str, Any], path: str, pool: list[int] | None = None, draft: str | None = None
     ) -> tuple[Message, list[Any]]:
         chosen = Settings.from_json(settings)
         confine(chosen.cores, chosen.threads)  # threads that the engine starts stay where this one is
@@ -99,7 +102,7 @@ class Worker:
         if pool is not None and backend.shares:
             backend.reserve(*pool)
         backend.load(Path(path))
-        self._decoder = Decoder(backend)
+        self._decoder = Decoder(backend, Drafter.load(backend, Path(draft)) if draft else None)
         version = type(backend).version()
         info = {**backend.info(), **({"labels": list(backend.labels)} if backend.labels else {})}
         if backend.pooling:
@@ -117,9 +120,9 @@ class Worker:
         return {"completions": [asdict(c) for c in completions], "steps": self._steps()}, []
 
     def do_session(self, options: dict[str, Any], artifact: str) -> tuple[Message, list[Any]]:
-        backend = self._asked_to("write", "embed" if self._loaded.backend.pooling else "write text").backend
-        chosen = SessionOptions(**options)
-        Session(backend, self._reader, self._writer, chosen, Path(artifact)).run()
+        decoder = self._asked_to("write", "embed" if self._loaded.backend.pooling else "write text")
+        chosen, place = SessionOptions(**options), Path(artifact)
+        Session(decoder.backend, self._reader, self._writer, chosen, place, decoder.drafter).run()
         return {}, []
 
     def do_score(self, pairs: list[tuple[list[int], list[int]]]) -> tuple[Message, list[Any]]:

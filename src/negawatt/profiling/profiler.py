@@ -90,6 +90,7 @@ class Profile:
                 "decode": summary.phase("decode", summary.generated),
             },
             "texts": {part.name: summary.of_part(part) for part in summary.parts.values()} or None,
+            "speculation": summary.proposals if self.settings.speculation != "none" else None,
             "requests": sum(len(w.inputs) for w in summary.windows),
             "tokens": {"prompt": summary.prompted, "generated": summary.generated},
             "reference_load_s": [w.reference_s for w in summary.windows],

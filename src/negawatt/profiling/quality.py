@@ -80,10 +80,9 @@ class Quality:
 
 def scoring_settings(settings: Settings) -> Settings:
     """The settings that quality is judged under: same arithmetic, arranged for many short texts."""
-    return settings.replace(
+    return settings.without_speculation().replace(
         batch=SCORING_BATCH,
         threads=None,
-        speculation="none",
         max_context=min(SCORING_CONTEXT, settings.max_context),
     )
 

@@ -243,4 +243,4 @@ def _kept(quality: Quality) -> dict[str, _Kept]:
 
 def _alone(settings: Settings) -> Settings:
     """Distributions along one text at a time."""
-    return settings.replace(batch=1, speculation="none")
+    return settings.without_speculation().replace(batch=1)

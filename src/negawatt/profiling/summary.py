@@ -102,6 +102,17 @@ class Summary:
         }
 
     @property
+    def proposals(self) -> dict[str, int]:
+        """What speculation did: calls of the model, tokens proposed to it, and how many were right."""
+        calls = [s for s in self.steps if s.phase == "decode"]
+        sequences = sum(s.sequences for s in calls)
+        return {
+            "calls": len(calls),
+            "proposed": sum(s.tokens for s in calls) - sequences,
+            "accepted": sum(s.produced for s in calls) - sequences,
+        }
+
+    @property
     def tokens_per_s(self) -> float:
         return self.generated / sum(w.wall_s for w in self.windows)
 

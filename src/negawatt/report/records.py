@@ -297,6 +297,10 @@ def label(settings: Mapping[str, Any]) -> str:
         value = settings[name]
         if value is None or value == _DEFAULTS.get(name):
             continue
+        if name == "draft":
+            value = last_of(text(value))
+        if name == "speculation" and settings.get("draft"):
+            continue  # which it is says the draft
         spoken = name.replace("_", " ")
         parts.append(f"{value} {spoken}" if isinstance(value, str) else f"{spoken} {value}")
         if isinstance(value, bool):
@@ -308,6 +312,11 @@ def label(settings: Mapping[str, Any]) -> str:
 
 _FIRST = {"model", "passes", "cascade", "engine", "weight_format", "threads", "batch"}
 """Of settings what `label` tells in an order of its own."""
+
+
+def last_of(place: str) -> str:
+    """A name, or the last part of a folder."""
+    return place.rstrip("/").rsplit("/", 1)[-1]
 
 
 def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

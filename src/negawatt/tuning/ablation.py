@@ -9,12 +9,15 @@ from typing import Any
 
 from negawatt.compress import parse
 from negawatt.engine import Settings
+from negawatt.engine.backend import Backend
 from negawatt.engine.backends import backend
+from negawatt.engine.settings import draft_name
 from negawatt.errors import UnsupportedSetting
 from negawatt.tuning.candidate import Candidate
 
 SAME = 1e-6
 """Costs that differ by less than this share are the same: there is no saving to divide."""
+NO_SPECULATION: dict[str, Any] = {"speculation": "none", "draft": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,15 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         weight_format=formats[0] if formats else "native",
         kv_cache=settings.kv_cache if settings.kv_cache in kind.kv_caches else "default",
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
-        speculation=settings.speculation if kind.has_speculation else "none",
         max_context=winner.settings.max_context,
+        **({} if _speculates(settings, kind) else NO_SPECULATION),
     )
     return replace(now, settings=changed)
+
+
+def _speculates(settings: Settings, kind: type[Backend]) -> bool:
+    """Whether an engine can speculate as these settings say."""
+    return kind.has_drafts if settings.draft is not None else kind.has_speculation
 
 
 def _passes(now: Candidate, winner: Candidate) -> Candidate:
@@ -144,7 +152,9 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
-    "speculation": _set("speculation"),
+    "speculation": lambda now, winner: now.run_as(
+        speculation=winner.settings.speculation, draft=winner.settings.draft
+    ),
     "context": _set("max_context"),
 }
 
@@ -161,7 +171,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
         "cores": settings.cores,
-        "speculation": settings.speculation,
+        "speculation": f"draft {draft_name(settings.draft)}" if settings.draft else settings.speculation,
         "context": str(settings.max_context),
     }
     return ", ".join(said[name] for name in names)

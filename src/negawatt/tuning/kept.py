@@ -9,6 +9,7 @@ from pathlib import Path
 from negawatt.artifact import Artifact
 from negawatt.artifact.pooling import copy_pooling_files
 from negawatt.engine import Engine
+from negawatt.engine.draft_model import KEPT
 from negawatt.home import write_json, written_beside
 from negawatt.profiling.cascade import Cascade, Runner, write_cascade
 
@@ -16,7 +17,8 @@ from negawatt.profiling.cascade import Cascade, Runner, write_cascade
 def keep(runner: Runner, target: Path, name: str, verdict: str) -> Path:
     """Write the folder `target`, whole or not at all.
 
-    Weights in an engine's own form lie in a folder of that engine's name, beside the model. Of a cascade both
+    Weights in an engine's own form lie in a folder of that engine's name, beside the model, and a draft that
+    proposes to it, an artifact of its own, in ``draft``. Of a cascade both
     models lie in folders of their own, ``small`` and ``large``, beside ``cascade.toml``.
 
     Args:
@@ -56,6 +58,9 @@ def _put(engine: Engine, folder: Path, name: str, verdict: str) -> str | None:
         if not prepared.is_relative_to(source):
             shutil.copytree(prepared, folder / settings.engine, copy_function=_link_or_copy)
             own = settings.engine
+    if engine.draft is not None:
+        _put_draft(engine.draft.artifact, engine.draft_path, folder / KEPT)
+        settings = settings.replace(draft=KEPT)
     write_json(folder / "settings.json", settings.to_json())
     step = {"pass": "tune", "parameters": settings.to_json(), "verdict": verdict}
     Artifact.create(
@@ -67,6 +72,20 @@ def _put(engine: Engine, folder: Path, name: str, verdict: str) -> str | None:
         notes=artifact.notes,
     )
     return own
+
+
+def _put_draft(draft: Artifact, prepared: Path, folder: Path) -> None:
+    """What proposes, in the form in which it ran."""
+    folder.mkdir()
+    _link_or_copy(prepared, folder / prepared.name)
+    Artifact.create(
+        folder,
+        name=draft.name,
+        source=draft.source,
+        license=draft.license,
+        lineage=draft.lineage,
+        notes=draft.notes,
+    )
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:

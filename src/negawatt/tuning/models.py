@@ -8,6 +8,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine.classifier import labels_in
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.profiling.quality import SCORING_CONTEXT, tokens_held
+from negawatt.tuning.drafts import with_drafts
 from negawatt.tuning.space import Space
 from negawatt.workload import Workload
 from negawatt.workload.items import prompt_text
@@ -28,15 +29,21 @@ def named(artifact: Artifact, models: Sequence[Artifact | str]) -> dict[str, Art
     return found
 
 
-def space_of(models: Sequence[Artifact], workload: Workload, space: Space) -> Space:
+def space_of(models: Sequence[Artifact], workload: Workload, space: Space, *, cluster: bool = False) -> Space:
     """What of a space fits the models: those that label texts or embed them have no cache, for one.
+
+    Args:
+        cluster: whether other machines try candidates.
 
     Raises:
         UsageError: the workload searches a corpus, and a model turns no texts into vectors, or no engine is
-            left that runs the models.
+            left that runs the models, or a draft cannot propose to any of them.
     """
+    writes = workload.corpus is None and not all(map(labels_in, models))
+    if space.drafts and not writes:
+        raise UsageError(f"a draft proposes tokens, and {models[0].name} writes no text here")
     if workload.corpus is None:
-        return space.of_classifiers() if all(map(labels_in, models)) else space
+        return with_drafts(space, models, workload, cluster=cluster) if writes else space.of_classifiers()
     for model in models:
         if model.pooling() is None:
             raise UsageError(

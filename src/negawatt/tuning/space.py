@@ -29,6 +29,9 @@ CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
 
+DRAFT = "draft "
+"""What comes before a draft's name where ways to speculate are named."""
+
 
 @dataclass(frozen=True)
 class Space:
@@ -44,6 +47,7 @@ class Space:
         passes: that may make the weights smaller, in the order in which they are applied.
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
+        drafts: small models that may propose, see `Settings.draft`, on engines that run them at batch 1.
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
@@ -59,6 +63,7 @@ class Space:
     passes: tuple[PassRange, ...] = ()
     kv_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     speculation: tuple[str, ...] = ("none", "ngram")
+    drafts: tuple[str, ...] = ()
     flash_attention: tuple[str, ...] = ("default",)
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     unasked: bool = False
@@ -139,7 +144,7 @@ class Space:
         plain = {name: tuple(f for f in backend(name).weight_formats if f != "native") for name in engines}
         return replace(
             self, engines=engines, passes=passes, weight_formats={**plain, **self.weight_formats},
-            kv_caches=dict.fromkeys(engines, ("default",)), speculation=("none",),
+            kv_caches=dict.fromkeys(engines, ("default",)), speculation=("none",), drafts=(),
             flash_attention=("default",),
         )  # fmt: skip
 
@@ -168,8 +173,16 @@ class Space:
             chosen = choose(f"{name}.flash_attention", offered or ["default"])
             settings = settings.replace(flash_attention=FLASH[chosen])
         if engine.has_speculation and settings.batch == 1:
-            settings = settings.replace(speculation=choose(f"{name}.speculation", self.speculation))
+            chosen = choose(f"{name}.speculation", self._speculation(engine, passes))
+            settings = settings.replace(**_speculating(chosen))
         return Candidate(settings, passes, model)
+
+    def _speculation(self, engine: type[Backend], passes: Sequence[str]) -> tuple[str, ...]:
+        """Ways to speculate, drafts among them: ``draft MODEL``. Passes that change the tokens leave none."""
+        names = [each.partition(":")[0] for each in passes]
+        cut = any(each.technique.reads_usage for each in self.passes if each.name in names)
+        drafts = self.drafts if engine.has_drafts and not cut else ()
+        return (*self.speculation, *map(DRAFT.__add__, drafts))
 
     def _pick_passes(self, engine: str, choose: Choose) -> tuple[tuple[str, ...], bool]:
         """The passes, and whether what they give is packed; only what the engine runs as it is made."""
@@ -213,7 +226,9 @@ class Space:
             "batch": settings.batch,
             f"{settings.engine}.weight_format": settings.weight_format,
             f"{settings.engine}.kv_cache": settings.kv_cache,
-            f"{settings.engine}.speculation": settings.speculation,
+            f"{settings.engine}.speculation": DRAFT + settings.draft
+            if settings.draft
+            else settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
         }
         wanted |= self._wanted_passes(candidate.passes)
@@ -308,8 +323,16 @@ class Space:
             "kv_caches": {name: list(self.caches(name)) for name in self.engines},
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
+            **({"drafts": list(self.drafts)} if self.drafts else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
+
+
+def _speculating(chosen: str) -> dict[str, str | None]:
+    """The settings of a way to speculate."""
+    if chosen.startswith(DRAFT):
+        return {"speculation": "draft", "draft": chosen.removeprefix(DRAFT)}
+    return {"speculation": chosen, "draft": None}
 
 
 def _able(each: PassRange) -> Sequence[str]:

@@ -18,7 +18,7 @@ SCHEMA = 1
 MAX_BYTES = 100_000
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
-    "weight_formats", "kv_caches", "pass", "cores",
+    "weight_formats", "kv_caches", "pass", "cores", "drafts",
 }  # fmt: skip
 
 
@@ -26,8 +26,8 @@ def read_space(path: Path, default: Space) -> Space:
     """The space of a file; what it does not mention stays as in `default`.
 
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
-    ``speculation`` (of none, ngram), ``flash_attention`` (of default, on, off), ``cores`` (of
-    `negawatt.engine.cores.CHOICES`), the tables
+    ``speculation`` (of none, ngram), ``drafts`` (small models that may propose), ``flash_attention``
+    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), the tables
     ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
     parameter a value or a list of values, and ``required``.
 
@@ -91,6 +91,7 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         batches=_numbers(data, "batches", default.batches, 1),
         max_context=_numbers(data, "max_context", (default.max_context,), 2, single=True)[0],
         speculation=_words(data, "speculation", default.speculation, ("none", "ngram")),
+        drafts=_words(data, "drafts", default.drafts),
         flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
         weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),

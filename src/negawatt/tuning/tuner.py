@@ -129,7 +129,7 @@ def tune(
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
-    space = space_of((artifact, *others.values()), workload, space)
+    space = space_of((artifact, *others.values()), workload, space, cluster=ray is not None)
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     refuse_longer((artifact, *others.values()), workload, space)
