@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,11 @@ def home_with_engines(model: Artifact, tmp_path_factory: pytest.TempPathFactory)
     place = tmp_path_factory.mktemp("home")
     (place / "runtimes").symlink_to(home() / "runtimes")
     return place
+
+
+@pytest.fixture(scope="module")
+def in_home_with_engines(home_with_engines: Path) -> Iterator[None]:
+    """For modules whose searches must not find what others made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,7 @@ SPACE = Space(
     drafts=("small", "./other:q4_0"),
 )  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(home_with_engines: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
-        yield
+pytestmark = pytest.mark.usefixtures("in_home_with_engines")
 
 
 @pytest.fixture(scope="module")

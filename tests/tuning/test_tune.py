@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,7 @@ SPACE = Space(
     passes=(PassRange.of("depth", {"ratio": 0.5, "order": "contiguous"}),), speculation=("none",),
 )  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(home_with_engines: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
-        yield
+pytestmark = pytest.mark.usefixtures("in_home_with_engines")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,7 @@ CHEAP = DEAR.run_as(weight_format="q8_0")
 LONG = ((12, 60),) * 30
 PER_DAY = 1e9
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(home_with_engines: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
-        yield
+pytestmark = pytest.mark.usefixtures("in_home_with_engines")
 
 
 @pytest.fixture(scope="module")
