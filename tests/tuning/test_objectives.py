@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,7 @@ SPACE = Space(
 )  # fmt: skip
 BASELINE = Settings(engine="llamacpp", weight_format="f16", threads=1, max_context=96)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(home_with_engines: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
-        yield
+pytestmark = pytest.mark.usefixtures("in_home_with_engines")
 
 
 def trial(number: int, cost: float, memory: int, drop: float | None = None) -> Trial:
