@@ -60,6 +60,11 @@ class Candidate:
         return replace(self, escalation=None), self.escalation.to
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """What it runs on, as in `Settings`."""
+        return tuple(dict.fromkeys(each.settings.device for each in self.parts))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The passes without their parameters."""
         return tuple(each.partition(":")[0] for each in self.passes)

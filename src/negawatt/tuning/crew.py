@@ -189,7 +189,8 @@ class Crew:
             if not known and self._greeted[node.id] < GREETINGS:
                 self._greeted[node.id] += 1
                 self._greeting[node.id] = time.monotonic()
-                job = {"do": "greet", "engines": sorted(self._engines)}
+                counting = self.brief.cost.in_joules
+                job = {"do": "greet", "engines": sorted(self._engines), "counters": counting}
                 self.cluster.send(node, self._text(job), node, beside=True)
 
     def _greets_back(self, node: Node, answer: str | NodeLost) -> None:
@@ -211,8 +212,12 @@ class Crew:
         if machine["id"] not in machines:
             self.run.update(machines={**machines, machine["id"]: machine})
         like = machine["id"] == self.brief.machine
+        blind = sorted(set(self.brief.cost.counters) - set(data.get("counters") or ()))
         if not like:
             self._note(f"Node {node.name} is another kind of machine: it judges quality and measures nothing")
+        elif blind:
+            self._note(f"Node {node.name} cannot read {blind[0]}: it judges quality and measures nothing")
+            like = False
         self._members[node.id] = Member(node, machine["id"], like)
 
     def _unfit(self, node: Node, why: str) -> None:

@@ -17,8 +17,9 @@ from negawatt.profiling.profiler import baseline_ratio
 from negawatt.profiling.window import Window, completions_of, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.ablation import Step, levers
-from negawatt.tuning.attempt import answered_in
+from negawatt.tuning.attempt import answered_in, take
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.kept import keep
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
@@ -46,10 +47,18 @@ class Finals:
         workshop: gives the candidates' weights.
         traffic: held out from the search.
         tick: told what goes on.
+        cost: what is counted.
     """
 
-    def __init__(self, run: Run, workshop: Workshop, traffic: Traffic, tick: Callable[[str], None]) -> None:
-        self.run, self.workshop, self.traffic, self.tick = run, workshop, traffic, tick
+    def __init__(
+        self,
+        run: Run,
+        workshop: Workshop,
+        traffic: Traffic,
+        tick: Callable[[str], None],
+        cost: Cost = CPU_SECONDS,
+    ) -> None:
+        self.run, self.workshop, self.traffic, self.tick, self.cost = run, workshop, traffic, tick, cost
         self._engines: dict[Candidate, Runner] = {}  # closed again; kept for what they tell of themselves
 
     def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
@@ -57,10 +66,7 @@ class Finals:
         if len(finalists) < 2:
             return list(finalists)
         windows = self._interleaved(finalists, RANKING_ROUNDS, FEWEST_RANKING_ROUNDS, time_left)
-        costs = {
-            candidate: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(candidate)
-            for candidate, w in windows.items()
-        }
+        costs = {candidate: self._cost(candidate, w) for candidate, w in windows.items() if w}
         return sorted(costs, key=lambda candidate: costs[candidate])
 
     def answers(
@@ -102,7 +108,7 @@ class Finals:
         return before, replace(self._profile(winner, windows[winner]), ratio=ratio)
 
     def ratio(self, present: Candidate, winner: Candidate, time_left: Callable[[], float]) -> Ratio:
-        """How many times fewer CPU seconds a token takes with the winner, from windows taken in turn.
+        """How many times less a token costs with the winner, from windows taken in turn.
 
         Raises:
             EngineError: one of them can no longer be loaded.
@@ -111,23 +117,26 @@ class Finals:
         return self._ratio(windows, present, winner)
 
     def costs(self, candidates: Sequence[Candidate]) -> dict[Candidate, list[float]]:
-        """CPU seconds a token of those that run, window by window, all in turn; as the baseline cuts text."""
+        """What a token (as the baseline cuts text) costs with those that run, window by window in turn."""
         windows = self._interleaved(candidates, FINAL_ROUNDS, FINAL_ROUNDS, lambda: 0.0)
-        return {c: [w.cpu_s_per_token * self.traffic.per_token(c) for w in own] for c, own in windows.items()}
+        return {c: [self._cost(c, [w]) for w in own] for c, own in windows.items() if own}
+
+    def _cost(self, candidate: Candidate, windows: Sequence[Window]) -> float:
+        """For a token as the baseline cuts text, in the unit of the search."""
+        return self.cost.per_output(windows, candidate.devices) * self.traffic.per_token(candidate)
 
     def _all_of(
         self, chosen: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
     ) -> dict[Candidate, list[Window]]:
         windows = self._interleaved(chosen, rounds, fewest, time_left)
-        if lost := [c for c in chosen if c not in windows]:
+        if lost := [c for c in chosen if len(windows.get(c, ())) < 2]:
             raise EngineError(f"{lost[0]} ran during the search but not any more; the run's notes say why")
         return windows
 
     def _ratio(
         self, windows: Mapping[Candidate, Sequence[Window]], dear: Candidate, cheap: Candidate
     ) -> Ratio:
-        costs = [[w.cpu_s_per_token * self.traffic.per_token(c) for w in windows[c]] for c in (dear, cheap)]
-        return baseline_ratio(*costs)
+        return baseline_ratio(*([self._cost(c, [w]) for w in windows[c]] for c in (dear, cheap)))
 
     def along(self, steps: Sequence[Step], time_left: Callable[[], float]) -> list[dict[str, Any]] | None:
         """What each lever saves on the way from baseline to winner, all steps measured in turn.
@@ -139,9 +148,14 @@ class Finals:
         windows = self._interleaved(
             [step.candidate for step in steps], ABLATION_ROUNDS, FEWEST_ABLATION_ROUNDS, time_left
         )
-        costs = {c: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(c) for c, w in windows.items()}
+        windows = {c: w for c, w in windows.items() if w}
+        costs = {c: self._cost(c, w) for c, w in windows.items()}
+        seconds = {
+            c: Summary(tuple(w)).cpu_s_per_token * self.traffic.per_token(c) for c, w in windows.items()
+        }
         rounds = min((len(w) for w in windows.values()), default=0)
-        return levers(steps, costs, f"every step measured in turn, {rounds} windows each")
+        how = f"every step measured in turn, {rounds} windows each"
+        return levers(steps, costs, how, seconds if self.cost.in_joules else None)
 
     def _interleaved(
         self, candidates: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
@@ -167,9 +181,33 @@ class Finals:
                 plan,
                 lambda n: self.tick(f"measuring in turn: {n} of {total}"),
                 lambda done: done >= fewest and time_left() <= 0,
+                lambda position, group: take(engines[position], group, self.cost),
             )
             self._engines |= opened
-            return dict(zip(opened, taken, strict=True))
+            return self._counted(dict(zip(opened, taken, strict=True)))
+
+    def _counted(self, windows: dict[Candidate, list[Window]]) -> dict[Candidate, list[Window]]:
+        """Without the rounds in which somebody's joules are missing, so that pairs stay pairs.
+
+        A candidate of which no window can be counted is left out; both are noted.
+        """
+        reasons = {c: [self._uncounted(c, window) for window in own] for c, own in windows.items()}
+        for lost in [c for c, own in reasons.items() if own and all(own)]:
+            self.run.append("note", {"text": f"Dropped among the finalists: {lost}: {reasons.pop(lost)[0]}"})
+        rounds = max((len(own) for own in reasons.values()), default=0)
+        broken = {n: own[n] for own in reasons.values() for n in range(rounds) if own[n]}
+        for number, reason in broken.items():
+            text = f"Round {number + 1} measured in turn is left out: {reason}"
+            self.run.append("note", {"text": text})
+        return {c: [w for n, w in enumerate(windows[c]) if n not in broken] for c in reasons}
+
+    def _uncounted(self, candidate: Candidate, window: Window) -> str:
+        """Why a window does not count; nothing where it does."""
+        try:
+            self.cost.per_output([window], candidate.devices)
+        except EngineError as exc:
+            return str(exc)
+        return ""
 
     def _profile(self, candidate: Candidate, windows: Sequence[Window]) -> Profile:
         """A profile whose cost model is fitted on all windows but the last two, and tested on those."""
@@ -202,19 +240,24 @@ class Finals:
         return keep(self._engines[candidate], self.run.path / "artifact", name, verdict)
 
 
-def waterfall(baseline: Profile, best: Profile | None) -> list[dict[str, Any]] | None:
-    """Where the CPU seconds of a generated token went, before and after, by phase; in a search by text."""
+def waterfall(
+    baseline: Profile, best: Profile | None, cost: Cost = CPU_SECONDS
+) -> list[dict[str, Any]] | None:
+    """Where the cost of a generated token went, before and after, by phase; in a search by text.
+
+    Joules are shared between phases as CPU seconds are.
+    """
     if best is None:
         return None
-    steps = []
+    steps: list[dict[str, Any]] = []
     for label, profile in (("baseline", baseline), ("best", best)):
-        if parts := profile.summary.parts.values():
-            steps += [
-                {"label": f"{label}: {part.name}", "cpu_s_per_token": part.cpu_s_per_output} for part in parts
-            ]
-            continue
-        generated = profile.summary.generated
-        for phase in ("prefill", "decode"):
-            spent = profile.summary.phase(phase, generated)["cpu_s_per_token"]
-            steps.append({"label": f"{label}: {phase}", "cpu_s_per_token": spent})
+        summary = profile.summary
+        seconds = {part.name: part.cpu_s_per_output for part in summary.parts.values()} or {
+            phase: summary.phase(phase, summary.generated)["cpu_s_per_token"]
+            for phase in ("prefill", "decode")
+        }
+        each_s = cost.per_output(summary.windows, [profile.settings.device]) / summary.cpu_s_per_token
+        for name, spent in seconds.items():
+            step = {"label": f"{label}: {name}", "cpu_s_per_token": spent}
+            steps.append({**step, "joules_per_token": spent * each_s} if cost.in_joules else step)
     return steps

@@ -14,7 +14,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, fingerprint
-from negawatt.profiling import REFERENCE_SETTINGS, Profile
+from negawatt.profiling import REFERENCE_SETTINGS
 from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
 from negawatt.tuning.ablation import levers, path
@@ -23,14 +23,16 @@ from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cascade import Cascades
 from negawatt.tuning.cluster import Cluster
+from negawatt.tuning.cost import Cost
 from negawatt.tuning.crew import crew_for
+from negawatt.tuning.documents import Documents
 from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable, refuse_longer, space_of
-from negawatt.tuning.objectives import check_objectives, unbeaten
+from negawatt.tuning.objectives import check_objectives
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
@@ -40,10 +42,9 @@ from negawatt.tuning.space import Space
 from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
-from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints, verdict
 from negawatt.tuning.workshop import Workshop
-from negawatt.workload import Difference, Workload
+from negawatt.workload import Workload
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -141,13 +142,16 @@ def tune(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
         check_objectives(objectives),
     )  # fmt: skip
+    here = Cost.here(dict.fromkeys((baseline.device, "cpu")))
     with (
         Cluster(ray) if ray else nullcontext() as cluster,
-        open_run(path, question, artifact, workload, command, store) as run,
+        open_run(path, question, artifact, workload, command, store, here) as run,
     ):
+        cost = Cost.from_json(run.manifest.get("cost"))
+        cost.refuse_elsewhere(here)
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress, cluster,
+            progress, cluster, cost,
         )  # fmt: skip
         session.note(note)
         return session.go(tokens_per_day)
@@ -170,8 +174,9 @@ class _Session:
         confidence: float,
         progress: Progress,
         cluster: Cluster | None,
+        cost: Cost,
     ) -> None:
-        self.cluster, self.expense = cluster, Expense(run, self.used_s)
+        self.cluster, self.expense, self.cost = cluster, Expense(run, self.used_s), cost
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -188,7 +193,8 @@ class _Session:
         self.held = Traffic(self.workshop, material.held, most)
         self.memory = Memory(question.artifact, fingerprint()["id"])
         self.judge = Judge(self.workshop, workload, question.baseline, confidence)
-        self.finals = Finals(run, self.workshop, self.held, self.tick)
+        self.finals = Finals(run, self.workshop, self.held, self.tick, cost)
+        self.documents = Documents(run, self.judge, self.searched, self.held_items, cost)
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
@@ -221,7 +227,7 @@ class _Session:
             study = Study(
                 self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
                 self.searched, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory, outlook, self.question.objectives,
+                self.question.strategy, self.memory, outlook, self.question.objectives, self.cost,
             )  # fmt: skip
             try:
                 self._foretell()
@@ -245,6 +251,7 @@ class _Session:
             meter.measurement.energy + self.expense.energy + self.expense.earlier_energy, result=result,
             cpu_s=spent_s + self.expense.earlier_cpu_s, duration_s=self.used_s(),
             own_share=(own_s + self.expense.own_cpu_s) / max(spent_s, 1e-9), tokens_per_day=tokens_per_day,
+            cost=self.cost,
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
@@ -257,7 +264,9 @@ class _Session:
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
-            self.memory.keep(study.trials, str(self.run.path), study.compared_with, study.reference_s)
+            self.memory.keep(
+                study.trials, str(self.run.path), study.compared_with, study.reference_s, self.cost
+            )
         return result
 
     def _foretell(self) -> None:
@@ -314,21 +323,21 @@ class _Session:
             latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
             unit=baseline.summary.unit,
         )  # fmt: skip
-        own = self._document(self.baseline, baseline, None)
+        own = self.documents.of(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
-        self._record_final(study, self.baseline, own)
+        self.documents.keep(study.trials, self.baseline, own)
         if best is not None and winner is not None:
-            document = self._document(winner, best, quality)
-            self._record_final(study, winner, document)
+            document = self.documents.of(winner, best, quality)
+            self.documents.keep(study.trials, winner, document)
             if answer.accepted:
                 documents["best"] = document
         result: dict[str, Any] = {
             "run": str(self.run.path),
             **documents,
-            "frontier": self._frontier(study),
+            "frontier": self.documents.frontier(study.trials, study.objectives),
             "verdict": answer.to_json(),
             "latency": [each.to_json() for each in proved.latencies],
-            "phases": waterfall(baseline, best if answer.accepted else None),
+            "phases": waterfall(baseline, best if answer.accepted else None, self.cost),
             "waterfall": None,
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
@@ -361,40 +370,8 @@ class _Session:
         if self.left_s() > compared_s * len(steps) / 3:
             self.tick("measuring what each lever saves")
             return self.finals.along(steps, self.left_s)
-        costs = {t.candidate: t.cost for t in study.trials if t.state == "complete" and t.cost is not None}
-        return levers(steps, costs, "from the search's own trials, measured at different times")
-
-    def _record_final(self, study: Study, candidate: Candidate, document: dict[str, Any]) -> None:
-        """The figures of the proof beside those of the search."""
-        names = (
-            "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms", "tpot_ms", "peak_rss_bytes",
-            "quality", "quality_drop", "ratio_to_baseline", "warnings",
-        )  # fmt: skip
-        figures = {name: document.get(name) for name in names}
-        number = next((t.number for t in study.trials if t.candidate == candidate), 0)
-        trial = Trial(number, candidate, "complete", None, figures=figures)
-        self.run.append("trial", trial.to_record("final"))
-
-    def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
-        """A profile as JSON, with what is known of its quality on the held-out items."""
-        document = {**profile.to_json(), **candidate.to_json()}
-        if (per_token := self.searched.per_token(candidate)) != 1.0:
-            document["tokens_per_baseline_token"] = per_token
-        if quality is not None:
-            document["quality_drop"] = difference_json(quality)
-        known = self.judge.scores.known(candidate, self.held_items)
-        if known is not None:
-            document["quality"] = self.judge.summary(known)
-        return document
-
-    def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """What no other trial beats, as documents."""
-        return [
-            {
-                "artifact": self.workshop.artifact(t.candidate).name,
-                **t.candidate.to_json(),
-                "trial": t.number,
-                **t.figures,
-            }
-            for t in unbeaten(study.trials, study.objectives)
-        ]
+        whole = [t for t in study.trials if t.state == "complete" and t.cost is not None]
+        costs = {t.candidate: t.cost for t in whole if t.cost is not None}
+        seconds = {t.candidate: float(t.figures.get("cpu_s_per_token") or 0.0) for t in whole}
+        how = "from the search's own trials, measured at different times"
+        return levers(steps, costs, how, seconds if self.cost.in_joules else None)
