@@ -164,6 +164,8 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
         speculation=winner.settings.speculation, draft=winner.settings.draft
     ),
     "context": _set("max_context"),
+    "power cap": _set("power_cap_w"),
+    "clock": _set("clock_mhz"),
 }
 
 
@@ -181,5 +183,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "cores": settings.cores,
         "speculation": f"draft {draft_name(settings.draft)}" if settings.draft else settings.speculation,
         "context": str(settings.max_context),
+        "power cap": f"at most {settings.power_cap_w:g} W" if settings.power_cap_w else "none",
+        "clock": f"at most {settings.clock_mhz} MHz" if settings.clock_mhz else "none",
     }
     return ", ".join(said[name] for name in names)

@@ -13,6 +13,7 @@ from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, s
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.limited import limited
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.workload import QualityItem, TrafficItem
@@ -52,7 +53,8 @@ class Bench:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, jobs[0])
-                look = first_look(engine, jobs, self.reference_s, per_token, self.cost)
+                with limited(engine, jobs, candidate.settings.limits):
+                    look = first_look(engine, jobs, self.reference_s, per_token, self.cost)
         except MissingDependency:
             raise
         except (EngineError, WorkloadError) as exc:
@@ -75,11 +77,15 @@ class Bench:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, jobs[0])
-                look = earlier or first_look(engine, jobs, self.reference_s, per_token, self.cost)
-                if reason := too_dear(look, foreseen):
-                    return pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
-                groups = 2 if candidate == self.judge.baseline else None
-                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token, self.cost)
+                with limited(engine, jobs, candidate.settings.limits) as held:
+                    look = earlier or first_look(engine, jobs, self.reference_s, per_token, self.cost)
+                    if reason := too_dear(look, foreseen):
+                        return pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
+                    groups = 2 if candidate == self.judge.baseline else None
+                    cost, figures = measured(
+                        engine, jobs, self.reference_s, look, groups, per_token, self.cost
+                    )
+                figures["engine"] |= held
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise

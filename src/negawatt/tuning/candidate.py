@@ -17,8 +17,8 @@ def refuse_limits(settings: Settings, who: str) -> None:
     """
     if settings.limits:
         raise UsageError(
-            f"{who} runs with {settings.limits}, and a search goes by CPU seconds, which cannot tell what "
-            "that saves; search without, and compare by negawatt profile --power-cap or --clock"
+            f"{who} runs with {settings.limits}, and a search goes by CPU seconds here, which cannot tell "
+            "what that saves; search without, and compare by negawatt profile --power-cap or --clock"
         )
 
 

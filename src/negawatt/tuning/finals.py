@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from negawatt.engine import Completion
 from negawatt.errors import EngineError, NegawattError
+from negawatt.limits.ladder import against
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import CostModel, Profile, Summary
 from negawatt.profiling.cascade import Runner, engines_of
 from negawatt.profiling.profiler import baseline_ratio
-from negawatt.profiling.window import Window, completions_of, groups_for, interleave, warm_up
+from negawatt.profiling.window import Job, Window, completions_of, groups_for, interleave, warm_up
 from negawatt.run import Run
 from negawatt.tuning.ablation import Step, levers
 from negawatt.tuning.attempt import answered_in, take
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.kept import keep
+from negawatt.tuning.limited import limited
+from negawatt.tuning.node import alone
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.workshop import Workshop
 from negawatt.workload import Ratio
@@ -60,6 +63,7 @@ class Finals:
     ) -> None:
         self.run, self.workshop, self.traffic, self.tick, self.cost = run, workshop, traffic, tick, cost
         self._engines: dict[Candidate, Runner] = {}  # closed again; kept for what they tell of themselves
+        self._held: dict[Candidate, dict[str, Any]] = {}  # the limits that were in force
 
     def ranked(self, finalists: Sequence[Candidate], time_left: Callable[[], float]) -> list[Candidate]:
         """The finalists by their cost in fresh, interleaved windows, cheapest first."""
@@ -80,8 +84,10 @@ class Finals:
         found: list[Completion] = []
         jobs = [job for each in traffic for job in each.jobs(candidate)]
         batch = candidate.settings.batch
-        with self.workshop.runner(candidate) as engine:
+        limits = candidate.settings.limits
+        with _alone_if([candidate]), self.workshop.runner(candidate) as engine, ExitStack() as stack:
             warm_up(engine, jobs[0])
+            stack.enter_context(limited(engine, jobs, limits))
             for start in range(0, len(jobs), batch):
                 if found and time_left() <= 0:
                     break
@@ -161,18 +167,20 @@ class Finals:
         self, candidates: Sequence[Candidate], rounds: int, fewest: int, time_left: Callable[[], float]
     ) -> dict[Candidate, list[Window]]:
         """Windows of several candidates, taken in turn; one that fails now is left out, with a note."""
-        with ExitStack() as stack:
+        with _alone_if(candidates), ExitStack() as stack:
             opened: dict[Candidate, Runner] = {}
             for each in candidates:
                 self.tick(f"loading {each}")
                 try:
+                    if why := against(each.settings.limits):
+                        raise EngineError(why)
                     runner = self.workshop.runner(each)
                     stack.enter_context(runner)
                     warm_up(runner, self.traffic.jobs(each)[0])
                     opened[each] = runner
                 except NegawattError as exc:
                     self.run.append("note", {"text": f"Dropped among the finalists: {each}: {exc}"})
-            engines = list(opened.values())
+            engines, chosen = list(opened.values()), list(opened)
             groups = [groups_for(self.traffic.jobs(c), c.settings.batch, rounds, 1) for c in opened]
             plan = [[g[number] for g in groups] for number in range(rounds)]
             total = rounds * len(engines)
@@ -181,10 +189,16 @@ class Finals:
                 plan,
                 lambda n: self.tick(f"measuring in turn: {n} of {total}"),
                 lambda done: done >= fewest and time_left() <= 0,
-                lambda position, group: take(engines[position], group, self.cost),
+                lambda position, group: self._window(chosen[position], engines[position], group),
             )
             self._engines |= opened
             return self._counted(dict(zip(opened, taken, strict=True)))
+
+    def _window(self, candidate: Candidate, runner: Runner, group: Sequence[Job]) -> Window:
+        """A window under the candidate's limits, which are let go of after it."""
+        with limited(runner, self.traffic.jobs(candidate), candidate.settings.limits) as held:
+            self._held[candidate] = held
+            return take(runner, group, self.cost)
 
     def _counted(self, windows: dict[Candidate, list[Window]]) -> dict[Candidate, list[Window]]:
         """Without the rounds in which somebody's joules are missing, so that pairs stay pairs.
@@ -221,7 +235,7 @@ class Finals:
             energy_per_cpu_s=summary.energy.scaled(1 / summary.cpu_s),
         ).tested_on([w.cost for w in held_back])
         load_cpu_s = sum(each.load_usage.cpu_s for each in engines)
-        infos = [each.info for each in engines]
+        infos = [{**each.info, **self._held.get(candidate, {})} for each in engines]
         return Profile(
             artifact=" + ".join(each.artifact.name for each in engines),
             settings=candidate.settings,
@@ -237,7 +251,13 @@ class Finals:
     def keep_artifact(self, candidate: Candidate, verdict: str) -> Path:
         """The winner as an artifact in the run; see `negawatt.tuning.kept.keep`."""
         name = f"{self.workshop.base.name}-tuned"
-        return keep(self._engines[candidate], self.run.path / "artifact", name, verdict)
+        place, limits = self.run.path / "artifact", candidate.settings.limits
+        return keep(self._engines[candidate], place, name, verdict, limits)
+
+
+def _alone_if(candidates: Sequence[Candidate]) -> AbstractContextManager[None]:
+    """With nothing of ours beside it on this machine, where a candidate holds it to limits."""
+    return alone(exclusive=True) if any(c.settings.limits for c in candidates) else nullcontext()
 
 
 def waterfall(

@@ -11,12 +11,12 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.database import without_secrets
-from negawatt.errors import RunError
+from negawatt.errors import RunError, UsageError
 from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
 from negawatt.run import Run, new_path
 from negawatt.store import Store
-from negawatt.tuning.candidate import Candidate, refuse_limits
+from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.objectives import ENERGY
 from negawatt.tuning.space import Space
@@ -40,7 +40,11 @@ class Question:
     objectives: tuple[str, ...] = (ENERGY,)
 
     def __post_init__(self) -> None:
-        refuse_limits(self.baseline.settings, "the baseline")
+        if limits := self.baseline.settings.limits:
+            raise UsageError(
+                f"the baseline runs with {limits}, and savings are told against a machine without limits; "
+                "name the same without them"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +58,13 @@ class Question:
             "strategy": self.strategy,
             **({"objectives": list(self.objectives)} if len(self.objectives) > 1 else {}),
         }
+
+
+def cost_of(path: Path | None, here: Cost) -> Cost:
+    """What a search into a folder counts: what it began with, or what can be counted here."""
+    if path is None or not (path / "run.json").exists():
+        return here
+    return Cost.from_json(Run.open(path).manifest.get("cost"))
 
 
 def open_run(

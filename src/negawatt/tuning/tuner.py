@@ -29,6 +29,7 @@ from negawatt.tuning.documents import Documents
 from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.limited import limits_json, with_limits
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable, refuse_longer, space_of
@@ -37,7 +38,7 @@ from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
-from negawatt.tuning.question import Question, open_run
+from negawatt.tuning.question import Question, cost_of, open_run
 from negawatt.tuning.space import Space
 from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
@@ -121,11 +122,12 @@ def tune(
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
-    note = ""
+    here, note = Cost.here(dict.fromkeys((baseline.device, "cpu"))), ""
+    cost = cost_of(path, here)
     if observed is not None:
         if observed.model_sha256 not in ("", artifact.sha256):
             raise UsageError(f"{observed.origin} is of another model than {artifact.name}")
-        observed = observed.within(space.max_context)
+        observed = observed.within(space.max_context, cost)
         workload, note = observed.shaped(workload, artifact.tokenizer)
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
@@ -142,13 +144,16 @@ def tune(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
         check_objectives(objectives),
     )  # fmt: skip
-    here = Cost.here(dict.fromkeys((baseline.device, "cpu")))
+    limited = with_limits(space, cost)  # what cannot be tried is refused before anything is made
     with (
         Cluster(ray) if ray else nullcontext() as cluster,
         open_run(path, question, artifact, workload, command, store, here) as run,
     ):
         cost = Cost.from_json(run.manifest.get("cost"))
         cost.refuse_elsewhere(here)
+        limited = with_limits(space, cost, run.manifest.get("limits"))
+        run.update(limits=limits_json(limited))
+        question = replace(question, space=limited)
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
             progress, cluster, cost,
