@@ -26,7 +26,10 @@ def ladder(kind: Kind, device: str = "cpu", system: System | None = None) -> tup
         ceilings = system.ceilings(kind, device)
     except SensorError:
         return ()
-    highest = max((c.now for c in ceilings if math.isfinite(c.now)), default=0.0)
+    known = [c.now for c in ceilings if math.isfinite(c.now)]
+    if not known:
+        return ()
+    highest = max(known)
     lowest, step = max(c.lowest for c in ceilings), ROUNDED_TO[kind]
     wanted = [round((lowest + share * (highest - lowest)) / step) * step for share in SHARES]
     return tuple(dict.fromkeys(each for each in wanted if not against(_limits(kind, each, device), system)))

@@ -86,7 +86,8 @@ def tune(
         artifact: a model, or what `Artifact.open` takes.
         workload: what it is asked, or what `Workload.open` takes.
         constraints: what the answer must keep.
-        space: what may be tried; by default everything installed here, at batch 1.
+        space: what may be tried; by default everything installed here, at batch 1. Power caps and clocks only
+            where joules are counted, see `negawatt.tuning.cost` and `negawatt.tuning.limited`.
         baseline: what is run today; the reference for quality and for the saving.
         models: further models to consider; their quality is compared with the baseline's of `artifact`.
         time_budget_s: for all of it; a resumed search gets what is left.
@@ -112,10 +113,12 @@ def tune(
         The ``tune`` document of the command line, as it also stands in the run's ``result.json``.
 
     Raises:
-        UsageError: the workload has no traffic, or too little to divide.
+        UsageError: the workload has no traffic, or too little to divide; or limits are named that cannot be
+            tried here.
         WorkloadError: one of its questions is longer than `space.max_context`.
         EngineError: the baseline does not run, so nothing could be compared with it.
-        RunError: the folder holds something else, or another question's run.
+        RunError: the folder holds something else, or another question's run, or one that went by joules of
+            counters which cannot be read any more.
     """
     check_strategy(strategy)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
@@ -377,6 +380,6 @@ class _Session:
             return self.finals.along(steps, self.left_s)
         whole = [t for t in study.trials if t.state == "complete" and t.cost is not None]
         costs = {t.candidate: t.cost for t in whole if t.cost is not None}
-        seconds = {t.candidate: float(t.figures.get("cpu_s_per_token") or 0.0) for t in whole}
+        seconds = {t.candidate: s for t in whole if (s := t.figures.get("cpu_s_per_token")) is not None}
         how = "from the search's own trials, measured at different times"
         return levers(steps, costs, how, seconds if self.cost.in_joules else None)
