@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_drafter import Always
+from proposing import Always
 from test_session import Log
 
 from negawatt.artifact import Artifact

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proposing import Always
 from test_decode import VOCAB, Arithmetic, expected
 
 from negawatt.engine import Request, Settings
@@ -17,7 +18,6 @@ from negawatt.engine.batching import Batching, Job
 from negawatt.engine.cells import Cells
 from negawatt.engine.decode import Decoder
 from negawatt.engine.drafter import Drafter
-from negawatt.engine.proposal_length import ProposalLength
 
 
 class Drafted(Arithmetic):
@@ -43,17 +43,6 @@ class Guessing(Arithmetic):
             pass
         self.spent_s += time.process_time() - begun_s
         return [rows]
-
-
-class Always(ProposalLength):
-    """Proposes the same number of tokens whether it pays or not."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self._length = length
-
-    def next(self, room: int, unread: int = 0) -> int:
-        return min(room, self._length)
 
 
 def drafted() -> Drafted:
