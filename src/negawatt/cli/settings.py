@@ -52,15 +52,16 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def settings_from(options: dict[str, Any]) -> Any:
     """`Settings` from the values of `run_options`, which are taken out of `options`."""
     from negawatt.engine import Settings
+    from negawatt.engine.settings import DRAFT
 
     engine = options.pop("engine")
     weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
-    names = (
-        "threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "draft", "max_context"
-    )  # fmt: skip
+    names = ("threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
     chosen = {name: options.pop(name) for name in names}
-    if chosen["draft"] is not None and chosen["speculation"] == "none":
-        chosen["speculation"] = "draft"
+    if (draft := options.pop("draft")) is not None:
+        if (other := chosen["speculation"]) != "none":
+            raise UsageError(f"the draft {draft} proposes nothing with speculation {other!r}; choose one")
+        chosen["speculation"] = DRAFT + draft
     return Settings(engine=engine, weight_format=weights, **chosen)
 
 
