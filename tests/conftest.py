@@ -39,8 +39,8 @@ MAKING_FILES = {
     f"test_{name}.py"
     for name in (
         "books", "budgets", "classifiers", "deferral", "docs", "embedders", "judge", "keys",
-        "ledger", "limits", "observed", "onnxruntime", "predictor", "project", "proofs", "receipt",
-        "redact", "sampler", "scaling", "serve_config", "space", "space_file", "store", "study",
+        "ledger", "limits", "observed", "onnxruntime", "placement", "predictor", "project", "proofs",
+        "receipt", "redact", "sampler", "scaling", "serve_config", "space", "space_file", "store", "study",
         "writing",
     )
 }  # fmt: skip

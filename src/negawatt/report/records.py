@@ -16,6 +16,7 @@ _LOWER_IS_BETTER = ("perplexity", "kl", "nll", "loss")
 _NOT_A_SHARE = (*_LOWER_IS_BETTER, "chrf", "bleu")
 _DEFAULTS: dict[str, Any] = {
     "device": "cpu",
+    "gpu_layers": None,
     "kv_cache": "default",
     "flash_attention": None,
     "speculation": "none",
