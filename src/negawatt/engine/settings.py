@@ -96,6 +96,10 @@ class Settings:
         """The same way of running, every token written by the model itself."""
         return self.replace(speculation="none", draft=None)
 
+    def without_limits(self) -> Settings:
+        """The same way of running on a machine that is held to nothing: it answers the same."""
+        return self.replace(power_cap_w=None, clock_mhz=None)
+
     @property
     def limits(self) -> Limits:
         """What the machine is held to while it runs; false where that is nothing."""

@@ -179,8 +179,7 @@ def profile(
     jobs = jobs_of(artifact.tokenizer, counted_on(workload), settings.max_context)
     measured = _measured(artifact, settings, baseline, jobs, rounds, requests_per_round, progress)
     if quality_items != 0:
-        unlimited = settings.replace(power_cap_w=None, clock_mhz=None)  # it answers the same, and sooner
-        quality = judge_artifact(artifact, unlimited, workload, quality_items, progress)
+        quality = judge_artifact(artifact, settings.without_limits(), workload, quality_items, progress)
         measured = replace(measured, quality=quality)
     return measured
 

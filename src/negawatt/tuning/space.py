@@ -51,6 +51,9 @@ class Space:
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
+        power_caps_w: watts that each package may draw, 0 for no cap; None leaves them to the search, which
+            tries some where it goes by joules and the system permits it, see `negawatt.tuning.limited`.
+        clocks_mhz: highest clocks likewise, for candidates without a cap.
         unasked: the engines are those that are searched where none are named.
     """
 
@@ -66,6 +69,8 @@ class Space:
     drafts: tuple[str, ...] = ()
     flash_attention: tuple[str, ...] = ("default",)
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    power_caps_w: tuple[float, ...] | None = None
+    clocks_mhz: tuple[float, ...] | None = None
     unasked: bool = False
 
     def __post_init__(self) -> None:
@@ -175,7 +180,15 @@ class Space:
         if engine.has_speculation and settings.batch == 1:
             chosen = choose(f"{name}.speculation", self._speculation(engine, passes))
             settings = settings.replace(**_speculating(chosen))
-        return Candidate(settings, passes, model)
+        return Candidate(self._limited(settings, choose), passes, model)
+
+    def _limited(self, settings: Settings, choose: Choose) -> Settings:
+        """With a power cap or a clock: both lower the clock, so not with both."""
+        cap = choose("power_cap_w", self.power_caps_w) if self.power_caps_w not in (None, (0,)) else 0
+        if cap:
+            return settings.replace(power_cap_w=float(cap))
+        clock = choose("clock_mhz", self.clocks_mhz) if self.clocks_mhz not in (None, (0,)) else 0
+        return settings.replace(clock_mhz=int(clock)) if clock else settings
 
     def _speculation(self, engine: type[Backend], passes: Sequence[str]) -> tuple[str, ...]:
         """Ways to speculate, drafts among them: ``draft MODEL``. Passes that change the tokens leave none."""
@@ -230,6 +243,8 @@ class Space:
             if settings.draft
             else settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
+            "power_cap_w": settings.power_cap_w or 0,
+            "clock_mhz": settings.clock_mhz or 0,
         }
         wanted |= self._wanted_passes(candidate.passes)
         chosen: dict[str, Any] = {}
@@ -324,6 +339,8 @@ class Space:
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
             **({"drafts": list(self.drafts)} if self.drafts else {}),
+            **({"power_caps_w": list(self.power_caps_w)} if self.power_caps_w is not None else {}),
+            **({"clocks_mhz": list(self.clocks_mhz)} if self.clocks_mhz is not None else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ SCHEMA = 1
 MAX_BYTES = 100_000
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
-    "weight_formats", "kv_caches", "pass", "cores", "drafts",
+    "weight_formats", "kv_caches", "pass", "cores", "drafts", "power_caps_w", "clocks_mhz",
 }  # fmt: skip
 
 
@@ -27,7 +28,8 @@ def read_space(path: Path, default: Space) -> Space:
 
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
     ``speculation`` (of none, ngram), ``drafts`` (small models that may propose), ``flash_attention``
-    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), the tables
+    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), ``power_caps_w`` and
+    ``clocks_mhz`` (numbers, and "none" for no limit), the tables
     ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
     parameter a value or a list of values, and ``required``.
 
@@ -95,6 +97,8 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
         weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
+        power_caps_w=_limits(data, "power_caps_w", default.power_caps_w),
+        clocks_mhz=_limits(data, "clocks_mhz", default.clocks_mhz, whole=True),
         passes=passes,
     )
 
@@ -111,6 +115,24 @@ def _cores(data: Mapping[str, Any], threads: Sequence[int], default: Space) -> d
             told = ", ".join(map(str, threads))
             raise UsageError(f"{choice} cores are no others than all of them here, with threads {told}")
     return {n: found for n, found in possible.items() if found}
+
+
+def _limits(
+    data: Mapping[str, Any], key: str, default: tuple[float, ...] | None, *, whole: bool = False
+) -> tuple[float, ...] | None:
+    """Limits, the highest first, before them 0 where ``none`` is named; the default where there is no key."""
+    if key not in data:
+        return default
+    value = data[key]
+    kinds = (int,) if whole else (int, float)
+    fits = isinstance(value, list) and all(
+        v == "none" or (isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < math.inf) for v in value
+    )
+    if not fits or not value:
+        what = "whole numbers" if whole else "numbers"
+        raise UsageError(f'{key} must be a list of {what} above 0, or "none", not {value!r}')
+    numbers = sorted({v for v in value if v != "none"}, reverse=True)
+    return (0, *numbers) if "none" in value else tuple(numbers)
 
 
 def _pass(row: Mapping[str, Any]) -> PassRange:
