@@ -122,6 +122,7 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         kv_cache=settings.kv_cache if settings.kv_cache in kind.kv_caches else "default",
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
         max_context=winner.settings.max_context,
+        **({} if settings.device in kind.devices else {"device": "cpu", "gpu_layers": None}),
         **({} if _speculates(settings, kind) else NO_SPECULATION),
     )
     return replace(now, settings=changed)
@@ -157,6 +158,9 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "weights": _set("weight_format"),
     "KV cache": _set("kv_cache"),
     "flash attention": _set("flash_attention"),
+    "placement": lambda now, winner: now.run_as(
+        device=winner.settings.device, gpu_layers=winner.settings.gpu_layers
+    ),
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
@@ -178,6 +182,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "weights": settings.weight_format,
         "KV cache": settings.kv_cache,
         "flash attention": {True: "on", False: "off", None: "default"}[settings.flash_attention],
+        "placement": settings.placement or "the processor",
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
         "cores": settings.cores,
