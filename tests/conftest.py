@@ -41,7 +41,7 @@ MAKING_FILES = {
         "books", "budgets", "classifiers", "deferral", "docs", "embedders", "judge", "keys",
         "ledger", "limits", "observed", "onnxruntime", "placement", "predictor", "project", "proofs",
         "receipt", "redact", "sampler", "scaling", "serve_config", "space", "space_file", "store", "study",
-        "writing",
+        "torch_placement", "writing",
     )
 }  # fmt: skip
 """The same among the other folders."""
