@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from negawatt.artifact import Artifact
-from negawatt.engine import Engine, Settings, backends
+from negawatt.engine import Settings, backends
 from negawatt.engine.backend import Chunk, Logits
 from negawatt.engine.torch_placement import place
 from negawatt.engine.transformers import TransformersBackend, causal_lm
@@ -108,10 +108,9 @@ def test_more_layers_than_there_are_are_refused(second: str, tmp_path: Path) -> 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TransformersBackend, "devices", ("cpu", "cuda"))  # as it is elsewhere
-    model = Artifact.open(small_model(tmp_path / "m"))
-    settings = Settings(device="cuda", gpu_layers=2, weight_format="fp32", max_context=64)
+    backend = TransformersBackend(Settings(device="cuda", gpu_layers=2, weight_format="fp32", max_context=64))
     with pytest.raises(EngineError, match=r"processors only|finds no cuda device"):
-        Engine(model, settings, cache=tmp_path / "c").open()
+        backend.load(small_model(tmp_path / "m"))
     (row,) = (r for r in backends.devices() if r["engine"] == "transformers")
     assert (row["status"], row["device"]) == ("absent", "cuda")
 

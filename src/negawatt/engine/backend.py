@@ -88,6 +88,8 @@ class Backend(ABC):
         searched: whether a search that names no engines tries this one.
         kv_caches: names it can run, ``default`` first.
         devices: names it can run on, ``cpu`` first; which of them are here `accelerators` tells.
+        has_builds: whether other devices than the processor take another build of the library, which a
+            process that made weights by the first one cannot load.
         has_gpu_layers: whether part of a model can run on such a device, the rest on the processor.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
@@ -109,6 +111,7 @@ class Backend(ABC):
     searched: ClassVar[bool] = True
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    has_builds: ClassVar[bool] = False
     has_gpu_layers: ClassVar[bool] = False
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False

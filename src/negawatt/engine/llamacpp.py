@@ -44,6 +44,7 @@ class LlamaCppBackend(Backend):
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "q8_0", "q4_0-head8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
     devices: ClassVar[tuple[str, ...]] = ("cpu", "vulkan")
+    has_builds: ClassVar[bool] = True
     has_gpu_layers: ClassVar[bool] = True
     has_flash_attention: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True
