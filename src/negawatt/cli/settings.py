@@ -62,6 +62,7 @@ def settings_from(options: dict[str, Any]) -> Any:
     """`Settings` from the values of `run_options`, which are taken out of `options`."""
     from negawatt.engine import Settings
     from negawatt.engine.backends import accelerator_of
+    from negawatt.engine.settings import DRAFT
 
     engine, device = options.pop("engine"), options.pop("device")
     layers = options["gpu_layers"]
@@ -69,12 +70,13 @@ def settings_from(options: dict[str, Any]) -> Any:
         device = "cpu" if layers is None else accelerator_of(engine)
     weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
     names = (
-        "threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "draft", "max_context",
-        "gpu_layers",
+        "threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context", "gpu_layers"
     )  # fmt: skip
     chosen = {name: options.pop(name) for name in names}
-    if chosen["draft"] is not None and chosen["speculation"] == "none":
-        chosen["speculation"] = "draft"
+    if (draft := options.pop("draft")) is not None:
+        if (other := chosen["speculation"]) != "none":
+            raise UsageError(f"the draft {draft} proposes nothing with speculation {other!r}; choose one")
+        chosen["speculation"] = DRAFT + draft
     return Settings(engine=engine, device=device, weight_format=weights, **chosen)
 
 

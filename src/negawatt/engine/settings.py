@@ -13,7 +13,8 @@ from negawatt.engine.cores import CHOICES
 from negawatt.errors import UsageError
 from negawatt.limits.limits import Limits
 
-SPECULATIONS = ("none", "ngram", "draft")
+DRAFT = "draft "
+"""What comes before the small model's name where it is what proposes."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class Settings:
         kv_cache: precision of the key-value cache: ``default`` or a name the engine has.
         flash_attention: True, False, or None for the engine's default.
         speculation: ``none``, ``ngram`` (prompt lookup: continuations of n-grams seen before
-            are proposed and verified; greedy output is unchanged), or ``draft`` (the same with what a
-            small model proposes).
-        draft: that small model, as `negawatt.artifact.Artifact.open` takes it, with ``:FORMAT`` behind it
-            where it runs in another weight format than its own; None without one.
+            are proposed and verified; greedy output is unchanged), or ``draft MODEL`` (the same with what
+            a small model proposes, named as `negawatt.artifact.Artifact.open` takes it, with ``:FORMAT``
+            behind it where it runs in another weight format than its own).
         max_context: tokens of prompt and answer together that a sequence may hold.
         pooling: how texts become vectors: ``default`` is what the model's files say, which of a model that
             writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
@@ -56,7 +56,6 @@ class Settings:
     kv_cache: str = "default"
     flash_attention: bool | None = None
     speculation: str = "none"
-    draft: str | None = None
     max_context: int = 2048
     pooling: str = "default"
     cores: str = "default"
@@ -72,12 +71,8 @@ class Settings:
             raise UsageError(f"gpu_layers must be at least 0, not {self.gpu_layers}")
         if self.max_context < 2:
             raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
-        if self.speculation not in SPECULATIONS:
-            raise UsageError(f"speculation is 'none', 'ngram' or 'draft', not {self.speculation!r}")
-        if self.speculation == "draft" and not self.draft:
-            raise UsageError("speculation 'draft' needs the small model that proposes: a name or folder")
-        if self.draft and self.speculation != "draft":
-            raise UsageError(f"the draft {self.draft} proposes nothing with speculation {self.speculation!r}")
+        if self.speculation not in ("none", "ngram") and not self.draft:
+            raise UsageError(f"speculation is 'none', 'ngram' or 'draft MODEL', not {self.speculation!r}")
         if self.pooling not in ("default", *MODES):
             raise UsageError(f"pooling is default, {', '.join(MODES)}, not {self.pooling!r}")
         if self.cores not in CHOICES:
@@ -94,7 +89,13 @@ class Settings:
 
     def without_speculation(self) -> Settings:
         """The same way of running, every token written by the model itself."""
-        return self.replace(speculation="none", draft=None)
+        return self.replace(speculation="none")
+
+    @property
+    def draft(self) -> str | None:
+        """The small model that proposes; None without one."""
+        said = str(self.speculation)
+        return (said.removeprefix(DRAFT).strip() or None) if said.startswith(DRAFT) else None
 
     def without_limits(self) -> Settings:
         """The same way of running on a machine that is held to nothing: it answers the same."""
@@ -135,9 +136,16 @@ class Settings:
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
         """Read back what `to_json` wrote; unknown fields are an error.
 
+        The small model that proposes may stand in a field ``draft`` of its own, which implies the rest.
+
         Raises:
             UsageError: a field is unknown or has an impossible value.
         """
+        data = dict(data)
+        if (draft := data.pop("draft", None)) is not None:
+            if (other := data.get("speculation", "draft")) != "draft":
+                raise UsageError(f"the draft {draft} proposes nothing with speculation {other!r}")
+            data["speculation"] = f"{DRAFT}{draft}"
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise UsageError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")

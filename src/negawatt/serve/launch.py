@@ -90,14 +90,14 @@ def _refuse_limits(server: Server, config: ServerConfig) -> None:
 
 
 def _tell_uncounted(server: Server) -> None:
-    """Say in the log whose receipts hold a part of the joules only: a device is at work that nothing counts."""
+    """Say in the log whose receipts hold a part of the joules only: nothing counts the device's."""
     for model in server.models.values():
         settings = model.options.settings
         if settings.device == "cpu" or settings.gpu_layers == 0:
             continue
         if not any(name.startswith("gpu/") for name in station().totals()):
             _log.warning(
-                "no counter measures the %s device that %s runs on: receipts hold the processor's joules alone",
+                "no counter measures the %s device of %s: receipts hold the processor's joules alone",
                 settings.device, model.name,
             )  # fmt: skip
 

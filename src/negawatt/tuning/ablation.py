@@ -17,7 +17,6 @@ from negawatt.tuning.candidate import Candidate
 
 SAME = 1e-6
 """Costs that differ by less than this share are the same: there is no saving to divide."""
-NO_SPECULATION: dict[str, Any] = {"speculation": "none", "draft": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
         max_context=winner.settings.max_context,
         **({} if settings.device in kind.devices else {"device": "cpu", "gpu_layers": None}),
-        **({} if _speculates(settings, kind) else NO_SPECULATION),
+        speculation=settings.speculation if _speculates(settings, kind) else "none",
     )
     return replace(now, settings=changed)
 
@@ -164,9 +163,7 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
-    "speculation": lambda now, winner: now.run_as(
-        speculation=winner.settings.speculation, draft=winner.settings.draft
-    ),
+    "speculation": _set("speculation"),
     "context": _set("max_context"),
     "power cap": _set("power_cap_w"),
     "clock": _set("clock_mhz"),

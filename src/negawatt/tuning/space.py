@@ -14,6 +14,7 @@ from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backend import Backend
 from negawatt.engine.backends import accelerator_of, backend
 from negawatt.engine.cores import Cores
+from negawatt.engine.settings import DRAFT
 from negawatt.errors import UsageError
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import Choose, PassRange
@@ -31,8 +32,6 @@ FLASH = {"default": None, "on": True, "off": False}
 
 ALL = -1
 """As a number of layers: as many as the model has; `negawatt.tuning.placements` puts that in its place."""
-DRAFT = "draft "
-"""What comes before a draft's name where ways to speculate are named."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Space:
         passes: that may make the weights smaller, in the order in which they are applied.
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
-        drafts: small models that may propose, see `Settings.draft`, on engines that run them at batch 1.
+        drafts: small models that may propose, see `Settings`, on engines that run them at batch 1.
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
@@ -189,7 +188,7 @@ class Space:
             settings = settings.replace(flash_attention=FLASH[chosen])
         if engine.has_speculation and settings.batch == 1:
             chosen = choose(f"{name}.speculation", self._speculation(engine, passes))
-            settings = settings.replace(**_speculating(chosen))
+            settings = settings.replace(speculation=chosen)
         return Candidate(self._limited(settings, choose), passes, model)
 
     def _limited(self, settings: Settings, choose: Choose) -> Settings:
@@ -251,9 +250,7 @@ class Space:
             "batch": settings.batch,
             f"{settings.engine}.weight_format": settings.weight_format,
             f"{settings.engine}.kv_cache": settings.kv_cache,
-            f"{settings.engine}.speculation": DRAFT + settings.draft
-            if settings.draft
-            else settings.speculation,
+            f"{settings.engine}.speculation": settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
             f"{settings.engine}.gpu_layers": settings.gpu_layers or 0,
             "power_cap_w": settings.power_cap_w or 0,
@@ -357,13 +354,6 @@ class Space:
             **({"gpu_layers": {n: list(f) for n, f in self.gpu_layers.items()}} if self.gpu_layers else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
-
-
-def _speculating(chosen: str) -> dict[str, str | None]:
-    """The settings of a way to speculate."""
-    if chosen.startswith(DRAFT):
-        return {"speculation": "draft", "draft": chosen.removeprefix(DRAFT)}
-    return {"speculation": chosen, "draft": None}
 
 
 def _able(each: PassRange) -> Sequence[str]:
