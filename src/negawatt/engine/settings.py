@@ -121,6 +121,11 @@ class Settings:
         return told if self.pooling == "default" else (*told, self.pooling)
 
     @property
+    def runs_on(self) -> str:
+        """The engine, and a device that is not the processor: what dies, or is slow, for one reason."""
+        return self.engine if self.device == "cpu" else f"{self.engine} on {self.device}"
+
+    @property
     def placement(self) -> str:
         """Where layers run, in words; empty where all are on the processor."""
         if self.device == "cpu":
