@@ -52,6 +52,9 @@ def spoken(settings: Mapping[str, Any]) -> str:
     )
     if text(settings.get("cores")) not in ("", "default"):
         parts[-1] += f" on {settings['cores']} cores"
+    if (device := text(settings.get("device"))) not in ("", "cpu"):
+        layers = settings.get("gpu_layers")
+        parts.append(f"{'all' if layers is None else layers} layers on {device}")
     parts.append(f"batch {settings.get('batch') or 1}")
     if settings.get("flash_attention"):
         parts.append("flash attention")

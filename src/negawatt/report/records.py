@@ -18,6 +18,7 @@ DRAFT = "draft "
 """What comes before the name of the small model that proposes, in ``speculation``."""
 _DEFAULTS: dict[str, Any] = {
     "device": "cpu",
+    "gpu_layers": None,
     "kv_cache": "default",
     "flash_attention": None,
     "speculation": "none",

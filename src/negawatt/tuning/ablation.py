@@ -121,6 +121,7 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         kv_cache=settings.kv_cache if settings.kv_cache in kind.kv_caches else "default",
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
         max_context=winner.settings.max_context,
+        **({} if settings.device in kind.devices else {"device": "cpu", "gpu_layers": None}),
         speculation=settings.speculation if _speculates(settings, kind) else "none",
     )
     return replace(now, settings=changed)
@@ -156,6 +157,9 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "weights": _set("weight_format"),
     "KV cache": _set("kv_cache"),
     "flash attention": _set("flash_attention"),
+    "placement": lambda now, winner: now.run_as(
+        device=winner.settings.device, gpu_layers=winner.settings.gpu_layers
+    ),
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
@@ -175,6 +179,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "weights": settings.weight_format,
         "KV cache": settings.kv_cache,
         "flash attention": {True: "on", False: "off", None: "default"}[settings.flash_attention],
+        "placement": settings.placement or "the processor",
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
         "cores": settings.cores,

@@ -12,7 +12,7 @@ from typing import Any
 from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backend import Backend
-from negawatt.engine.backends import backend
+from negawatt.engine.backends import accelerator_of, backend
 from negawatt.engine.cores import Cores
 from negawatt.engine.settings import DRAFT
 from negawatt.errors import UsageError
@@ -29,6 +29,9 @@ CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 """The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
+
+ALL = -1
+"""As a number of layers: as many as the model has; `negawatt.tuning.placements` puts that in its place."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Space:
         power_caps_w: watts that each package may draw, 0 for no cap; None leaves them to the search, which
             tries some where it goes by joules and the system permits it, see `negawatt.tuning.limited`.
         clocks_mhz: highest clocks likewise, for candidates without a cap.
+        gpu_layers: engine → numbers of layers on its accelerator, 0 for none; None leaves that to the search,
+            see `negawatt.tuning.placements`.
         unasked: the engines are those that are searched where none are named.
     """
 
@@ -69,6 +74,7 @@ class Space:
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     power_caps_w: tuple[float, ...] | None = None
     clocks_mhz: tuple[float, ...] | None = None
+    gpu_layers: Mapping[str, tuple[int, ...]] | None = None
     unasked: bool = False
 
     def __post_init__(self) -> None:
@@ -169,6 +175,11 @@ class Space:
             batch=choose("batch", self.batches),
             kv_cache=choose(f"{name}.kv_cache", self.caches(name)),
         )
+        layers = (self.gpu_layers or {}).get(name)
+        if any(each.partition(":")[0] == "depth" for each in passes):
+            layers = None  # it leaves fewer layers than are counted
+        if layers and (number := choose(f"{name}.gpu_layers", layers)):
+            settings = settings.replace(device=accelerator_of(name), gpu_layers=number)
         if (kept := self.cores.get(settings.threads or 0, ("default",))) != ("default",):
             settings = settings.replace(cores=choose("threads.cores", kept))
         if engine.has_flash_attention and self.flash_attention != ("default",):
@@ -181,7 +192,9 @@ class Space:
         return Candidate(self._limited(settings, choose), passes, model)
 
     def _limited(self, settings: Settings, choose: Choose) -> Settings:
-        """With a power cap or a clock: both lower the clock, so not with both."""
+        """With a power cap or a clock of the processor: both lower the clock, so not with both."""
+        if settings.device != "cpu":
+            return settings
         cap = choose("power_cap_w", self.power_caps_w) if self.power_caps_w not in (None, (0,)) else 0
         if cap:
             return settings.replace(power_cap_w=float(cap))
@@ -239,6 +252,7 @@ class Space:
             f"{settings.engine}.kv_cache": settings.kv_cache,
             f"{settings.engine}.speculation": settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
+            f"{settings.engine}.gpu_layers": settings.gpu_layers or 0,
             "power_cap_w": settings.power_cap_w or 0,
             "clock_mhz": settings.clock_mhz or 0,
         }
@@ -337,6 +351,7 @@ class Space:
             **({"drafts": list(self.drafts)} if self.drafts else {}),
             **({"power_caps_w": list(self.power_caps_w)} if self.power_caps_w is not None else {}),
             **({"clocks_mhz": list(self.clocks_mhz)} if self.clocks_mhz is not None else {}),
+            **({"gpu_layers": {n: list(f) for n, f in self.gpu_layers.items()}} if self.gpu_layers else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
 
