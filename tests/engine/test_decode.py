@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proposing import Always
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.ngrams import Lookup
 from negawatt.engine.settings import Settings
 from negawatt.errors import UsageError
 
@@ -89,13 +91,15 @@ def expected(prompt: Sequence[int], n: int) -> list[int]:
 prompts = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=7)
 
 
-@given(prompts, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["plain", "ngram", "lockstep"]))
+@given(
+    prompts, st.integers(1, 30), st.integers(1, 5), st.sampled_from(["plain", "ngram", "always", "lockstep"])
+)
 def test_greedy_answers_are_exact_whatever_the_batch_and_the_speculation(
     texts: list[list[int]], n: int, batch: int, kind: str
 ) -> None:
-    settings = Settings(batch=batch, speculation="ngram" if kind == "ngram" else "none")
+    settings = Settings(batch=batch, speculation="ngram" if kind in ("ngram", "always") else "none")
     backend = (Lockstep if kind == "lockstep" else Arithmetic)(settings)
-    decoder = Decoder(backend)
+    decoder = Decoder(backend, lookup=Lookup(lambda: Always(6)) if kind == "always" else None)
     answers = decoder.generate([Request(text, n + i % 3) for i, text in enumerate(texts)])
     assert [a.tokens for a in answers] == [expected(text, n + i % 3) for i, text in enumerate(texts)]
     assert all(slot == [] for slot in backend.slots)
@@ -106,7 +110,7 @@ def test_speculation_needs_fewer_calls_on_text_that_repeats() -> None:
     calls = {}
     for speculation in ("none", "ngram"):
         backend = Arithmetic(Settings(speculation=speculation))
-        Decoder(backend).generate([Request([1], 80)])
+        Decoder(backend, lookup=Lookup(lambda: Always(6))).generate([Request([1], 80)])
         calls[speculation] = backend.calls
     assert calls["none"] == 80
     assert calls["ngram"] < 40

@@ -60,15 +60,15 @@ def test_what_is_found_is_nearest_by_cosine(engine: Engine, words: Workload) -> 
     queries = queries_among(words.quality)[:6]
     index = Index.of(engine, words.corpus)
     told = answered(engine, queries, index)
-    asked = engine.embed(query_tokens(engine, queries)).vectors
-    stored = engine.embed(document_tokens(engine, words.corpus.documents)).vectors
+    asked = engine.embed(query_tokens(engine.artifact, engine.settings, queries)).vectors
+    stored = engine.embed(document_tokens(engine.artifact, engine.settings, words.corpus.documents)).vectors
     cosines = [[q @ d / np.linalg.norm(q) / np.linalg.norm(d) for d in stored] for q in asked]
     names = [document.id for document in words.corpus.documents]
     for row, response in zip(cosines, told.responses, strict=True):
         assert isinstance(response, Ranked) and len(response.documents) == 10
         likeness = [row[names.index(name)] for name in response.documents]
         assert likeness == pytest.approx(sorted(row, reverse=True)[:10], abs=1e-4)
-    assert told.fed == tuple(map(len, query_tokens(engine, queries)))
+    assert told.fed == tuple(map(len, query_tokens(engine.artifact, engine.settings, queries)))
 
 
 def test_joules_of_queries_and_documents_add_up(found: Profile) -> None:
@@ -143,14 +143,12 @@ def long() -> Corpus:
 
 
 def test_what_does_not_fit_is_named(encoder: Artifact, long: Corpus, small: Artifact) -> None:
-    engine = Engine(encoder, SETTINGS)
     with pytest.raises(WorkloadError, match=r"document 'long' holds \d+ tokens, and bert reads at most 96"):
-        document_tokens(engine, long.documents)
+        document_tokens(encoder, SETTINGS, long.documents)
     with pytest.raises(WorkloadError, match=r"query 'q' holds \d+ tokens"):
-        query_tokens(engine, [RetrieveItem("q", "rain " * 400, ("short",), long)])
-    writer = Engine(small, SETTINGS)
+        query_tokens(encoder, SETTINGS, [RetrieveItem("q", "rain " * 400, ("short",), long)])
     with pytest.raises(WorkloadError, match="turns no texts into vectors"):
-        document_tokens(writer, long.documents)
+        document_tokens(small, SETTINGS, long.documents)
     with pytest.raises(EngineError, match="NaN"):
         Index(long, np.eye(2, dtype=np.float32)).nearest(np.full((1, 2), np.nan, np.float32))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,15 +18,16 @@ from xml.etree import ElementTree
 import pytest
 import synthetic
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from negawatt.cli.report import command
 from negawatt.errors import NegawattError, RunError, UsageError
 from negawatt.report import FORMATS, plot_svg, render, write
+from negawatt.report.answer import spoken
 from negawatt.report.facts import Facts
 from negawatt.report.points import frontier, points
-from negawatt.report.records import Drop
+from negawatt.report.records import Drop, label, way
 from negawatt.run import Run
 
 HOSTILE = "<script>alert(1)</script>\"'&`|</title><img src=x onerror=alert(2)>"
@@ -247,6 +249,17 @@ def test_a_gain_in_quality_is_no_drop() -> None:
     assert drop == Drop(0.02, 0.01, 0.03, 0.028)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"speculation": "draft /models/small:q4_0"}, {"speculation": "draft", "draft": "/models/small:q4_0"}],
+)
+def test_what_proposes_is_named_however_it_was_recorded(told: dict[str, str]) -> None:
+    settings = way({"settings": {"engine": "llamacpp", "weight_format": "f16", "threads": 1, **told}})
+    said = label(settings).replace("\N{NO-BREAK SPACE}", " ")
+    assert said == "llamacpp · f16 · 1 thread · batch 1 · small:q4_0 draft"
+    assert spoken(settings).endswith("batch 1, proposals by small:q4_0")
+
+
 def test_trials_without_a_pair_are_compared_by_their_drift_free_cost(tune_run: Path) -> None:
     trials = Facts.read(tune_run).trials
     assert trials[1].ratio is not None
@@ -302,6 +315,9 @@ RECORD = st.dictionaries(KEYS, ANYTHING, max_size=12)
     manifest=RECORD,
     records=st.lists(RECORD.map(lambda r: {"record": "trial", **r}) | RECORD, max_size=5),
     result=st.none() | RECORD,
+)
+@example(
+    kind="tune", manifest={"artifact": {"reason": math.nan, "n_bytes": math.inf}}, records=[], result=None
 )
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_content_of_a_run_makes_a_report_fail(

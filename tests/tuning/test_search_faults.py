@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import resource
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,13 @@ def test_a_run_of_a_newer_version_of_another_machine_or_question_is_not_continue
         open_run(path, question, small, lines, [])
     with pytest.raises(RunError, match="something else"):
         open_run(path, dataclasses.replace(question, seed=1), small, lines, [])
+    manifest = json.loads((path / "run.json").read_text("utf-8"))
+    kept = manifest["question"]["baseline"]
+    for changes, same in (({"threads": 7}, False), ({"later": 1}, False), ({"draft": None}, True)):
+        manifest["question"]["baseline"] = {k: v for k, v in kept.items() if k != "cores"} | changes
+        (path / "run.json").write_text(json.dumps(manifest), "utf-8")
+        with nullcontext() if same else pytest.raises(RunError, match="something else"):
+            open_run(path, question, small, lines, []).close()
     run = Run.open(path)
     run.update(machine={"id": "another"})
     with pytest.raises(RunError, match="another machine"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from negawatt.artifact import Artifact
 from negawatt.compress import Source
 from negawatt.compress.calibration import pieces_of
 from negawatt.engine import Engine, Settings
-from negawatt.errors import UsageError
+from negawatt.errors import UsageError, WorkloadError
 from negawatt.report import render
 from negawatt.serve import Caller, OpenGate
 from negawatt.serve.config import ModelConfig
@@ -24,6 +25,7 @@ from negawatt.testing.small_models import small_model
 from negawatt.testing.small_workload import small_search
 from negawatt.tuning import Constraints, Space, tune
 from negawatt.tuning.material import Material
+from negawatt.tuning.models import refuse_longer
 from negawatt.workload import Workload
 from negawatt.workload.items import queries_among
 from negawatt.workload.writer import write_workload
@@ -38,7 +40,11 @@ POOLED = '[{"type": "sentence_transformers.models.Transformer", "path": ""}, {"t
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that says in a folder of its own how it pools: by the mean of all tokens, of any length."""
     wide = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
-    folder = small_model(tmp_path_factory.mktemp("encoder") / "wide", "bert", **wide)
+    return pooled(small_model(tmp_path_factory.mktemp("encoder") / "wide", "bert", **wide))
+
+
+def pooled(folder: Path) -> Path:
+    """The model, with files that say how it pools."""
     (folder / "modules.json").write_text(POOLED)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
@@ -114,6 +120,19 @@ def test_the_space_is_that_of_encoders_and_others_are_refused(
         tune(Artifact.open(writer), words, baseline=SETTINGS)
     with pytest.raises(UsageError, match="and writer turns no texts"):
         tune(Artifact.open(encoder), words, baseline=SETTINGS, models=[str(writer)])
+
+
+def test_a_query_that_its_prompt_makes_too_long_is_named_before_the_search(
+    words: Workload, tmp_path: Path
+) -> None:
+    folder, run = pooled(small_model(tmp_path / "asked", "bert")), tmp_path / "run"
+    space = Space.default(only=["transformers"], max_context=96).of_embedders()
+    refuse_longer([Artifact.open(folder)], words, space)  # without a prompt all queries fit
+    prompts = {"default_prompt_name": "query", "prompts": {"query": "rain " * 90}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with pytest.raises(WorkloadError, match=r"query 'query-0' holds \d+ tokens, and asked reads at most 96"):
+        tune(Artifact.open(folder), words, space=space, baseline=SETTINGS, path=run)
+    assert not run.exists()
 
 
 def test_the_search_and_the_proof_share_the_corpus_and_no_query(words: Workload) -> None:

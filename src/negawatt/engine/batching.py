@@ -16,7 +16,7 @@ from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.cells import Cells, Occupancy
 from negawatt.engine.drafter import Drafter
 from negawatt.engine.grammar import Constraint, Grammars
-from negawatt.engine.ngrams import NGrams
+from negawatt.engine.ngrams import Lookup, NGrams
 from negawatt.engine.picker import Picked, Picker
 from negawatt.errors import EngineError, NegawattError
 
@@ -120,7 +120,7 @@ class _Live:
     read: int  # tokens of the prompt that the cache holds
     length: int  # tokens that the cache holds in all
     history: list[int]  # prompt and answer, where they are looked up
-    ngrams: NGrams | None
+    ngrams: NGrams = field(default_factory=NGrams)
     unfed: list[int] = field(default_factory=list)  # tokens of the answer that the cache does not hold yet
     written: int = 0
 
@@ -138,7 +138,8 @@ class Batching:
         batch: most sequences at once.
         step_tokens: most tokens of a step.
         grammars: makes what holds answers to a grammar; called when the first one asks for it.
-        drafter: proposes, where the backend's settings say ``draft``; one sequence at most is then written.
+        drafter: proposes, where the backend's settings name a draft; one sequence at most is then written.
+        lookup: how much of what n-grams propose is verified, where the settings say ``ngram``.
     """
 
     def __init__(
@@ -149,9 +150,10 @@ class Batching:
         step_tokens: int = STEP_TOKENS,
         grammars: Callable[[], Grammars] | None = None,
         drafter: Drafter | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         self.backend, self.cells, self.batch, self.step_tokens = backend, cells, batch, step_tokens
-        self._drafter = drafter
+        self._drafter, self._lookup = drafter, lookup or Lookup.under(backend.settings)
         self._make_grammars = grammars
         self._grammars: Grammars | None = None
         self._waiting: deque[Job] = deque()
@@ -204,17 +206,21 @@ class Batching:
             begun_s = time.process_time()
             logits = self.backend.forward(chunks)
             spent_s = time.process_time() - begun_s
+            verified = []
             for live, chunk, rows in zip(fed, chunks, logits, strict=True):
                 self.cells.feed(live.slot, chunk.tokens)
                 live.length += len(chunk.tokens)
                 if live.reading:
                     self._read(live, len(chunk.tokens))
                 try:
-                    self._pick(live, chunk, rows, outcome, spent_s)
+                    verified.append(self._pick(live, chunk, rows, outcome, spent_s))
                     self._force(live, outcome)
                 except EngineError as exc:  # of this one's grammar
                     outcome.failed.append((live.job.id, str(exc)))
-            self.cells.passed(sum(part.phase == "decode" for part in parts))
+            going_on = sum(part.phase == "decode" for part in parts)
+            if self._lookup is not None and len(verified) == going_on == len(parts):
+                self._lookup.learn(verified, sum(part.fed for part in parts), spent_s)
+            self.cells.passed(going_on)
         parts = [_with_own(part, live) for part, live in zip(parts, fed, strict=True)]
         for job in outcome.ended:
             if (live_or_none := self._live.pop(job, None)) is not None:
@@ -253,9 +259,8 @@ class Batching:
                 outcome.failed.append((job.id, str(exc)))
                 continue
             picker = Picker(job.temperature, job.top_p, job.seed, job.log_probs, constraint)
-            ngrams = NGrams() if self.backend.settings.speculation == "ngram" else None
             history = list(job.tokens) if self.backend.settings.speculation != "none" else []
-            self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached, history, ngrams)
+            self._live[job.id] = _Live(job, place.slot, picker, place.cached, place.cached, history)
             outcome.started.append((job.id, place.cached))
         self._waiting.extendleft(reversed(later))
 
@@ -288,8 +293,7 @@ class Batching:
         reading = [live for live in self._live.values() if live.reading]
         fed = list(writing)
         chunks = []
-        for live in writing:
-            draft = self._proposals(live)
+        for live, draft in zip(writing, self._proposals(writing), strict=True):
             chunks.append(Chunk(live.slot, [*live.unfed, *draft], rows=1 + len(draft)))
         room = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
         for live in reading:
@@ -308,22 +312,30 @@ class Batching:
         ]
         return chunks, parts, fed
 
-    def _proposals(self, live: _Live) -> list[int]:
-        """What may come next; of a grammar only what fits it."""
-        room = live.job.max_new_tokens - live.written - 1
+    def _proposals(self, writing: Sequence[_Live]) -> list[list[int]]:
+        """What may come next in each sequence; of a grammar only what fits it."""
+        rooms = [live.job.max_new_tokens - live.written - 1 for live in writing]
         if self._drafter is not None:
-            proposed = self._drafter.propose(live.history, room, live.job.stop_ids)
-        elif live.ngrams is not None:
-            proposed = live.ngrams.draft(live.history, room)
+            propose = self._drafter.propose
+            found = [propose(w.history, r, w.job.stop_ids) for w, r in zip(writing, rooms, strict=True)]
+        elif self._lookup is not None:
+            found = [w.ngrams.draft(w.history, r) for w, r in zip(writing, rooms, strict=True)]
+            found = self._lookup.chosen(found)
         else:
-            return []
-        return proposed if live.picker.constraint is None else live.picker.constraint.fitting(proposed)
+            return [[] for _ in writing]
+        rules = [live.picker.constraint for live in writing]
+        return [tokens if r is None else r.fitting(tokens) for r, tokens in zip(rules, found, strict=True)]
 
-    def _pick(self, live: _Live, chunk: Chunk, rows: Logits, outcome: _Outcome, cpu_s: float) -> None:
+    def _pick(
+        self, live: _Live, chunk: Chunk, rows: Logits, outcome: _Outcome, cpu_s: float
+    ) -> tuple[int, int]:
         """Pick after each row while that is what was proposed; the rest of a proposal is taken back.
 
         Args:
             cpu_s: that the step's call of the engine took.
+
+        Returns:
+            How many tokens were proposed, and how many of them were right.
         """
         proposed = chunk.tokens[len(chunk.tokens) - chunk.rows + 1 :]
         before, verifies = len(live.history), live.written > 0
@@ -338,7 +350,8 @@ class Batching:
                     self.cells.take_back(live.slot, live.length)
                 if self._drafter is not None and verifies:
                     self._drafter.learn(before, len(proposed), place, len(chunk.tokens), cpu_s)
-                return
+                return len(proposed), place
+        return 0, 0
 
     def _force(self, live: _Live, outcome: _Outcome) -> None:
         """Write what the grammar leaves no choice of; it is fed with the token before it, in one step.

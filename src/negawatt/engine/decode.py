@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.drafter import Drafter
-from negawatt.engine.ngrams import NGrams
+from negawatt.engine.ngrams import Lookup, NGrams
 from negawatt.engine.padding import together
 
 SCORE_TOKENS_PER_STEP = 512
@@ -142,11 +142,15 @@ class Decoder:
     """Generates and scores on one loaded backend, keeping a `Step` for every engine call.
 
     Args:
-        drafter: proposes, where the backend's settings say ``draft``.
+        drafter: proposes, where the backend's settings name a draft.
+        lookup: how much of what n-grams propose is verified, where the settings say ``ngram``.
     """
 
-    def __init__(self, backend: Backend, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, backend: Backend, drafter: Drafter | None = None, lookup: Lookup | None = None
+    ) -> None:
         self.backend, self.drafter = backend, drafter
+        self.lookup = lookup or Lookup.under(backend.settings)
         self.steps: list[Step] = []
 
     def _forward(self, phase: str, chunks: list[Chunk], context: int, produced: int) -> list[Logits]:
@@ -229,13 +233,14 @@ class Decoder:
         answers are the same as without proposals; where tokens are drawn nothing is proposed.
         """
         begun = _now()
-        fed = {
-            slot: [sequence.history[-1], *sequence.proposals(self.drafter)] for slot, sequence in live.items()
-        }
+        found = [sequence.proposals(self.drafter) for sequence in live.values()]
+        proposed = found if self.lookup is None else self.lookup.chosen(found)
+        fed = {slot: [s.history[-1], *more] for (slot, s), more in zip(live.items(), proposed, strict=True)}
         proposing = _since(begun)
         chunks = [Chunk(slot, tokens, rows=len(tokens)) for slot, tokens in fed.items()]
         logits = self._forward("decode", chunks, context, 0)
-        produced = 0
+        produced, call_s = 0, self.steps[-1].cpu_s
+        verified = []
         for (slot, sequence), rows in zip(live.items(), logits, strict=True):
             tokens = fed[slot]
             picked = [sequence.pick(rows[0])]
@@ -246,9 +251,11 @@ class Decoder:
                 self.backend.truncate(slot, sequence.length)
             sequence.pending = picked
             produced += len(picked)
+            verified.append((len(tokens) - 1, len(picked) - 1))
             if self.drafter is not None and sequence.random is None:
-                right, verifying_s = len(picked) - 1, self.steps[-1].cpu_s
-                self.drafter.learn(len(sequence.history), len(tokens) - 1, right, len(tokens), verifying_s)
+                self.drafter.learn(len(sequence.history), *verified[-1], len(tokens), call_s)
+        if self.lookup is not None:
+            self.lookup.learn(verified, sum(map(len, fed.values())), call_s)
         self.steps[-1] = replace(_and(self.steps[-1], proposing), produced=produced)
 
     def _settle(

@@ -25,7 +25,7 @@ class DraftModel:
 
     @classmethod
     def open(cls, text: str, formats: Sequence[str], model: Artifact | None = None) -> DraftModel:
-        """A model as `Settings.draft` names it: ``MODEL``, or ``MODEL:FORMAT`` with one of `formats`.
+        """A model as `Settings.speculation` names it: ``MODEL``, or ``MODEL:FORMAT`` with one of `formats`.
 
         Args:
             model: that it proposes to. ``draft`` is then the draft that was kept inside it, if one was.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-LONGEST, SHORTEST, DRAFT_LENGTH = 4, 2, 6
-"""An n-gram of 4, 3 or 2 tokens seen before proposes the 6 tokens after it."""
+from negawatt.engine.proposal_length import MOST, ProposalLength
+from negawatt.engine.settings import Settings
+
+LONGEST, SHORTEST = 4, 2
+"""An n-gram of 4, 3 or 2 tokens seen before proposes the tokens after it."""
 
 
 class NGrams:
@@ -29,5 +32,49 @@ class NGrams:
         for n in range(LONGEST, SHORTEST - 1, -1):
             found = self._ends.get(tuple(history[-n:]))
             if found is not None:
-                return list(history[found : found + max(0, min(DRAFT_LENGTH, room))])
+                return list(history[found : found + max(0, min(MOST, room))])
         return []
+
+
+class Lookup:
+    """How much of what n-grams propose is verified: as much as pays, by what calls were measured to cost.
+
+    Proposing costs next to nothing; verifying may not. Learns over all sequences, apart for each number of
+    sequences that are written at once, as what a call costs depends on it.
+
+    Args:
+        length: makes what learns and decides.
+    """
+
+    def __init__(self, length: Callable[[], ProposalLength] = ProposalLength) -> None:
+        self._make = length
+        self._lengths: dict[int, ProposalLength] = {}
+
+    @classmethod
+    def under(cls, settings: Settings) -> Lookup | None:
+        """What these settings ask for."""
+        return cls() if settings.speculation == "ngram" else None
+
+    def chosen(self, found: Sequence[list[int]]) -> list[list[int]]:
+        """The beginnings that go into a call, of what was found for each of its sequences."""
+        longest = max(map(len, found), default=0)
+        most = self._of(len(found)).next(longest) if longest else 0
+        return [tokens[:most] for tokens in found]
+
+    def learn(self, verified: Sequence[tuple[int, int]], fed: int, cpu_s: float) -> None:
+        """Note a call that did nothing but go on with sequences.
+
+        Args:
+            verified: for each sequence how many tokens were proposed, and how many of them were right.
+            fed: tokens of the call.
+            cpu_s: that it took.
+        """
+        length = self._of(len(verified))
+        length.called(fed, cpu_s, len(verified))
+        for proposed, accepted in verified:
+            length.judged(proposed, accepted)
+
+    def _of(self, sequences: int) -> ProposalLength:
+        if sequences not in self._lengths:
+            self._lengths[sequences] = self._make()
+        return self._lengths[sequences]

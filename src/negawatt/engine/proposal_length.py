@@ -1,12 +1,13 @@
-"""`ProposalLength`: how many tokens a draft model should propose, by what was accepted and what calls cost.
+"""`ProposalLength`: how many tokens should be proposed, by what was accepted and what calls cost.
 
 Of proposals that are each accepted with probability α, a call that verifies γ of them writes
 (1 - α^(γ+1)) / (1 - α) tokens (Y. Leviathan, M. Kalman, Y. Matias, Fast Inference from Transformers via
 Speculative Decoding, ICML 2023, equation 1). The paper takes verifying for free, which it is where
 arithmetic units idle. On a processor it is not, so here every cost is measured, in CPU seconds: that of a
-proposal, that of a call of the model without any, what each proposal adds to it, and what the draft's own
-reading of a prompt takes. The length is the one that promises the fewest CPU seconds a token, which may be
-none; then the draft rests, and trying it again now and then takes next to nothing.
+proposal (nothing where n-grams are looked up), that of a call of the model without any, what each proposal
+adds to it, and what a draft model's own reading of a prompt takes. The length is the one that promises the
+fewest CPU seconds a token, which may be none; then proposing rests, and trying it again now and then takes
+next to nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class ProposalLength:
     verifying_s: Mean = field(default_factory=Mean)
     calls: int = 0
     untried_s: float = 0.0
-    """CPU seconds of the model since the draft was tried."""
+    """CPU seconds of the model for a sequence since proposing was tried."""
 
     def next(self, room: int, unread: int = 0) -> int:
         """How many to propose now, at most `room`.
@@ -115,16 +116,24 @@ class ProposalLength:
         self.proposal_s.observe(cpu_s, tokens)
 
     def verified(self, proposed: int, accepted: int, fed: int, cpu_s: float) -> None:
-        """Note a call of the model: of `proposed` tokens the first `accepted` were right.
+        """Note a call that went on with one sequence, and what it said of proposals."""
+        self.called(fed, cpu_s)
+        self.judged(proposed, accepted)
+
+    def called(self, fed: int, cpu_s: float, sequences: int = 1) -> None:
+        """Note what a call of the model took that went on with so many sequences, always as many.
 
         Args:
             fed: tokens of the call.
             cpu_s: that it took.
         """
-        self.untried_s += cpu_s
-        if fed == 1:
-            self.plain_s.observe(cpu_s)
+        self.untried_s += cpu_s / sequences
+        if fed == sequences:
+            self.plain_s.observe(cpu_s / sequences)
         elif self.plain_s.weight:
-            self.verifying_s.observe(max(0.0, cpu_s - self.plain_s.value), fed - 1)
+            self.verifying_s.observe(max(0.0, cpu_s - sequences * self.plain_s.value), fed - sequences)
+
+    def judged(self, proposed: int, accepted: int) -> None:
+        """Note that of `proposed` tokens of a sequence the first `accepted` were right."""
         if proposed:
             self.acceptance.observe(accepted, min(accepted + 1, proposed))

@@ -13,7 +13,8 @@ from negawatt.engine.cores import CHOICES
 from negawatt.errors import UsageError
 from negawatt.limits.limits import Limits
 
-SPECULATIONS = ("none", "ngram", "draft")
+DRAFT = "draft "
+"""What comes before the small model's name where it is what proposes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Settings:
 
     Attributes:
         engine: name of the engine: ``transformers``, ``llamacpp``, ``openvino`` or ``onnxruntime``.
-        device: ``cpu``, or the engine's name of another device.
+        device: ``cpu``, or the engine's name of another device, out of `Engine.devices`.
+        gpu_layers: how many of the model's decoder layers, the last ones, run on that device, the model's
+            head with them; the other layers stay on the processor. 0: nothing runs there. None: all do.
         threads: compute threads; None leaves the engine's own default.
         batch: most sequences decoded at once (at least 1).
         weight_format: name of the weight storage, as the engine calls it; ``native`` runs the
@@ -31,10 +34,9 @@ class Settings:
         kv_cache: precision of the key-value cache: ``default`` or a name the engine has.
         flash_attention: True, False, or None for the engine's default.
         speculation: ``none``, ``ngram`` (prompt lookup: continuations of n-grams seen before
-            are proposed and verified; greedy output is unchanged), or ``draft`` (the same with what a
-            small model proposes).
-        draft: that small model, as `negawatt.artifact.Artifact.open` takes it, with ``:FORMAT`` behind it
-            where it runs in another weight format than its own; None without one.
+            are proposed and verified; greedy output is unchanged), or ``draft MODEL`` (the same with what
+            a small model proposes, named as `negawatt.artifact.Artifact.open` takes it, with ``:FORMAT``
+            behind it where it runs in another weight format than its own).
         max_context: tokens of prompt and answer together that a sequence may hold.
         pooling: how texts become vectors: ``default`` is what the model's files say, which of a model that
             writes text is nothing; a mode of `negawatt.artifact.pooling` makes it embed in that way.
@@ -47,13 +49,13 @@ class Settings:
 
     engine: str = "transformers"
     device: str = "cpu"
+    gpu_layers: int | None = None
     threads: int | None = None
     batch: int = 1
     weight_format: str = "native"
     kv_cache: str = "default"
     flash_attention: bool | None = None
     speculation: str = "none"
-    draft: str | None = None
     max_context: int = 2048
     pooling: str = "default"
     cores: str = "default"
@@ -65,14 +67,12 @@ class Settings:
             raise UsageError(f"batch must be at least 1, not {self.batch}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.gpu_layers is not None and self.gpu_layers < 0:
+            raise UsageError(f"gpu_layers must be at least 0, not {self.gpu_layers}")
         if self.max_context < 2:
             raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
-        if self.speculation not in SPECULATIONS:
-            raise UsageError(f"speculation is 'none', 'ngram' or 'draft', not {self.speculation!r}")
-        if self.speculation == "draft" and not self.draft:
-            raise UsageError("speculation 'draft' needs the small model that proposes: a name or folder")
-        if self.draft and self.speculation != "draft":
-            raise UsageError(f"the draft {self.draft} proposes nothing with speculation {self.speculation!r}")
+        if self.speculation not in ("none", "ngram") and not self.draft:
+            raise UsageError(f"speculation is 'none', 'ngram' or 'draft MODEL', not {self.speculation!r}")
         if self.pooling not in ("default", *MODES):
             raise UsageError(f"pooling is default, {', '.join(MODES)}, not {self.pooling!r}")
         if self.cores not in CHOICES:
@@ -89,7 +89,13 @@ class Settings:
 
     def without_speculation(self) -> Settings:
         """The same way of running, every token written by the model itself."""
-        return self.replace(speculation="none", draft=None)
+        return self.replace(speculation="none")
+
+    @property
+    def draft(self) -> str | None:
+        """The small model that proposes; None without one."""
+        said = str(self.speculation)
+        return (said.removeprefix(DRAFT).strip() or None) if said.startswith(DRAFT) else None
 
     def without_limits(self) -> Settings:
         """The same way of running on a machine that is held to nothing: it answers the same."""
@@ -107,8 +113,26 @@ class Settings:
         Threads, cores, batch, speculation and limits are not among it: they change the order of additions at
         most.
         """
-        told = (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
+        told: tuple[str, ...] = (
+            self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device
+        )  # fmt: skip
+        if self.gpu_layers is not None and self.device != "cpu":
+            told = (*told, f"{self.gpu_layers} layers")
         return told if self.pooling == "default" else (*told, self.pooling)
+
+    @property
+    def runs_on(self) -> str:
+        """The engine, and a device that is not the processor: what dies, or is slow, for one reason."""
+        return self.engine if self.device == "cpu" else f"{self.engine} on {self.device}"
+
+    @property
+    def placement(self) -> str:
+        """Where layers run, in words; empty where all are on the processor."""
+        if self.device == "cpu":
+            return ""
+        if self.gpu_layers is None:
+            return f"all on {self.device}"
+        return f"{self.gpu_layers} layer{'s' * (self.gpu_layers != 1)} on {self.device}"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -117,9 +141,16 @@ class Settings:
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
         """Read back what `to_json` wrote; unknown fields are an error.
 
+        The small model that proposes may stand in a field ``draft`` of its own, which implies the rest.
+
         Raises:
             UsageError: a field is unknown or has an impossible value.
         """
+        data = dict(data)
+        if (draft := data.pop("draft", None)) is not None:
+            if (other := data.get("speculation", "draft")) != "draft":
+                raise UsageError(f"the draft {draft} proposes nothing with speculation {other!r}")
+            data["speculation"] = f"{DRAFT}{draft}"
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise UsageError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -131,6 +162,8 @@ class Settings:
         parts.append("1 thread" if self.threads == 1 else f"{self.threads or 'default'} threads")
         if self.cores != "default":
             parts[-1] += f" on {self.cores} cores"
+        if self.placement:
+            parts.append(self.placement)
         parts.append(f"batch {self.batch}")
         if self.kv_cache != "default":
             parts.append(f"kv {self.kv_cache}")

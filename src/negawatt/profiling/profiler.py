@@ -220,8 +220,22 @@ def _measured(
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
             energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info,
-            ratio, _about_limits(engine, summary),
+            ratio, (*_about_placement(engine.settings, summary), *_about_limits(engine, summary)),
         )  # fmt: skip
+
+
+def _about_placement(settings: Settings, summary: Summary) -> tuple[str, ...]:
+    """What whoever reads the joules of a model on another device has to know.
+
+    The meter charges a GPU whole to what is measured, beside the processor's part, if it can count it.
+    """
+    counted = any(name.startswith("gpu/") for w in summary.windows for name in w.measurement.components)
+    if counted or settings.device == "cpu" or settings.gpu_layers == 0:
+        return ()
+    return (
+        f"no counter measures what {settings.device} devices draw here, and none of it is among the joules: "
+        "they are the processor's alone, and CPU seconds too say nothing of it",
+    )
 
 
 def _about_limits(engine: Engine, summary: Summary) -> tuple[str, ...]:

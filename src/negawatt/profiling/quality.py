@@ -191,7 +191,7 @@ def _searched(engine: Engine, items: Sequence[QualityItem], index: Index | None)
     if len(queries) < len(items):
         other = next(item for item in items if item not in queries)
         raise WorkloadError(f"{engine.artifact.name} embeds texts, which does not answer item {other.id!r}")
-    texts = query_tokens(engine, queries)
+    texts = query_tokens(engine.artifact, engine.settings, queries)
     index = index or Index.of(engine, queries[0].corpus)
     found = engine.embed(texts)
     return Answered(
@@ -238,14 +238,15 @@ def _split(tokenizer: Tokenizer, context: Prompt, continuation: str) -> TokenPai
 def tokens_held(tokenizer: Tokenizer, item: QualityItem, *, labelling: bool = False) -> int:
     """Tokens of the longest sequence that answering an item takes, what is written included.
 
+    Of a query see `negawatt.profiling.retrieval.query_tokens`.
+
     Args:
         labelling: by a model with a head, which reads the prompt alone.
     """
     if labelling and isinstance(item, ClassifyItem):
         return len(tokenizer.encode(prompt_text(item.prompt), add_special=True))
     asked = ask(item)
-    if isinstance(asked, RankAsk):
-        return len(tokenizer.encode(asked.query, add_special=True))
+    assert not isinstance(asked, RankAsk), "a query's tokens are the pooling's affair"
     if isinstance(asked, GenerateAsk):
         return len(prompt_tokens(tokenizer, asked.prompt)) + asked.max_new_tokens
     if not asked.context:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from negawatt.engine import Engine
+from negawatt.artifact import Artifact
+from negawatt.engine import Engine, Settings
 from negawatt.engine.embedder import of_length_1
 from negawatt.errors import EngineError, WorkloadError
 from negawatt.home import written_beside
@@ -42,7 +43,7 @@ class Index:
             WorkloadError: the model does not embed, or a document does not fit (named).
         """
         ordered, rows = corpus.by_length, list[Array]()
-        texts = document_tokens(engine, ordered)
+        texts = document_tokens(engine.artifact, engine.settings, ordered)
         for start in range(0, len(texts), DOCUMENTS_PER_CALL):
             rows.append(engine.embed(texts[start : start + DOCUMENTS_PER_CALL]).vectors)
             tick(start + len(rows[-1]))
@@ -82,28 +83,29 @@ class Index:
         return [Ranked(tuple(self.corpus.documents[place].id for place in row)) for row in order]
 
 
-def query_tokens(engine: Engine, items: Sequence[RetrieveItem]) -> list[list[int]]:
-    """Queries as the engine's model reads them.
+def query_tokens(artifact: Artifact, settings: Settings, items: Sequence[RetrieveItem]) -> list[list[int]]:
+    """Queries as a model reads them that embeds texts under these settings.
 
     Raises:
         WorkloadError: the model does not embed, or one does not fit (named).
     """
-    return _tokens(engine, "query", [(item.id, item.query) for item in items])
+    return _tokens(artifact, settings, "query", [(item.id, item.query) for item in items])
 
 
-def document_tokens(engine: Engine, documents: Sequence[Document]) -> list[list[int]]:
+def document_tokens(artifact: Artifact, settings: Settings, documents: Sequence[Document]) -> list[list[int]]:
     """The same of documents."""
-    return _tokens(engine, "document", [(document.id, document.text) for document in documents])
+    return _tokens(artifact, settings, "document", [(document.id, document.text) for document in documents])
 
 
-def _tokens(engine: Engine, kind: str, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-    artifact = engine.artifact
-    pooling = artifact.pooling(engine.settings.pooling)
+def _tokens(
+    artifact: Artifact, settings: Settings, kind: str, texts: Sequence[tuple[str, str]]
+) -> list[list[int]]:
+    pooling = artifact.pooling(settings.pooling)
     if pooling is None:
         raise WorkloadError(
             f"{artifact.name} turns no texts into vectors, which searching takes; choose a model that embeds"
         )
-    most = min(engine.settings.max_context, pooling.max_tokens or engine.settings.max_context)
+    most = min(settings.max_context, pooling.max_tokens or settings.max_context)
     found = []
     for name, text in texts:
         tokens = artifact.tokenizer.encode(pooling.prompt + text, add_special=True)

@@ -242,7 +242,8 @@ def _searched(engine: Runner, queries: Sequence[RetrieveItem], *, documents: boo
     corpus = queries[0].corpus
     n = min(len(queries), max(FEW_DOCUMENTS, engine.settings.batch)) if documents else 0
     sample = corpus.sample(n, [item.id for item in queries]) if n else []
-    texts = [query_tokens(engine, queries), document_tokens(engine, sample)]
+    model, settings = engine.artifact, engine.settings
+    texts = [query_tokens(model, settings, queries), document_tokens(model, settings, sample)]
     found = [engine.embed(each) for each in texts if each]
     asked, *_ = found
     lengths = tuple(len(tokens) for each in texts for tokens in each)
@@ -280,7 +281,7 @@ def warm_up(engine: Runner, job: Job) -> None:
         if isinstance(job, Request):
             each.generate([Request(job.tokens, 4)] * n)
         elif isinstance(job, RetrieveItem):
-            each.embed(query_tokens(each, [job] * n))
+            each.embed(query_tokens(each.artifact, each.settings, [job] * n))
         else:
             answered(each, [job] * n)
 

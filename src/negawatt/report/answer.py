@@ -9,7 +9,7 @@ from typing import Any
 from negawatt.report import words
 from negawatt.report.facts import Facts
 from negawatt.report.reading import number, text
-from negawatt.report.records import Trial, last_of
+from negawatt.report.records import Trial, proposer
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,17 @@ def spoken(settings: Mapping[str, Any]) -> str:
     )
     if text(settings.get("cores")) not in ("", "default"):
         parts[-1] += f" on {settings['cores']} cores"
+    if (device := text(settings.get("device"))) not in ("", "cpu"):
+        layers = settings.get("gpu_layers")
+        parts.append(f"{'all' if layers is None else layers} layers on {device}")
     parts.append(f"batch {settings.get('batch') or 1}")
     if settings.get("flash_attention"):
         parts.append("flash attention")
     if text(settings.get("kv_cache")) not in ("", "default"):
         parts.append(f"{settings['kv_cache']} KV cache")
     if text(settings.get("speculation")) not in ("", "none"):
-        draft = text(settings.get("draft"))
-        parts.append(f"proposals by {last_of(draft)}" if draft else f"{settings['speculation']} speculation")
+        draft = proposer(settings)
+        parts.append(f"proposals by {draft}" if draft else f"{settings['speculation']} speculation")
     if cap := settings.get("power_cap_w"):
         parts.append(f"at most {cap:g} W")
     if clock := settings.get("clock_mhz"):

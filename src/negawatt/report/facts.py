@@ -16,7 +16,18 @@ from typing import Any
 from negawatt.energy import Provenance
 from negawatt.errors import RunError
 from negawatt.report.reading import energy, mapping, named, number, sequence, text, texts
-from negawatt.report.records import Drop, Interval, Profile, Search, Step, Trial, Verdict, same, way
+from negawatt.report.records import (
+    Drop,
+    Interval,
+    Profile,
+    Search,
+    Step,
+    Trial,
+    Verdict,
+    same,
+    settings_of,
+    way,
+)
 from negawatt.run import Run
 
 
@@ -104,7 +115,7 @@ class Facts:
 
     @property
     def baseline_settings(self) -> Mapping[str, Any]:
-        return self.baseline.settings if self.baseline else mapping(self.manifest.get("baseline"))
+        return self.baseline.settings if self.baseline else settings_of(self.manifest.get("baseline"))
 
     @property
     def recommends(self) -> bool:

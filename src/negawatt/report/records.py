@@ -14,8 +14,11 @@ from negawatt.report.reading import energy, is_number, mapping, named, number, s
 
 _LOWER_IS_BETTER = ("perplexity", "kl", "nll", "loss")
 _NOT_A_SHARE = (*_LOWER_IS_BETTER, "chrf", "bleu")
+DRAFT = "draft "
+"""What comes before the name of the small model that proposes, in ``speculation``."""
 _DEFAULTS: dict[str, Any] = {
     "device": "cpu",
+    "gpu_layers": None,
     "kv_cache": "default",
     "flash_attention": None,
     "speculation": "none",
@@ -280,8 +283,22 @@ def way(data: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = {"model": text(data.get("model")), "passes": made}
     if after := mapping(data.get("cascade")):
         extra["cascade"] = label(way({k: v for k, v in after.items() if k != "cascade"}))
-    settings = mapping(data.get("settings"))
+    settings = settings_of(data.get("settings"))
     return {**settings, **{k: v for k, v in extra.items() if v}} if settings else settings
+
+
+def settings_of(data: Any) -> Mapping[str, Any]:
+    """Settings of a record. What proposes stands in ``speculation``, where earlier ones have a ``draft``."""
+    settings = mapping(data)
+    if draft := text(settings.get("draft")):
+        settings = {**settings, "speculation": DRAFT + draft}
+    return {name: value for name, value in settings.items() if name != "draft"}
+
+
+def proposer(settings: Mapping[str, Any]) -> str:
+    """The small model that proposes, without its folder; empty where none does."""
+    speculation = text(settings.get("speculation"))
+    return last_of(speculation.removeprefix(DRAFT)) if speculation.startswith(DRAFT) else ""
 
 
 def label(settings: Mapping[str, Any]) -> str:
@@ -301,11 +318,9 @@ def label(settings: Mapping[str, Any]) -> str:
         value = settings[name]
         if value is None or value == _DEFAULTS.get(name):
             continue
-        if name == "draft":
-            value = last_of(text(value))
-        if name == "speculation" and settings.get("draft"):
-            continue  # which it is says the draft
         spoken = name.replace("_", " ")
+        if name == "speculation" and (draft := proposer(settings)):
+            value, spoken = draft, "draft"
         parts.append(f"{value} {spoken}" if isinstance(value, str) else f"{spoken} {value}")
         if isinstance(value, bool):
             parts[-1] = spoken if value else f"no {spoken}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from negawatt.energy import Energy, Provenance
@@ -199,6 +200,8 @@ def flat(data: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:
             rows += flat(value, f"{name} · ")
         elif isinstance(value, list):
             rows.append((name, ", ".join(map(str, value))))
+        elif isinstance(value, float) and not math.isfinite(value):
+            rows.append((name, str(value)))
         elif str(key).endswith("_bytes") and isinstance(value, (int, float)):
             rows.append((name.removesuffix(" bytes"), memory(value)))
         elif isinstance(value, bool):

@@ -17,7 +17,6 @@ from negawatt.tuning.candidate import Candidate
 
 SAME = 1e-6
 """Costs that differ by less than this share are the same: there is no saving to divide."""
-NO_SPECULATION: dict[str, Any] = {"speculation": "none", "draft": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,8 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         kv_cache=settings.kv_cache if settings.kv_cache in kind.kv_caches else "default",
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
         max_context=winner.settings.max_context,
-        **({} if _speculates(settings, kind) else NO_SPECULATION),
+        **({} if settings.device in kind.devices else {"device": "cpu", "gpu_layers": None}),
+        speculation=settings.speculation if _speculates(settings, kind) else "none",
     )
     return replace(now, settings=changed)
 
@@ -157,12 +157,13 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "weights": _set("weight_format"),
     "KV cache": _set("kv_cache"),
     "flash attention": _set("flash_attention"),
+    "placement": lambda now, winner: now.run_as(
+        device=winner.settings.device, gpu_layers=winner.settings.gpu_layers
+    ),
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
-    "speculation": lambda now, winner: now.run_as(
-        speculation=winner.settings.speculation, draft=winner.settings.draft
-    ),
+    "speculation": _set("speculation"),
     "context": _set("max_context"),
     "power cap": _set("power_cap_w"),
     "clock": _set("clock_mhz"),
@@ -178,6 +179,7 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "weights": settings.weight_format,
         "KV cache": settings.kv_cache,
         "flash attention": {True: "on", False: "off", None: "default"}[settings.flash_attention],
+        "placement": settings.placement or "the processor",
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
         "cores": settings.cores,

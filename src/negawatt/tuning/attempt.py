@@ -67,7 +67,7 @@ def first_look(
     per_token: float = 1.0,
     cost: Cost = CPU_SECONDS,
 ) -> Look:
-    """One short answer for each slot.
+    """One short answer for each slot, and what a token of the whole ones will cost.
 
     Args:
         engine: open and warmed up.
@@ -82,7 +82,7 @@ def first_look(
     n = 1 if isinstance(jobs[0], Request) else LOOK_QUESTIONS
     group = spread(jobs, max(n, engine.settings.batch))
     window = take(engine, [answered_in(job, SCREEN_TOKENS) for job in group], cost)
-    value = cost.per_output([window], [engine.settings.device]) * per_token
+    value = cost.per_output([window], [engine.settings.device]) * per_token * to_whole([window], group)
     return Look(
         cost=cost.at_start(value, reference_s, window.reference_s),
         s_per_token=window.wall_s / sum(window.outputs),
@@ -119,11 +119,13 @@ def measured(
     Raises:
         EngineError: as for `first_look`.
     """
-    windows, started = [], time.monotonic()
-    batch = engine.settings.batch
+    windows: list[Window] = []
+    asked: list[Job] = []
+    started, batch = time.monotonic(), engine.settings.batch
     groups = groups or (SEARCH_GROUPS if batch < 8 else 1)
     for group in groups_for(jobs, batch, groups, 1):
         windows.append(take(engine, _shortened(group, look.s_per_token), cost))
+        asked += group
         if time.monotonic() - started > ENOUGH_S:
             break  # a slow candidate, or a busy machine: more windows would eat the search's time
     summary = Summary(tuple(windows))
@@ -138,10 +140,31 @@ def measured(
         "engine": {"version": engine.version, **engine.info},
         "warnings": summary.warnings,
     }
-    value = cost.per_output(windows, [engine.settings.device])
+    value = cost.per_output(windows, [engine.settings.device]) * to_whole(windows, asked)
     if cost.in_joules:
         figures["joules_per_token"] = value
     return cost.at_start(value * per_token, reference_s, reference), figures
+
+
+def to_whole(windows: Sequence[Window], jobs: Sequence[Job]) -> float:
+    """What a token of whole answers costs, as a multiple of what one of these windows' shorter ones did.
+
+    A short answer pays for its whole prompt, which would favour whatever reads prompts cheaply; the tokens
+    that it lacks cost what those after its first did.
+
+    Args:
+        jobs: what the windows would have answered whole, each as often as the others.
+    """
+    whole = [job.max_new_tokens for job in jobs if isinstance(job, Request)]
+    given = [n for window in windows for n in window.outputs]
+    wanted, outputs = sum(whole) * len(given) / max(len(whole), 1), sum(given)
+    cpu_s = sum(window.cpu_s for window in windows)
+    later = [step for w in windows for step in w.steps if step.phase == "decode"]
+    yielded = sum(step.produced for step in later)
+    if wanted <= outputs or not yielded or cpu_s <= 0:
+        return 1.0
+    lacking_s = (wanted - outputs) * sum(step.cpu_s for step in later) / yielded
+    return (cpu_s + lacking_s) / wanted / (cpu_s / outputs)
 
 
 def answered_in(job: Job, tokens: int) -> Job:

@@ -150,7 +150,7 @@ def too_dear(look: Look, foreseen: float | None) -> str:
     """
     if foreseen is None or look.cost <= SCREEN_FACTOR * foreseen:
         return ""
-    return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
+    return f"by its first {SCREEN_TOKENS} tokens it costs {look.cost / foreseen:.2f} times the best candidate"
 
 
 def pruned(candidate: Candidate, look: Look, reason: str) -> Trial:

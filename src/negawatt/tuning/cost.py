@@ -179,7 +179,7 @@ def _spent_by(device: str, components: Iterable[str]) -> list[str]:
         return []
     if device == "cpu":
         return own
-    if not device.startswith("cuda"):
+    if device.partition(":")[0] not in ("cuda", "vulkan"):
         return []
     number = number_of(device)
     gpus = [n for n in found if n.startswith("gpu/") and number in (None, _gpu(n))]

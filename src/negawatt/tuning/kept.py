@@ -10,6 +10,7 @@ from negawatt.artifact import Artifact
 from negawatt.artifact.pooling import copy_pooling_files
 from negawatt.engine import Engine
 from negawatt.engine.draft_model import KEPT
+from negawatt.engine.settings import DRAFT
 from negawatt.home import write_json, written_beside
 from negawatt.limits.limits import Limits
 from negawatt.profiling.cascade import Cascade, Runner, write_cascade
@@ -65,7 +66,7 @@ def _put(engine: Engine, folder: Path, name: str, verdict: str, limits: Limits =
             own = settings.engine
     if engine.draft is not None:
         _put_draft(engine.draft.artifact, engine.draft_path, folder / KEPT)
-        settings = settings.replace(draft=KEPT)
+        settings = settings.replace(speculation=DRAFT + KEPT)
     write_json(folder / "settings.json", settings.to_json())
     step = {"pass": "tune", "parameters": settings.to_json(), "verdict": verdict}
     Artifact.create(

@@ -58,7 +58,7 @@ class Memory:
                 "compared_with": compared_with,
                 "cost": cost.at_start(t.cost, 1.0, reference_s),
                 **unit,
-                "looked": t.state == "pruned",
+                "short": t.state == "pruned",
                 "drop": (t.figures.get("quality_drop") or {}).get("drop"),
             }
             for t in trials
@@ -74,8 +74,8 @@ class Memory:
         """What is remembered of points of a space, counted alike, in terms of today's reference load."""
         found = []
         for record in self._stored():
-            if record.get("unit", CPU_SECONDS.name) != cost.name:
-                continue
+            if record.get("unit", CPU_SECONDS.name) != cost.name or record.get("looked"):
+                continue  # `looked`: short answers of an older version, each paying for its whole prompt
             try:
                 candidate = Candidate.from_json(record)
                 point = space.parameters(candidate)
@@ -87,7 +87,7 @@ class Memory:
             if kept > 0:
                 value = math.log(cost.at_start(kept, reference_s, 1.0))
                 found.append(
-                    Observation(point, value, bool(record.get("looked")), drop, candidate.arithmetic, run=run)
+                    Observation(point, value, bool(record.get("short")), drop, candidate.arithmetic, run=run)
                 )
         return found
 

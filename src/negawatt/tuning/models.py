@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from negawatt.artifact import Artifact
+from negawatt.engine import Settings
 from negawatt.engine.classifier import labels_in
 from negawatt.errors import UsageError, WorkloadError
 from negawatt.profiling.quality import SCORING_CONTEXT, tokens_held
+from negawatt.profiling.retrieval import query_tokens
 from negawatt.tuning.drafts import with_drafts
 from negawatt.tuning.space import Space
 from negawatt.workload import Workload
-from negawatt.workload.items import prompt_text
+from negawatt.workload.items import RetrieveItem, prompt_text, queries_among
 
 
 def named(artifact: Artifact, models: Sequence[Artifact | str]) -> dict[str, Artifact]:
@@ -83,9 +85,13 @@ def refuse_longer(models: Sequence[Artifact], workload: Workload, space: Space) 
         WorkloadError: one is longer than what a sequence may hold.
     """
     most = min(space.max_context, SCORING_CONTEXT)
+    queries = queries_among(workload.quality)
+    others = [item for item in workload.quality if not isinstance(item, RetrieveItem)]
     for model in models:
+        if queries:
+            query_tokens(model, Settings(max_context=most), queries)
         tokenizer, labelling = model.tokenizer, bool(labels_in(model))
-        for item in workload.quality:
+        for item in others:
             if (held := tokens_held(tokenizer, item, labelling=labelling)) > most:
                 raise WorkloadError(
                     f"item {item.id!r} of {workload.name} takes {held} tokens of {model.name}, and a "

@@ -11,6 +11,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.database import without_secrets
+from negawatt.engine import Settings
 from negawatt.errors import RunError, UsageError
 from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
@@ -117,11 +118,22 @@ def _unfinished(path: Path, question: Question) -> Run:
     run = Run.open(path, kind="tune")
     if run.result is not None:
         raise RunError(f"{path} is finished; see it with: negawatt report {path}, or choose another folder")
-    if run.manifest.get("question") != json.loads(json.dumps(question.to_json())):
+    if not _asks(run.manifest.get("question"), question):
         raise RunError(f"{path} holds an unfinished search for something else; choose another folder")
     if run.manifest.get("machine", {}).get("id") != fingerprint()["id"]:
         raise RunError(f"{path} was begun on another machine, whose figures do not compare with this one's")
     return run
+
+
+def _asks(kept: Any, question: Question) -> bool:
+    """Whether a run was begun for this question; what its settings did not tell yet is as usual."""
+    if not isinstance(kept, dict):
+        return False
+    try:
+        kept = {**kept, "baseline": Settings.from_json(kept["baseline"]).to_json()}
+    except (UsageError, KeyError, TypeError, ValueError):
+        return False  # of a later version, or damaged
+    return bool(json.loads(json.dumps(question.to_json())) == kept)
 
 
 def _locked(run: Run) -> Run:

@@ -12,8 +12,9 @@ from typing import Any
 from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backend import Backend
-from negawatt.engine.backends import backend
+from negawatt.engine.backends import accelerator_of, backend
 from negawatt.engine.cores import Cores
+from negawatt.engine.settings import DRAFT
 from negawatt.errors import UsageError
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import Choose, PassRange
@@ -29,8 +30,8 @@ CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
 
-DRAFT = "draft "
-"""What comes before a draft's name where ways to speculate are named."""
+ALL = -1
+"""As a number of layers: as many as the model has; `negawatt.tuning.placements` puts that in its place."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Space:
         passes: that may make the weights smaller, in the order in which they are applied.
         kv_caches: engine → KV-cache precisions to consider; all that differ where it is absent.
         speculation: ways of speculating to consider, on engines that can.
-        drafts: small models that may propose, see `Settings.draft`, on engines that run them at batch 1.
+        drafts: small models that may propose, see `Settings`, on engines that run them at batch 1.
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
         power_caps_w: watts that each package may draw, 0 for no cap; None leaves them to the search, which
             tries some where it goes by joules and the system permits it, see `negawatt.tuning.limited`.
         clocks_mhz: highest clocks likewise, for candidates without a cap.
+        gpu_layers: engine → numbers of layers on its accelerator, 0 for none; None leaves that to the search,
+            see `negawatt.tuning.placements`.
         unasked: the engines are those that are searched where none are named.
     """
 
@@ -71,6 +74,7 @@ class Space:
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     power_caps_w: tuple[float, ...] | None = None
     clocks_mhz: tuple[float, ...] | None = None
+    gpu_layers: Mapping[str, tuple[int, ...]] | None = None
     unasked: bool = False
 
     def __post_init__(self) -> None:
@@ -171,6 +175,11 @@ class Space:
             batch=choose("batch", self.batches),
             kv_cache=choose(f"{name}.kv_cache", self.caches(name)),
         )
+        layers = (self.gpu_layers or {}).get(name)
+        if any(each.partition(":")[0] == "depth" for each in passes):
+            layers = None  # it leaves fewer layers than are counted
+        if layers and (number := choose(f"{name}.gpu_layers", layers)):
+            settings = settings.replace(device=accelerator_of(name), gpu_layers=number)
         if (kept := self.cores.get(settings.threads or 0, ("default",))) != ("default",):
             settings = settings.replace(cores=choose("threads.cores", kept))
         if engine.has_flash_attention and self.flash_attention != ("default",):
@@ -179,11 +188,13 @@ class Space:
             settings = settings.replace(flash_attention=FLASH[chosen])
         if engine.has_speculation and settings.batch == 1:
             chosen = choose(f"{name}.speculation", self._speculation(engine, passes))
-            settings = settings.replace(**_speculating(chosen))
+            settings = settings.replace(speculation=chosen)
         return Candidate(self._limited(settings, choose), passes, model)
 
     def _limited(self, settings: Settings, choose: Choose) -> Settings:
-        """With a power cap or a clock: both lower the clock, so not with both."""
+        """With a power cap or a clock of the processor: both lower the clock, so not with both."""
+        if settings.device != "cpu":
+            return settings
         cap = choose("power_cap_w", self.power_caps_w) if self.power_caps_w not in (None, (0,)) else 0
         if cap:
             return settings.replace(power_cap_w=float(cap))
@@ -239,10 +250,9 @@ class Space:
             "batch": settings.batch,
             f"{settings.engine}.weight_format": settings.weight_format,
             f"{settings.engine}.kv_cache": settings.kv_cache,
-            f"{settings.engine}.speculation": DRAFT + settings.draft
-            if settings.draft
-            else settings.speculation,
+            f"{settings.engine}.speculation": settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
+            f"{settings.engine}.gpu_layers": settings.gpu_layers or 0,
             "power_cap_w": settings.power_cap_w or 0,
             "clock_mhz": settings.clock_mhz or 0,
         }
@@ -341,15 +351,9 @@ class Space:
             **({"drafts": list(self.drafts)} if self.drafts else {}),
             **({"power_caps_w": list(self.power_caps_w)} if self.power_caps_w is not None else {}),
             **({"clocks_mhz": list(self.clocks_mhz)} if self.clocks_mhz is not None else {}),
+            **({"gpu_layers": {n: list(f) for n, f in self.gpu_layers.items()}} if self.gpu_layers else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
-
-
-def _speculating(chosen: str) -> dict[str, str | None]:
-    """The settings of a way to speculate."""
-    if chosen.startswith(DRAFT):
-        return {"speculation": "draft", "draft": chosen.removeprefix(DRAFT)}
-    return {"speculation": chosen, "draft": None}
 
 
 def _able(each: PassRange) -> Sequence[str]:

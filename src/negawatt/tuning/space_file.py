@@ -13,13 +13,14 @@ from negawatt.engine.backends import backend
 from negawatt.engine.cores import CHOICES, Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.pass_range import PassRange
-from negawatt.tuning.space import FLASH, Space, core_choices, usable
+from negawatt.tuning.space import ALL, FLASH, Space, core_choices, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
     "weight_formats", "kv_caches", "pass", "cores", "drafts", "power_caps_w", "clocks_mhz",
+    "gpu_layers",
 }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def read_space(path: Path, default: Space) -> Space:
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
     ``speculation`` (of none, ngram), ``drafts`` (small models that may propose), ``flash_attention``
     (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), ``power_caps_w`` and
-    ``clocks_mhz`` (numbers, and "none" for no limit), the tables
+    ``clocks_mhz`` (numbers, and "none" for no limit), ``gpu_layers`` (numbers, "none" and "all"), the tables
     ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
     parameter a value or a list of values, and ``required``.
 
@@ -99,6 +100,7 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
         power_caps_w=_limits(data, "power_caps_w", default.power_caps_w),
         clocks_mhz=_limits(data, "clocks_mhz", default.clocks_mhz, whole=True),
+        gpu_layers=_layers(data, engines, default),
         passes=passes,
     )
 
@@ -133,6 +135,25 @@ def _limits(
         raise UsageError(f'{key} must be a list of {what} above 0, or "none", not {value!r}')
     numbers = sorted({v for v in value if v != "none"}, reverse=True)
     return (0, *numbers) if "none" in value else tuple(numbers)
+
+
+def _layers(
+    data: Mapping[str, Any], engines: Sequence[str], default: Space
+) -> Mapping[str, tuple[int, ...]] | None:
+    """The same numbers for every engine that can run a part of a model elsewhere."""
+    if (value := data.get("gpu_layers")) is None:
+        return default.gpu_layers
+    words = {"none": 0, "all": ALL}
+    fits = isinstance(value, list) and all(
+        v in words if isinstance(v, str) else isinstance(v, int) and not isinstance(v, bool) and v >= 0
+        for v in value
+    )
+    if not fits or not value:
+        raise UsageError(
+            f'gpu_layers must be a list of whole numbers from 0 up, "none" or "all", not {value!r}'
+        )
+    numbers = tuple(sorted({words.get(v, v) for v in value}))
+    return {name: numbers for name in engines if backend(name).has_gpu_layers}
 
 
 def _pass(row: Mapping[str, Any]) -> PassRange:

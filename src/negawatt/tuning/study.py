@@ -155,7 +155,7 @@ class Study:
                     trial.candidate, trial.figures.get("screen_cost"), trial.figures.get("read_bytes")
                 )
                 if trial.figures.get("died"):
-                    self._deaths[trial.settings.engine] += 1
+                    self._deaths[trial.settings.runs_on] += 1
                 self.proposals.tell(trial, None)
             elif record.get("stage") == "proof":
                 self._strike(trial.candidate, trial.reason)
@@ -165,13 +165,13 @@ class Study:
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
         """The trial that speaks against trying a candidate.
 
-        Its arithmetic lost too much quality already, or its engine has died twice or is hopeless.
+        Its arithmetic lost too much quality already, or on its device its engine died twice or is hopeless.
         """
         if candidate.arithmetic in self._refuted:
             same = (t for t in self.trials if t.candidate.arithmetic == candidate.arithmetic)
             return min(same, key=lambda t: math.inf if t.cost is None else t.cost)
-        engine = candidate.settings.engine
-        own = [t for t in self.trials if t.settings.engine == engine]
+        engine = candidate.settings.runs_on
+        own = [t for t in self.trials if t.settings.runs_on == engine]
         if self._deaths[engine] >= DEATHS:
             return own[-1]
         if not self.only_joules:
@@ -230,7 +230,7 @@ class Study:
         self.proposals.tell(trial, proposal)
 
     def _died(self, trial: Trial) -> None:
-        engine = trial.settings.engine
+        engine = trial.settings.runs_on
         self._deaths[engine] += 1
         if self._deaths[engine] == DEATHS:
             text = (

@@ -36,6 +36,7 @@ from negawatt.tuning.models import named, refuse_incomparable, refuse_longer, sp
 from negawatt.tuning.objectives import check_objectives
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
+from negawatt.tuning.placements import Placements
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question, cost_of, open_run
@@ -125,7 +126,8 @@ def tune(
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
-    here, note = Cost.here(dict.fromkeys((baseline.device, "cpu"))), ""
+    placements = Placements.here(space, baseline.device, cluster=ray is not None)
+    here, note = placements.cost, ""
     cost = cost_of(path, here)
     if observed is not None:
         if observed.model_sha256 not in ("", artifact.sha256):
@@ -136,6 +138,7 @@ def tune(
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
     space = space_of((artifact, *others.values()), workload, space, cluster=ray is not None)
+    space = placements.within(space, (artifact, *others.values()))
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     refuse_longer((artifact, *others.values()), workload, space)
@@ -162,6 +165,7 @@ def tune(
             progress, cluster, cost,
         )  # fmt: skip
         session.note(note)
+        session.note(placements.note)
         return session.go(tokens_per_day)
 
 
