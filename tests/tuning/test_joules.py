@@ -21,6 +21,7 @@ from negawatt.engine import Request, Settings
 from negawatt.errors import EngineError, RunError, UsageError
 from negawatt.limits.cpu import POWERCAP
 from negawatt.limits.journal import Journal
+from negawatt.limits.ladder import against
 from negawatt.limits.limits import Limits
 from negawatt.limits.system import System
 from negawatt.meter import Measurement, Station
@@ -36,7 +37,7 @@ from negawatt.tuning import Constraints, Space, attempt, finals, tune
 from negawatt.tuning.bench import Bench
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
-from negawatt.tuning.limited import limits_json, with_limits
+from negawatt.tuning.limited import all_limits, limits_json, with_limits
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.observed import Observed
 from negawatt.tuning.question import Question, cost_of, open_run
@@ -195,8 +196,9 @@ def test_a_search_by_joules_finds_proves_and_keeps_a_power_cap(
     monkeypatch.setattr(Scores, "_answer", answered)
     monkeypatch.setattr(finals, "FINAL_ROUNDS", 3)
     monkeypatch.setattr(finals, "ABLATION_ROUNDS", 1)
+    space = replace(UNCHANGED, limits={"power_caps_w": (0, 64)})
     found = tune(
-        small, lines, space=replace(UNCHANGED, power_caps_w=(0, 64)), baseline=BASELINE, time_budget_s=240,
+        small, lines, space=space, baseline=BASELINE, time_budget_s=240,
         constraints=Constraints(max_quality_drop=0.9), path=tmp_path / "run", progress=look,
     )  # fmt: skip
     assert found["search"]["cost"] == {
@@ -318,16 +320,16 @@ def test_limits_are_asked_for_by_name_only_where_they_can_be_told_apart(
     powered: PoweredMachine, small: Artifact, lines: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for caps, reason in (((0, 64), ""), ((3,), "3 W are too few"), ((0, 200), "would lower nothing")):
-        capped = replace(SPACE, power_caps_w=caps)
+        capped = replace(SPACE, limits={"power_caps_w": caps})
         if reason:
             with pytest.raises(UsageError, match=rf"power_caps_w: .* cannot be tried here: .*{reason}"):
                 with_limits(capped, JOULES)
         else:
-            assert with_limits(capped, JOULES).power_caps_w == caps
+            assert with_limits(capped, JOULES).limits["power_caps_w"] == caps
     with pytest.raises(UsageError, match="clocks_mhz: 2000 MHz cannot be tried here: no clock can be set"):
-        with_limits(replace(SPACE, clocks_mhz=(0, 2000)), JOULES)
+        with_limits(replace(SPACE, limits={"clocks_mhz": (0, 2000)}), JOULES)
     usual = with_limits(SPACE, JOULES)
-    assert usual.power_caps_w == (0, 82, 64) and usual.clocks_mhz == (0,)
+    assert {n: v for n, v in usual.limits.items() if v != (0,)} == {"power_caps_w": (0, 82, 64)}
     assert len(list(usual.grid())) == 3 * len(list(SPACE.grid()))
     again = with_limits(SPACE, JOULES, limits_json(usual))
     assert again == usual, "a search that is taken up again tries the same"
@@ -354,11 +356,38 @@ def test_limits_are_asked_for_by_name_only_where_they_can_be_told_apart(
     assert not (tmp_path / "o").exists()
 
 
+def test_what_has_layers_on_a_gpu_is_held_to_the_limits_of_that(
+    powered: PoweredMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = NvmlDouble(gpus=1)
+    monkeypatch.setattr("negawatt.limits.ladder.System", lambda: System(powered.root, nvml))
+    monkeypatch.setattr("negawatt.limits.gpu.os.geteuid", lambda: 0)
+    space = replace(SPACE, gpu_layers={"llamacpp": (0, 6)})
+    usual = with_limits(space, JOULES)
+    assert usual.limits == {
+        "power_caps_w": (0, 82, 64), "clocks_mhz": (0,), "gpu_power_caps_w": (0, 340, 280),
+        "gpu_clocks_mhz": (0, 1700, 1300),
+    }  # fmt: skip
+    held: dict[int, list[Limits]] = {0: [], 6: []}
+    for candidate in usual.grid():
+        held[candidate.settings.gpu_layers or 0].append(candidate.settings.limits)
+        chosen = usual.parameters(candidate)
+        assert usual.pick(lambda name, _, chosen=chosen: chosen[name]) == candidate  # type: ignore[misc]
+    assert [str(each) for each in held[0]] == ["no limits", "at most 82 W", "at most 64 W"]
+    assert {each.device for each in held[6]} == {"vulkan"}
+    assert [(each.power_cap_w, each.clock_mhz) for each in held[6]] == [
+        (None, None), (None, 1700), (None, 1300), (340, None), (280, None)
+    ]  # fmt: skip
+    assert all(not against(each, System(powered.root, nvml)) for each in all_limits(usual))
+    with pytest.raises(UsageError, match="gpu_power_caps_w are for candidates with layers on a GPU"):
+        with_limits(replace(SPACE, limits={"gpu_power_caps_w": (0, 300)}), JOULES)
+
+
 def test_a_clock_is_tried_only_without_a_cap(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text('schema = 1\npower_caps_w = [60, "none", 80.5]\nclocks_mhz = [2000, "none"]\n')
     space = read_space(file, SPACE)
-    assert (space.power_caps_w, space.clocks_mhz) == ((0, 80.5, 60), (0, 2000))
+    assert space.limits == {"power_caps_w": (0, 80.5, 60), "clocks_mhz": (0, 2000)}
     held = [str(c.settings.limits) for c in space.grid()]
     assert held == ["no limits", "at most 2000 MHz", "at most 80.5 W", "at most 60 W"]
     for line in ("power_caps_w = []", "power_caps_w = [0]", "clocks_mhz = [20.5]", 'clocks_mhz = ["all"]'):
