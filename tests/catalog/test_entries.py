@@ -20,6 +20,10 @@ def test_every_entry_is_pinned(machine: str) -> None:
     assert len({e.name for e in entries}) == len(entries)
     for entry in entries:
         assert entry.kind in KINDS
+        if (entry.name, machine) == ("llamacpp-vulkan", "aarch64"):
+            assert not entry.packages  # what its notes say
+            assert not entry.files
+            continue
         assert entry.packages, f"{entry.name} has nothing to fetch on {machine}"
         assert entry.files, f"{entry.name} stores nothing on {machine}"
         for pinned in (*entry.packages, *entry.files, *entry.joined):
@@ -34,8 +38,7 @@ def test_each_kind_of_machine_gets_its_own_runtime() -> None:
              for m in ("x86_64", "aarch64")}  # fmt: skip
     assert "libggml-cpu-haswell.so" in names["x86_64"] - names["aarch64"]
     assert "libggml-cpu-armv8.0_1.so" in names["aarch64"] - names["x86_64"]
-    (other,) = (e for e in parse(TEXT, machine="riscv64") if e.kind == "runtime")
-    assert other.packages == ()
+    assert all(e.packages == () for e in parse(TEXT, machine="riscv64") if e.kind == "runtime")
 
 
 def test_only_terms_beyond_open_licences_ask_for_consent() -> None:

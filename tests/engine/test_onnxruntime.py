@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor, read_packed
 from negawatt.compress import Recipe, compress, parse
-from negawatt.engine import Settings, onnx_modules
+from negawatt.engine import Engine, Settings, onnx_modules
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.decode import Decoder, Request
+from negawatt.engine.onnx_cache import CacheInPlace, GrowingCache
 from negawatt.engine.onnx_modules import Grid, rounded
 from negawatt.engine.onnxruntime import OnnxRuntimeBackend, kernels
 from negawatt.engine.transformers import TransformersBackend
@@ -47,11 +48,18 @@ def said(backend: Backend) -> list[Logits]:
     return found
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
-def test_a_padded_batch_that_shrinks_gives_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
-    """Gemma's layers see 16 tokens back here, and one prompt has 40."""
-    folder = small_model(tmp_path / family, family)
-    ours = said(ready(OnnxRuntimeBackend, folder, tmp_path, "fp32", 3))
+@pytest.mark.parametrize(
+    ("family", "changes", "cache"),
+    [("gemma3_text", {}, CacheInPlace), ("gpt2", {}, CacheInPlace), ("llama", {"head_dim": 4}, GrowingCache)],
+)
+def test_a_padded_batch_that_shrinks_gives_the_logits_of_transformers(
+    family: str, changes: dict[str, int], cache: type[GrowingCache], tmp_path: Path
+) -> None:
+    """Gemma's layers see 16 tokens back here, and one prompt has 40; no operator has heads of 4."""
+    folder = small_model(tmp_path / family, family, **changes)
+    backend = ready(OnnxRuntimeBackend, folder, tmp_path, "native", 3)
+    ours = said(backend)
+    assert type(backend._cache) is cache
     theirs = said(ready(TransformersBackend, folder, tmp_path, "fp32", 3))
     assert [a.shape for a in ours] == [b.shape for b in theirs]
     assert max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)) < 1e-4
@@ -97,10 +105,18 @@ def test_formats_of_few_bits_take_few_bits_and_stay_close(tmp_path: Path) -> Non
         assert sum(f.stat().st_size for f in made.glob("*.data")) * 8 / n_params < most_bits
 
 
-def test_speculation_changes_no_answer(tmp_path: Path) -> None:
+def test_speculation_and_long_answers_change_no_answer(tmp_path: Path) -> None:
+    """The cache's buffers are made larger on the way, and shorter again after what was not accepted."""
     folder = small_model(tmp_path / "model", "llama")
-    backend = ready(OnnxRuntimeBackend, folder, tmp_path, "fp32", 1)
+    backend = ready(OnnxRuntimeBackend, folder, tmp_path, "native", 1)
     prompt = [*PROMPTS[0], *PROMPTS[0]]
+    long = RANDOM.integers(5, 300, CacheInPlace.SPARE + 40).tolist()
+    (whole,) = backend.forward([Chunk(0, long)])
+    backend.release(0)
+    for token in ([*long[:10]], *([t] for t in long[10:])):
+        (last,) = backend.forward([Chunk(0, token)])
+    backend.release(0)
+    assert np.abs(last - whole).max() < 1e-4
     plain = Decoder(backend).generate([Request(prompt, 24)])[0].tokens
     backend.settings = backend.settings.replace(speculation="ngram")
     decoder = Decoder(backend)
@@ -143,3 +159,15 @@ def test_the_largest_weight_of_a_symmetric_block_is_met_exactly() -> None:
     found = rounded(weight, Grid(4, 32), name="w")
     assert (float(found.codes[0, -1]) - 8) * found.scales[0, 0] == pytest.approx(0.8)
     assert onnx_modules.ACCURACY == 4
+
+
+def test_an_encoder_with_rotary_positions_takes_texts_of_unlike_length(tmp_path: Path) -> None:
+    """ModernBERT computes the angles for one row, and the operator wants them for each."""
+    folder = small_model(tmp_path / "model", "modernbert")
+    texts = [PROMPTS[0], PROMPTS[1], [9, 3]]
+    found = []
+    for name in ("onnxruntime", "transformers"):
+        settings = Settings(engine=name, weight_format="fp32", threads=1, batch=3, pooling="mean")
+        with Engine(Artifact.open(folder), settings, cache=tmp_path / name) as engine:
+            found.append(engine.embed(texts).vectors)
+    assert np.abs(found[0] - found[1]).max() < 1e-5

@@ -12,6 +12,7 @@ from limited_machine import kept, machine, without_rights
 
 from negawatt.errors import EngineError, SensorError
 from negawatt.limits.cpu import CPUFREQ, POWERCAP, packages, policies
+from negawatt.limits.ladder import against, ladder
 from negawatt.limits.limits import Limits, planned, statuses
 from negawatt.limits.system import System
 from negawatt.meter.sensor import SensorAbsent, SensorDenied
@@ -49,6 +50,27 @@ def test_packages_have_their_long_term_limit_and_nothing_else_has(root: Path) ->
     assert (first.now, second.now) == (165.0, 120.0)
     assert first.lowest == second.lowest == pytest.approx(16.5)
     assert first.window_s == pytest.approx(28, abs=0.1)
+
+
+def test_a_ladder_lies_between_the_lowest_and_the_highest_permitted(root: Path, as_root: None) -> None:
+    nvml = NvmlDouble()
+    system = System(root, nvml)
+    assert ladder("power", system=system) == (135, 106)
+    assert ladder("clock", system=system) == (4000, 3200)
+    assert ladder("power", "cuda:0", system) == (340, 280)
+    assert ladder("clock", "cuda:0", system) == (1700, 1300)
+    for value in (135, 106):
+        assert against(Limits(power_cap_w=value), system) == ""
+    (root / POWERCAP / "intel-rapl:0/enabled").write_text("0\n")
+    (root / POWERCAP / "intel-rapl:1/enabled").write_text("0\n")
+    assert ladder("power", system=system) == (), "nobody knows what it may draw"
+
+
+def test_there_is_no_ladder_where_nothing_is_permitted(tmp_path: Path, open_root: Path) -> None:
+    assert ladder("power", system=System(tmp_path)) == ladder("clock", system=System(tmp_path)) == ()
+    with without_rights():
+        assert ladder("power", system=System(open_root)) == ()
+        assert "permission to write" in against(Limits(power_cap_w=60), System(open_root))
 
 
 def test_the_limit_is_known_by_its_name_not_by_its_number(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from limited_machine import kept, machine
 
 from negawatt.errors import EngineError
 from negawatt.limits.cpu import CPUFREQ, POWERCAP
-from negawatt.limits.hold import check, hold
+from negawatt.limits.hold import check, hold, hold_in_turn
 from negawatt.limits.journal import Change, Entry, Journal
 from negawatt.limits.limits import Limits
 from negawatt.limits.system import System, put
@@ -69,6 +69,29 @@ def test_ceilings_are_lowered_and_come_back(root: Path, journal: Journal) -> Non
 def test_without_limits_nothing_is_touched(tmp_path: Path) -> None:
     with hold(Limits(), System(tmp_path / "nowhere")) as held:
         assert held.info == {}
+
+
+def test_a_turn_is_held_beside_idle_engines_and_let_go(root: Path, journal: Journal) -> None:
+    before = kept(root)
+    with hold(Limits()):  # an engine that is open, without limits
+        for _ in range(2):
+            with hold_in_turn(BOTH, System(root), journal) as turn:
+                assert turn.window_s == pytest.approx(28, abs=0.1)
+                assert kept(root) != before
+                for other in (Limits(), BOTH, Limits(70)):
+                    with pytest.raises(
+                        EngineError, match="another engine of this process runs with at most 60"
+                    ):
+                        hold(other, System(root), journal)
+                with pytest.raises(EngineError, match="this process holds at most 60 W"):
+                    hold_in_turn(Limits(70), System(root), journal)
+            assert kept(root) == before
+            turn.release()  # a second time is harmless
+        with pytest.raises(EngineError, match="1 W are too few"):
+            hold_in_turn(Limits(1), System(root), journal)
+    with hold(BOTH, System(root), journal), pytest.raises(EngineError, match="holds at most 60 W"):
+        hold_in_turn(BOTH, System(root), journal)
+    assert kept(root) == before and not journal.place.exists()
 
 
 def test_engines_of_a_process_share_the_same_limits_until_the_last_ends(root: Path, journal: Journal) -> None:

@@ -281,7 +281,7 @@ def test_parts_of_both_ends_become_a_waterfall(tune_run: Path) -> None:
     (tune_run / "result.json").write_text(json.dumps(result))
     steps = Facts.read(tune_run).waterfall
     assert [s.label for s in steps] == ["what you run today", "prefill", "decode"]
-    assert [s.cpu_s_per_token for s in steps] == pytest.approx([0.1, 0.085, 0.02])
+    assert [s.per_token for s in steps] == pytest.approx([0.1, 0.085, 0.02])
     assert "−65.0 ms" in Page(render(tune_run)).text.replace("\xa0", " ")
 
 

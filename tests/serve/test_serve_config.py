@@ -9,6 +9,7 @@ import pytest
 
 from negawatt.carbon import GRAMS
 from negawatt.energy import Energy
+from negawatt.engine import Settings
 from negawatt.errors import UsageError
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
 
@@ -132,3 +133,15 @@ def test_an_intensity_by_time_is_that_of_the_hour(tmp_path: Path) -> None:
     assert [amount.value for amount in grams if amount] == [pytest.approx(100), pytest.approx(300)]
     late = made.carbon(energy, 1.9e9)  # not in the file: not known, and never 0
     assert late is not None and late.is_missing and "nothing is known" in late.reason
+
+
+def test_layers_on_a_gpu_are_a_key_of_the_model() -> None:
+    def settings(**keys: object) -> Settings:
+        return ModelConfig("some-model", **keys).options(None).settings  # type: ignore[arg-type]
+
+    assert (settings().device, settings().gpu_layers) == ("cpu", None)
+    assert (settings(gpu_layers=12).device, settings(gpu_layers=12).gpu_layers) == ("vulkan", 12)
+    assert settings(engine="transformers", gpu_layers=12).device == "cuda"
+    assert settings(device="vulkan").placement == "all on vulkan"
+    tuned = ModelConfig("a-run", gpu_layers=3).options(Settings("llamacpp", "vulkan", 12).to_json()).settings
+    assert (tuned.device, tuned.gpu_layers) == ("vulkan", 3)

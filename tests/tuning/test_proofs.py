@@ -92,6 +92,7 @@ def test_what_hardly_changes_an_answer_stands_by_when_there_is_no_time_for_more(
         )
         assert found.winner is not None, found.verdict.text
         assert found.true_drop <= 0.03
+        assert found.true_ratio >= 2.0, "its cheapest variant was not proved"
         numbers = [r["number"] for r in Run.open(path).records("proof")]
         assert 2 in numbers
         assert len(set(numbers)) == len(numbers)

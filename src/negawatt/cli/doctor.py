@@ -34,7 +34,8 @@ def command(as_json: bool, sensors: tuple[str, ...]) -> None:
 
 
 def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
-    """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines, limits."""
+    """The document of ``negawatt doctor --json``: machine, sensors (and those named), engines,
+    the devices that these find beside the processor, limits."""
     from negawatt.meter import fingerprint
 
     told = _limits()  # first: probing keeps a core busy, which may not be under a limit of a dead process
@@ -50,6 +51,7 @@ def diagnose(sensors: Sequence[str] = ()) -> dict[str, Any]:
         "machine": fingerprint(),
         "sensors": [*(status.to_json() for status in here.statuses), model],
         "engines": _engines(),
+        "devices": _devices(),
         **told,
     }
 
@@ -72,6 +74,12 @@ def _engines() -> list[dict[str, Any]]:
     return list(negawatt.engine.engines())
 
 
+def _devices() -> list[dict[str, Any]]:
+    from negawatt.engine.backends import devices
+
+    return devices()
+
+
 def _print(document: Mapping[str, Any]) -> None:
     from rich.console import Console
 
@@ -84,6 +92,7 @@ def _print(document: Mapping[str, Any]) -> None:
     )
     _table(console, "Sensors", document["sensors"])
     _table(console, "Engines", document["engines"])
+    _table(console, "Devices", document["devices"])
     _table(console, "Limits", document["limits"])
     for note in document["notes"]:
         click.echo(f"note: {note}", err=True)

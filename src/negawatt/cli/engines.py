@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from negawatt import catalog
@@ -26,10 +29,21 @@ def list_engines(as_json: bool) -> None:
     rows = engines()
     runtimes = {entry.name: described(entry) for entry in catalog.entries("runtime")}
     if as_json:
-        emit([{**row, "runtime": runtimes.get(row["name"])} for row in rows])
+        emit([
+            {**row, "runtime": runtimes.get(row["name"]), "other_runtimes": _others(row["name"], runtimes)}
+            for row in rows
+        ])  # fmt: skip
         return
     for row in rows:
         click.echo(f"{row['name']:<14}{row['status']:<8}{row['version'] or ''}")
         for text in (row["reason"], row["remedy"]):
             if text:
                 click.echo(f"{'':<14}{text}")
+        for other in _others(row["name"], runtimes):
+            here = "is here" if other["path"] else f"negawatt engines pull {other['name']}"
+            click.echo(f"{'':<14}{other['description']}: {here}")
+
+
+def _others(engine: str, runtimes: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Further compiled runtimes of an engine, such as those for other devices."""
+    return [row for name, row in runtimes.items() if name.startswith(f"{engine}-")]

@@ -18,6 +18,7 @@ from negawatt.cli.settings import parse_settings, run_options, settings_from
         "negawatt profile smollm2-135m-instruct --engine llamacpp --weights q8_0 --threads 1",
         "negawatt profile ./my-model --engine llamacpp --draft ./small:q4_0 --against llamacpp",
         "negawatt profile smollm2-135m-instruct --engine llamacpp --power-cap 65 --clock 2000",
+        "negawatt profile smollm2-135m-instruct --engine llamacpp --gpu-layers 15",
         "negawatt profile ./my-model --workload ./my-workload --against transformers:fp32 --json",
     )
 )

@@ -14,7 +14,7 @@ from negawatt.errors import require
 
 _MODEL = (
     "engine", "weights", "threads", "batch", "max_context", "kv_cache", "pooling", "kv_tokens", "step_tokens",
-    "queue_limit", "chat_template",
+    "queue_limit", "chat_template", "device", "gpu_layers",
 )  # fmt: skip
 _SERVER = (
     "host", "port", "database", "secret_file", "certificate", "private_key", "intensity", "price",
@@ -43,6 +43,8 @@ _SERVER = (
 @click.option("--threads", type=click.IntRange(1), help="Threads; the engine's default if absent.")
 @click.option("--batch", type=click.IntRange(1, 128), help="Sequences written at once.  [default: 8]")
 @click.option("--max-context", type=click.IntRange(2), help="Tokens of prompt and answer together.")
+@click.option("--device", help="Where it runs: cpu, vulkan (llamacpp) or cuda (transformers).")
+@click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the device; the rest on the processor.")
 @click.option("--kv-cache", help="KV-cache precision.")
 @click.option("--pooling", help="Embed texts in this way, such as mean; encoders' own files say theirs.")
 @click.option("--kv-tokens", type=click.IntRange(2), help="Tokens the KV cache holds over all sequences.")

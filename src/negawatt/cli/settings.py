@@ -27,6 +27,15 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--cores", default="default", show_default=True, metavar="NAME",
             help="Where the threads are kept: default, compact, performance or efficiency.",
         ),
+        click.option(
+            "--device", metavar="NAME",
+            help="Where it runs: cpu, vulkan (llamacpp) or cuda (transformers); cpu by default.",
+        ),
+        click.option(
+            "--gpu-layers", type=int, metavar="N",
+            help="How many layers run on the device, the others on the processor; all by default. Without "
+            "--device that is the engine's own kind of accelerator.",
+        ),
         click.option("--batch", type=int, default=1, show_default=True, help="Sequences decoded at once."),
         click.option("--kv-cache", default="default", show_default=True, help="KV-cache precision."),
         click.option(
@@ -52,17 +61,23 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def settings_from(options: dict[str, Any]) -> Any:
     """`Settings` from the values of `run_options`, which are taken out of `options`."""
     from negawatt.engine import Settings
+    from negawatt.engine.backends import accelerator_of
     from negawatt.engine.settings import DRAFT
 
-    engine = options.pop("engine")
+    engine, device = options.pop("engine"), options.pop("device")
+    layers = options["gpu_layers"]
+    if device is None:
+        device = "cpu" if layers is None else accelerator_of(engine)
     weights = options.pop("weights") or ("fp32" if engine == "transformers" else "native")
-    names = ("threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context")
+    names = (
+        "threads", "cores", "batch", "kv_cache", "flash_attention", "speculation", "max_context", "gpu_layers"
+    )  # fmt: skip
     chosen = {name: options.pop(name) for name in names}
     if (draft := options.pop("draft")) is not None:
         if (other := chosen["speculation"]) != "none":
             raise UsageError(f"the draft {draft} proposes nothing with speculation {other!r}; choose one")
         chosen["speculation"] = DRAFT + draft
-    return Settings(engine=engine, weight_format=weights, **chosen)
+    return Settings(engine=engine, device=device, weight_format=weights, **chosen)
 
 
 def parse_settings(text: str, max_context: int) -> Any:

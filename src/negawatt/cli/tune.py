@@ -160,9 +160,9 @@ def tell(result: dict[str, Any], *, several: bool) -> None:
     if (days := search["payback_days"]) is not None:
         words += f" ({days:,.1f} days)" if days >= 0.05 else f" ({24 * 60 * days:,.0f} minutes)"
     click.echo(
-        f"The search tried {search['trials']} ways ({search['pruned']} dropped early, "
-        f"{search['failed']} failed) in {search['duration_s'] / 60:.1f} minutes "
-        f"and {search['cpu_s']:.0f} CPU-seconds{words}."
+        f"The search {search['cost']['text']}. It tried {search['trials']} ways "
+        f"({search['pruned']} dropped early, {search['failed']} failed) "
+        f"in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
     for each in search["left_out"]:
         click.echo(f"Left out: {each['passes']}: {each['reason']}.")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negawatt.artifact.pooling import Pooling
+from negawatt.engine.device import Device
 from negawatt.engine.settings import Settings
 from negawatt.errors import UnsupportedSetting
 
@@ -86,6 +87,10 @@ class Backend(ABC):
         encoder_formats: those that pay where whole texts run at once, and are searched unasked only there.
         searched: whether a search that names no engines tries this one.
         kv_caches: names it can run, ``default`` first.
+        devices: names it can run on, ``cpu`` first; which of them are here `accelerators` tells.
+        has_builds: whether other devices than the processor take another build of the library, which a
+            process that made weights by the first one cannot load.
+        has_gpu_layers: whether part of a model can run on such a device, the rest on the processor.
         has_flash_attention: whether the flash-attention switch does anything.
         has_speculation: whether `truncate` works, which n-gram speculation needs.
         has_drafts: whether a second, small model can propose for the first, see `refuse_draft`.
@@ -105,6 +110,9 @@ class Backend(ABC):
     encoder_formats: ClassVar[tuple[str, ...]] = ()
     searched: ClassVar[bool] = True
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    has_builds: ClassVar[bool] = False
+    has_gpu_layers: ClassVar[bool] = False
     has_flash_attention: ClassVar[bool] = False
     has_speculation: ClassVar[bool] = False
     has_drafts: ClassVar[bool] = False
@@ -139,8 +147,18 @@ class Backend(ABC):
         def refuse(what: str, value: object, has: Sequence[str]) -> None:
             raise UnsupportedSetting(f"{cls.name} has no {what} {value!r}; it has {', '.join(has)}")
 
-        if settings.device != "cpu":
-            refuse("device", settings.device, ("cpu",))
+        if settings.gpu_layers is not None and not cls.has_gpu_layers:
+            raise UnsupportedSetting(
+                f"{cls.name} runs all layers of a model in one place and takes no gpu_layers; "
+                "llamacpp and transformers do"
+            )
+        if settings.device not in cls.devices:
+            refuse("device", settings.device, cls.devices)
+        if settings.gpu_layers and settings.device == "cpu":
+            raise UnsupportedSetting(
+                f"{cls.name} can run {settings.gpu_layers} layers elsewhere than on the processor only if "
+                f"the device is named; it has {', '.join(cls.devices[1:])}"
+            )
         if settings.weight_format not in cls.weight_formats:
             refuse("weight format", settings.weight_format, cls.weight_formats)
         if settings.kv_cache not in cls.kv_caches:
@@ -168,6 +186,17 @@ class Backend(ABC):
         Raises:
             MissingDependency: it is not installed.
         """
+
+    @classmethod
+    def accelerators(cls) -> list[Device]:
+        """The devices beside the processor that the library finds on this machine.
+
+        Asked in a process of its own where asking can fail hard.
+
+        Raises:
+            NegawattError: it lacks something for that, or cannot tell: why, and after a ";" what to do.
+        """
+        return []
 
     @classmethod
     @abstractmethod

@@ -32,7 +32,8 @@ def forward(model: Any, chunks: Sequence[Chunk]) -> list[Logits]:
 
     with torch.inference_mode():
         given = padded(chunks, int(model.config.pad_token_id or 0))
-        return rows_of(model(**given).logits.float().numpy())
+        given = {name: tensor.to(model.device) for name, tensor in given.items()}
+        return rows_of(model(**given).logits.float().cpu().numpy())
 
 
 def rows_of(logits: Logits) -> list[Logits]:

@@ -40,6 +40,8 @@ class Drafter:
             EngineError: it cannot be loaded, or its vocabulary is not the model's.
         """
         own = model.settings.without_speculation().replace(weight_format="native", kv_cache="default")
+        if own.gpu_layers:  # a number of the model's; the draft is small and fits where those are
+            own = own.replace(gpu_layers=None)
         backend = type(model)(own)
         backend.load(path)
         model.refuse_draft(backend)

@@ -32,7 +32,8 @@ def forward(model: Any, chunks: Sequence[Chunk], pooling: Pooling) -> list[Logit
 
     with torch.inference_mode():
         given = padded(chunks, int(model.config.pad_token_id or 0))
-        states: Array = model(**given).last_hidden_state.float().numpy()
+        given = {name: tensor.to(model.device) for name, tensor in given.items()}
+        states: Array = model(**given).last_hidden_state.float().cpu().numpy()
     return rows_of(states, chunks, pooling)
 
 

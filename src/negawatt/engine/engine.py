@@ -130,7 +130,8 @@ class Engine:
         if self.draft is not None:
             model = self.draft.artifact
             self.draft_path = self._made(model, self.draft.weight_format, usual_cache(model, self.settings))
-        if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S:
+        kind, elsewhere = backends.backend(self.settings.engine), self.settings.device != "cpu"
+        if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S or (elsewhere and kind.has_builds):
             self.close()  # what it took to make the weights must not count as what it takes to run them
             self._worker.start()
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from negawatt.artifact import Artifact
 from negawatt.engine.backend import Backend, Chunk, Logits, in_parts
+from negawatt.engine.device import Device
+from negawatt.engine.llamacpp_devices import asked_apart, placed, placement
 from negawatt.engine.llamacpp_library import (
     FILE_TYPES,
     GGML_TYPES,
@@ -29,7 +31,7 @@ TOKENS_PER_STEP = 2048
 
 
 class LlamaCppBackend(Backend):
-    """llama.cpp on the CPU.
+    """llama.cpp on the CPU, with Vulkan devices beside it.
 
     A weight format is one GGUF type for all matrices; ``-head8`` keeps the embedding, which is
     also the output head where the two are tied, in 8 bits.
@@ -41,6 +43,9 @@ class LlamaCppBackend(Backend):
     )  # fmt: skip
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "q8_0", "q4_0-head8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "vulkan")
+    has_builds: ClassVar[bool] = True
+    has_gpu_layers: ClassVar[bool] = True
     has_flash_attention: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True
     has_drafts: ClassVar[bool] = True
@@ -60,8 +65,12 @@ class LlamaCppBackend(Backend):
 
     @classmethod
     def version(cls) -> str:
-        folder = runtime_folder()
-        return next(folder.glob("libllama.v*.so")).stem.removeprefix("libllama.")
+        return "v" + next(runtime_folder().glob("libllama.*so")).stem.rpartition(".v")[2]
+
+    @classmethod
+    def accelerators(cls) -> list[Device]:
+        """Those that the runtime for Vulkan finds."""
+        return asked_apart()
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
@@ -77,11 +86,15 @@ class LlamaCppBackend(Backend):
         return target
 
     def load(self, path: Path) -> None:
-        folder = runtime_folder()
+        folder = runtime_folder(self.settings.device)
         lib = self._lib = loaded(folder, choose_variant(folder, path))
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        params = placed(lib, self.settings)
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise EngineError(f"llama.cpp cannot load {path}: {lib.last_message()}")
+        n_layers, wanted = int(lib.llama_model_n_layer(self._model)), self.settings.gpu_layers or 0
+        if wanted > n_layers:
+            raise EngineError(f"{path.name} has {n_layers} layers, of which {wanted} cannot be placed")
         self._context = lib.llama_init_from_model(self._model, self._context_params())
         if not self._context:
             raise EngineError(f"llama.cpp cannot make a context for {path}: {lib.last_message()}")
@@ -178,10 +191,13 @@ class LlamaCppBackend(Backend):
         self._lengths[target] = length
 
     def info(self) -> dict[str, object]:
+        """Keys: ``release``, ``variant``, ``kernels``, and on another device `placement`'s."""
+        elsewhere = {} if self.settings.device == "cpu" else placement(self._lib, self._model)
         return {
             "release": self._lib.llama_version().decode(),
             "variant": self._lib.variant,
             "kernels": self._lib.llama_print_system_info().decode().strip(" |"),
+            **elsewhere,
         }
 
 

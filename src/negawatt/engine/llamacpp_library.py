@@ -1,4 +1,4 @@
-"""llama.cpp's C interface, bound by ctypes, for the runtime that the catalogue pins by hash.
+"""llama.cpp's C interface, bound by ctypes, for the runtimes that the catalogue pins by hash.
 
 The runtime holds one compute library for every x86 generation (or ARM level); the best one that
 *really runs* on this machine is chosen: each candidate proves itself first by evaluating a prompt
@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,22 @@ from negawatt.home import home, write_json
 GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "iq4_nl": 25, "bf16": 32}
 """Numbers of ``enum ggml_type`` and ``enum llama_ftype``."""
+VULKAN_KERNELS = "libggml-vulkan.so"
+RUNTIMES = {"cpu": ("llamacpp", "llamacpp-vulkan"), "vulkan": ("llamacpp-vulkan",)}
+"""Device → the runtimes that can run on it, the preferred one first."""
 
 
 class ModelParams(C.Structure):
-    """``struct llama_model_params``: only its defaults are used, so only its size matters."""
+    """``struct llama_model_params``: what comes after these fields keeps its defaults, so only its size
+    matters. ``devices`` ends with a null; where it is null itself, llama.cpp takes all that it would use."""
 
-    _fields_ = [("opaque", C.c_uint8 * 160)]
+    _fields_ = [
+        ("devices", C.c_void_p),
+        ("tensor_buft_overrides", C.c_void_p),
+        ("n_gpu_layers", C.c_int32),
+        ("split_mode", C.c_int32),
+        ("opaque", C.c_uint8 * 136),
+    ]
 
 
 class ContextParams(C.Structure):
@@ -122,6 +133,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_quantize_default_params": (QuantizeParams, []),
     "llama_model_load_from_file": (_POINTER, [C.c_char_p, ModelParams]),
     "llama_init_from_model": (_POINTER, [_POINTER, ContextParams]),
+    "llama_model_n_layer": (_INT, [_POINTER]),
     "llama_model_get_vocab": (_POINTER, [_POINTER]),
     "llama_vocab_n_tokens": (_INT, [_POINTER]),
     "llama_vocab_get_text": (C.c_char_p, [_POINTER, _INT]),
@@ -134,6 +146,23 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_memory_seq_cp": (None, [_POINTER, _INT, _INT, _INT, _INT]),
     "llama_model_quantize": (C.c_uint32, [C.c_char_p, C.c_char_p, C.POINTER(QuantizeParams)]),
 }
+_SIZE = C.POINTER(C.c_size_t)
+_GGML_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_log_set": (None, [_LogCallback, _POINTER]),
+    "ggml_backend_load": (_POINTER, [C.c_char_p]),
+    "ggml_backend_dev_count": (C.c_size_t, []),
+    "ggml_backend_dev_get": (_POINTER, [C.c_size_t]),
+    "ggml_backend_dev_type": (_INT, [_POINTER]),
+    "ggml_backend_dev_name": (C.c_char_p, [_POINTER]),
+    "ggml_backend_dev_description": (C.c_char_p, [_POINTER]),
+    "ggml_backend_dev_memory": (None, [_POINTER, _SIZE, _SIZE]),
+}
+"""Of ggml, llama.cpp's library of kernels."""
+_MODEL_SIGNATURES: dict[str, tuple[str, list[Any]]] = {
+    "layer_device": ("_ZNK11llama_model9dev_layerEi", [_POINTER, C.c_int]),
+    "head_device": ("_ZNK11llama_model10dev_outputEv", [_POINTER]),
+}
+"""``llama_model::dev_layer`` and ``dev_output``: the device that a layer, or the head, was placed on."""
 
 
 class Library:
@@ -147,21 +176,53 @@ class Library:
     def __init__(self, folder: Path, variant: str) -> None:
         self.folder, self.variant = folder, variant
         self.messages: list[str] = []
+        self._accelerated = False
         C.CDLL(str(folder / "libggml-base.so"), mode=C.RTLD_GLOBAL)
-        ggml = C.CDLL(str(_single(folder, "libggml.v*.so")), mode=C.RTLD_GLOBAL)
-        ggml.ggml_backend_load.restype = C.c_void_p
-        ggml.ggml_backend_load.argtypes = [C.c_char_p]
-        if not ggml.ggml_backend_load(str(folder / f"libggml-cpu-{variant}.so").encode()):
+        ggml = C.CDLL(str(_single(folder, "libggml.*so")), mode=C.RTLD_GLOBAL)
+        self._bind(ggml, _GGML_SIGNATURES)
+        self._callback = _LogCallback(self._log)
+        self.ggml_log_set(self._callback, None)
+        if not self._load(f"libggml-cpu-{variant}.so"):
             raise EngineError(f"llama.cpp's compute library {variant!r} does not load on this machine")
-        library = C.CDLL(str(_single(folder, "libllama.v*.so")), mode=C.RTLD_GLOBAL)
-        for name, (restype, argtypes) in _SIGNATURES.items():
+        self._llama = C.CDLL(str(_single(folder, "libllama.*so")), mode=C.RTLD_GLOBAL)
+        self._bind(self._llama, _SIGNATURES)
+        self._check_layout()
+        self.llama_log_set(self._callback, None)
+        self.llama_backend_init()
+
+    def _bind(self, library: C.CDLL, signatures: Mapping[str, tuple[Any, list[Any]]]) -> None:
+        for name, (restype, argtypes) in signatures.items():
             function = getattr(library, name)
             function.restype, function.argtypes = restype, argtypes
             setattr(self, name, function)
-        self._check_layout()
-        self._callback = _LogCallback(self._log)
-        self.llama_log_set(self._callback, None)
-        self.llama_backend_init()
+
+    def _load(self, compute_library: str) -> bool:
+        return bool(self.ggml_backend_load(os.fsencode(self.folder / compute_library)))
+
+    def accelerate(self) -> None:
+        """Load the kernels for devices beside the processor, once.
+
+        Raises:
+            EngineError: this runtime has none, or what they need is not installed.
+        """
+        if self._accelerated:
+            return
+        if not (self.folder / VULKAN_KERNELS).exists():
+            raise EngineError(f"the llama.cpp runtime in {self.folder} has kernels for processors only")
+        if not self._load(VULKAN_KERNELS):
+            raise EngineError(
+                f"llama.cpp's kernels for Vulkan do not load here ({self.last_message()}); they need the "
+                "system's Vulkan loader, libvulkan.so.1, and a driver of the device"
+            )
+        self._accelerated = True
+
+    def placed(self, function: str, model: int, *arguments: int) -> str:
+        """What ``layer_device`` (of a model, layer) or ``head_device`` (model) tells: ``cpu``, or a name."""
+        symbol, argtypes = _MODEL_SIGNATURES[function]
+        method = getattr(self._llama, symbol)
+        method.restype, method.argtypes = _POINTER, argtypes
+        name = str(self.ggml_backend_dev_name(method(model, *arguments)).decode())
+        return "cpu" if name == "CPU" else name
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"llama.cpp function {name} is not bound")
@@ -175,12 +236,16 @@ class Library:
 
     def _check_layout(self) -> None:
         context, quantize = self.llama_context_default_params(), self.llama_model_quantize_default_params()
+        model = self.llama_model_default_params()
         found = (
             context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max, context.flash_attn_type,
             context.type_k, context.type_v, context.defrag_thold, context.no_perf, context.offload_kqv,
             context.n_samplers, quantize.quantize_output_tensor, quantize.pure, quantize.only_copy,
+            model.devices, model.tensor_buft_overrides, model.n_gpu_layers, model.split_mode,
         )  # fmt: skip
-        known = (512, 2048, 512, 1, -1, 1, 1, -1.0, True, True, 0, True, False, False)
+        known = (
+            512, 2048, 512, 1, -1, 1, 1, -1.0, True, True, 0, True, False, False, None, None, -1, 1,
+        )  # fmt: skip
         if found != known:
             raise EngineError(
                 f"the llama.cpp runtime in {self.folder} ({self.llama_version().decode()}) is not the "
@@ -195,22 +260,39 @@ def _single(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-@cache
+_folders: set[Path] = set()
+
+
 def loaded(folder: Path, variant: str) -> Library:
-    """The library, loaded once in this process: llama.cpp keeps global state and our log callback."""
+    """The library, loaded once in this process: llama.cpp keeps global state and our log callback.
+
+    Raises:
+        EngineError: this process has loaded another runtime, whose symbols have the same names.
+    """
+    _folders.add(folder)
+    if len(_folders) > 1:
+        _folders.discard(folder)
+        raise EngineError(f"this process has loaded another llama.cpp runtime than {folder} already")
+    return _loaded(folder, variant)
+
+
+@cache
+def _loaded(folder: Path, variant: str) -> Library:
     return Library(folder, variant)
 
 
-def runtime_folder() -> Path:
-    """Folder of the pulled runtime.
+def runtime_folder(device: str = "cpu") -> Path:
+    """Folder of the pulled runtime that runs on a device, one of `RUNTIMES`.
 
     Raises:
         MissingDependency: it has not been pulled.
     """
-    found = catalog.find("llamacpp")
+    names = RUNTIMES[device]
+    found = next(filter(None, map(catalog.find, names)), None)
     if found is None:
+        what = "runtime" if device == "cpu" else f"runtime for {device} devices"
         raise MissingDependency(
-            "the llama.cpp runtime is not here yet; get it with: negawatt engines pull llamacpp"
+            f"the llama.cpp {what} is not here yet; get it with: negawatt engines pull {names[0]}"
         )
     return _single(found, "**/libggml-base.so").parent
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import read_packed
-from negawatt.engine import embedder, factored, onnx_modules, traced
+from negawatt.engine import embedder, factored, onnx_attention, onnx_modules, traced
 from negawatt.engine.classifier import labels_of
 from negawatt.engine.onnx_modules import Grid
 from negawatt.engine.transformers import causal_lm, classifier_of, encoder_of
@@ -17,6 +17,10 @@ from negawatt.errors import EngineError, require
 from negawatt.home import written_beside
 
 MODEL = "model.onnx"
+CACHE, IN_PLACE = "negawatt.cache", "in place"
+"""A model's own note that its cache may be one buffer for past and present, longer than what it holds."""
+REVISION = 2
+"""Of the graphs below; what an earlier one left in a cache is made again."""
 OPSET = 23
 """The first with operators of its own for attention, rotary positions and RMS norms."""
 
@@ -34,8 +38,9 @@ FORMATS = ("native", "fp32", *GRIDS)
 def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     """Write the folder `target` with `MODEL` and its weights beside it, whole or not at all.
 
-    ``fp32`` is plain ONNX; formats of few bits use two operators of ONNX Runtime's own. ``native`` keeps
-    the grid of a packed artifact where those operators have it, and is fp32 for everything else.
+    ``fp32`` is plain ONNX; the others use ONNX Runtime's own operators, for attention where the model's
+    can be had by it, and for weights of few bits. ``native`` keeps the grid of a packed artifact where
+    those operators have it, and has weights in fp32 for everything else.
 
     Of a classifier its ``config.json`` lies there too, which says what its outputs stand for.
 
@@ -52,7 +57,10 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     classifies = bool(labels_of(checkpoint))
     model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
-    function = traced.encoder(model, traced.LOGITS) if classifies else traced.decoder(model)
+    function = traced.encoder(model, traced.LOGITS) if classifies else None
+    if function is None and weight_format != "fp32":
+        function = onnx_attention.decoder(model)
+    function = function or traced.decoder(model)
     config = (checkpoint / "config.json").read_text("utf-8")
     write_onnx(function, target, {"config.json": config} if classifies else {})
 
@@ -104,6 +112,8 @@ def write_onnx(function: traced.Traced, target: Path, beside: Mapping[str, str] 
         ) from exc
     finally:
         log.setLevel(level)
+    if onnx_attention.straighten(program.model):
+        program.model.metadata_props[CACHE] = IN_PLACE
     with written_beside(target) as folder:
         folder.mkdir()
         program.save(folder / MODEL, external_data=True)

@@ -16,6 +16,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine import classifier, embedder, onnx_graph
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.lockstep import Lockstep, rows_of
+from negawatt.engine.onnx_cache import CacheInPlace, GrowingCache
 from negawatt.engine.padding import Padded, pad_of
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
@@ -45,7 +46,7 @@ class OnnxRuntimeBackend(Backend):
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
-        target = cache / f"{cls.version()}-{weight_format}"
+        target = cache / f"{cls.version()}-{onnx_graph.REVISION}-{weight_format}"
         if not target.exists():
             onnx_graph.make_onnx(Artifact.open(artifact_path), weight_format, target)
         return target
@@ -60,11 +61,12 @@ class OnnxRuntimeBackend(Backend):
             self.pooling, self._pad = known
             self.vocab_size = int(self.pooling.width or 0)
             return
-        self._new_value = require("onnxruntime", extra="onnx").OrtValue.ortvalue_from_numpy
         past = [i for i in self._session.get_inputs() if i.name.startswith("past_key_values.")]
-        self._empty = {i.name: (int(i.shape[1]), int(i.shape[3])) for i in past}
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self._cache: list[Any] = []
+        shapes = {i.name: (int(i.shape[1]), int(i.shape[3])) for i in past}
+        self._logits, *presents = [o.name for o in self._session.get_outputs()]
+        notes = self._session.get_modelmeta().custom_metadata_map
+        in_place = notes.get(onnx_graph.CACHE) == onnx_graph.IN_PLACE
+        self._cache = (CacheInPlace if in_place else GrowingCache)(shapes, presents)
         self._batch = Lockstep()
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
 
@@ -80,25 +82,20 @@ class OnnxRuntimeBackend(Backend):
         step = self._batch.step(chunks)
         with _translated("run the model"):
             if step.fresh:
-                rows = len(chunks)
-                self._cache = [
-                    self._new_value(np.zeros((rows, heads, 0, width), np.float32))
-                    for heads, width in self._empty.values()
-                ]
+                self._cache.empty(len(chunks))
             elif step.reordered:
-                self._cache = [self._new_value(value.numpy()[step.kept]) for value in self._cache]
+                self._cache.keep(step.kept)
             new = step.tokens.shape[1]
             bound = self._session.io_binding()
             bound.bind_cpu_input("input_ids", step.tokens)
             bound.bind_cpu_input("attention_mask", np.ascontiguousarray(step.mask))
             bound.bind_cpu_input("position_ids", np.ascontiguousarray(step.positions))
             bound.bind_cpu_input("logits_to_keep", np.arange(new - step.wanted, new))
-            for name, value in zip(self._empty, self._cache, strict=True):
-                bound.bind_ortvalue_input(name, value)
-            for name in self._outputs:
-                bound.bind_output(name)
+            bound.bind_output(self._logits)
+            self._cache.bind(bound, new)
             self._session.run_with_iobinding(bound)
-            logits, *self._cache = bound.get_outputs()
+            logits, *presents = bound.get_outputs()
+            self._cache.ran(presents, new)
             return rows_of(logits.numpy(), chunks)
 
     def release(self, slot: int) -> None:
@@ -109,9 +106,7 @@ class OnnxRuntimeBackend(Backend):
         if self.settings.batch > 1:
             raise UnsupportedSetting(f"{self.name} takes tokens back at batch 1 only")
         self._batch.truncate(length)
-        self._cache = [
-            self._new_value(np.ascontiguousarray(value.numpy()[:, :, :length])) for value in self._cache
-        ]
+        self._cache.truncate(length)
 
     def info(self) -> dict[str, object]:
         """Keys: ``version``, ``provider``, ``threads`` (0: one for each core)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from negawatt.errors import require
 
-_TALKATIVE = ("torchao", "torch.utils._pytree")
+_TALKATIVE = ("torchao", "torch.utils._pytree", "accelerate")
 """torchao, which transformers imports where it finds it, tells which of its kernels for GPUs it lacks."""
 
 

@@ -23,7 +23,9 @@ class Settings:
 
     Attributes:
         engine: name of the engine: ``transformers``, ``llamacpp``, ``openvino`` or ``onnxruntime``.
-        device: ``cpu``, or the engine's name of another device.
+        device: ``cpu``, or the engine's name of another device, out of `Engine.devices`.
+        gpu_layers: how many of the model's decoder layers, the last ones, run on that device, the model's
+            head with them; the other layers stay on the processor. 0: nothing runs there. None: all do.
         threads: compute threads; None leaves the engine's own default.
         batch: most sequences decoded at once (at least 1).
         weight_format: name of the weight storage, as the engine calls it; ``native`` runs the
@@ -47,6 +49,7 @@ class Settings:
 
     engine: str = "transformers"
     device: str = "cpu"
+    gpu_layers: int | None = None
     threads: int | None = None
     batch: int = 1
     weight_format: str = "native"
@@ -64,6 +67,8 @@ class Settings:
             raise UsageError(f"batch must be at least 1, not {self.batch}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.gpu_layers is not None and self.gpu_layers < 0:
+            raise UsageError(f"gpu_layers must be at least 0, not {self.gpu_layers}")
         if self.max_context < 2:
             raise UsageError(f"max_context must be at least 2 tokens, not {self.max_context}")
         if self.speculation not in ("none", "ngram") and not self.draft:
@@ -92,6 +97,10 @@ class Settings:
         said = str(self.speculation)
         return (said.removeprefix(DRAFT).strip() or None) if said.startswith(DRAFT) else None
 
+    def without_limits(self) -> Settings:
+        """The same way of running on a machine that is held to nothing: it answers the same."""
+        return self.replace(power_cap_w=None, clock_mhz=None)
+
     @property
     def limits(self) -> Limits:
         """What the machine is held to while it runs; false where that is nothing."""
@@ -104,8 +113,26 @@ class Settings:
         Threads, cores, batch, speculation and limits are not among it: they change the order of additions at
         most.
         """
-        told = (self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device)
+        told: tuple[str, ...] = (
+            self.engine, self.weight_format, self.kv_cache, str(self.flash_attention), self.device
+        )  # fmt: skip
+        if self.gpu_layers is not None and self.device != "cpu":
+            told = (*told, f"{self.gpu_layers} layers")
         return told if self.pooling == "default" else (*told, self.pooling)
+
+    @property
+    def runs_on(self) -> str:
+        """The engine, and a device that is not the processor: what dies, or is slow, for one reason."""
+        return self.engine if self.device == "cpu" else f"{self.engine} on {self.device}"
+
+    @property
+    def placement(self) -> str:
+        """Where layers run, in words; empty where all are on the processor."""
+        if self.device == "cpu":
+            return ""
+        if self.gpu_layers is None:
+            return f"all on {self.device}"
+        return f"{self.gpu_layers} layer{'s' * (self.gpu_layers != 1)} on {self.device}"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -135,6 +162,8 @@ class Settings:
         parts.append("1 thread" if self.threads == 1 else f"{self.threads or 'default'} threads")
         if self.cores != "default":
             parts[-1] += f" on {self.cores} cores"
+        if self.placement:
+            parts.append(self.placement)
         parts.append(f"batch {self.batch}")
         if self.kv_cache != "default":
             parts.append(f"kv {self.kv_cache}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ def decoder(model: Any) -> Traced:
     free = torch.export.Dim
     batch, new, old = free("batch"), free("new"), free("past")
     return Traced(
-        module=_module(model),
+        module=module(model),
         example=(
             torch.ones(BATCH, NEW, dtype=torch.int64),
             torch.ones(BATCH, PAST + NEW, dtype=torch.int64),
@@ -92,7 +92,7 @@ def encoder(model: Any, output: str = HIDDEN) -> Traced:
     tokens = torch.ones(BATCH, NEW, dtype=torch.int64)
     free = {0: batch, 1: length}
     return Traced(
-        module=_module(model, output),
+        module=module(model, output=output),
         example=(tokens + 4, tokens),  # past the token that some take for padding
         shapes={"input_ids": free, "attention_mask": free},
         inputs=("input_ids", "attention_mask"),
@@ -131,11 +131,23 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _module(model: Any, output: str = HIDDEN) -> Any:
+def module(
+    model: Any, kept: Callable[[tuple[Any, ...], Any, Any], Any] | None = None, *, output: str = HIDDEN
+) -> Any:
+    """A ``torch.nn.Module`` with the arguments of `decoder`, or of `encoder` where the model has no head.
+
+    Args:
+        kept: makes the cache of a decoder out of the past, the mask and the new tokens; it has what comes
+            of it, keys and values by layer, in ``present``. One that grows where absent.
+        output: of an encoder.
+    """
     import torch
-    import transformers
 
     argument = _cache_argument(model) if _decodes(model) else ""
+    cache_of = kept or _grown
+    rotates = "position_ids" in inspect.signature(model.forward).parameters and any(
+        name.endswith("rotary_emb") for name, _ in model.named_modules()
+    )
 
     class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -145,14 +157,12 @@ def _module(model: Any, output: str = HIDDEN) -> Any:
         def forward(
             self, input_ids: Any, attention_mask: Any, position_ids: Any, logits_to_keep: Any, *past: Any
         ) -> tuple[Any, ...]:
-            cache = transformers.DynamicCache()  # without the model's config: masks alone make windows slide
-            for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-                cache.update(key, value, layer)
+            cache = cache_of(past, attention_mask, input_ids)
             logits = self.model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                 logits_to_keep=logits_to_keep, use_cache=True, **{argument: cache},
             ).logits  # fmt: skip
-            return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))
+            return (logits, *(part for layer in range(len(past) // 2) for part in cache.present[layer]))
 
     class Encoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -160,10 +170,27 @@ def _module(model: Any, output: str = HIDDEN) -> Any:
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any, ...]:
-            found = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            given = {}
+            if rotates:  # for every row: runtimes have no rotary embedding that holds for all of them
+                given["position_ids"] = torch.arange(input_ids.shape[1]).expand(*input_ids.shape)
+            found = self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
             return (getattr(found, output),)
 
     return (Decoder() if argument else Encoder()).eval()
+
+
+def _grown(past: tuple[Any, ...], _mask: Any, _tokens: Any) -> Any:
+    import transformers
+
+    class Grown(transformers.DynamicCache):  # type: ignore[misc]
+        @property
+        def present(self) -> list[tuple[Any, Any]]:
+            return [(layer.keys, layer.values) for layer in self.layers]
+
+    cache = Grown()  # without the model's config: masks alone make windows slide
+    for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+        cache.update(key, value, layer)
+    return cache
 
 
 def _decodes(model: Any) -> bool:

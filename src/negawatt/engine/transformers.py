@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 from negawatt.artifact import Artifact
 from negawatt.artifact.pooling import pooling_of
-from negawatt.engine import classifier, embedder, factored, quiet, rounded_inputs
+from negawatt.engine import classifier, embedder, factored, quiet, rounded_inputs, torch_placement
 from negawatt.engine.backend import Backend, Chunk, Logits
+from negawatt.engine.device import Device
 from negawatt.engine.lockstep import Lockstep, rows_of
 from negawatt.errors import EngineError, UnsupportedSetting, installed_version, require
 
@@ -34,6 +35,8 @@ class TransformersBackend(Backend):
 
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    has_gpu_layers: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True
     classifies: ClassVar[bool] = True
     embeds: ClassVar[bool] = True
@@ -43,6 +46,11 @@ class TransformersBackend(Backend):
         """Versions of transformers and torch, for example ``5.23.0 (torch 2.13.0+cpu)``."""
         torch = installed_version("torch", extra="transformers")
         return f"{installed_version('transformers', extra='transformers')} (torch {torch})"
+
+    @classmethod
+    def accelerators(cls) -> list[Device]:
+        """NVIDIA's and AMD's, which torch both calls ``cuda``."""
+        return torch_placement.accelerators()
 
     @classmethod
     def prepare(cls, artifact_path: Path, weight_format: str, cache: Path) -> Path:
@@ -66,6 +74,8 @@ class TransformersBackend(Backend):
         self._model = maker(path, self.settings.weight_format)
         self._n_factored = factored.install(self._model, split)
         self._n_rounded = rounded_inputs.install_all(self._model, rounding)
+        with _translated(f"place {path} on {self.settings.device}"):
+            self._place = torch_placement.place(self._model, self.settings)
         if self.pooling:
             self.labels, self.vocab_size = (), embedder.width(self._model, self.pooling)
             return
@@ -89,19 +99,20 @@ class TransformersBackend(Backend):
                 self._cache = self._new_cache(config=self._model.config)
             elif step.reordered:
                 self._cache.batch_select_indices(torch.from_numpy(step.kept).long())
+            at = self._place.inputs
             # Without padding both default to what they would be, and attention needs no mask at all.
             layout = {}
             if step.padded:
-                layout["attention_mask"] = torch.from_numpy(step.mask)
-                layout["position_ids"] = torch.from_numpy(step.positions)
+                layout["attention_mask"] = torch.from_numpy(step.mask).to(at)
+                layout["position_ids"] = torch.from_numpy(step.positions).to(at)
             logits = self._model(
-                input_ids=torch.from_numpy(step.tokens),
+                input_ids=torch.from_numpy(step.tokens).to(at),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=step.wanted,  # the head is the dearest matrix: skip it in the prompt
                 **layout,
             ).logits
-            return rows_of(logits.float().numpy(), chunks)
+            return rows_of(logits.float().cpu().numpy(), chunks)
 
     def release(self, slot: int) -> None:
         if not self.pooling:
@@ -114,7 +125,8 @@ class TransformersBackend(Backend):
 
     def info(self) -> dict[str, object]:
         """Keys: ``version``, ``isa``, ``threads``, ``dtype``, ``attention``, ``architecture``,
-        ``factored``, how many layers run as two, and ``rounded``, how many round their inputs."""
+        ``factored``, how many layers run as two, ``rounded``, how many round their inputs, and on another
+        device those of `TorchPlacement.info`."""
         return {
             "version": self.version(),
             "isa": self._torch.backends.cpu.get_cpu_capability(),
@@ -124,6 +136,7 @@ class TransformersBackend(Backend):
             "architecture": type(self._model).__name__,
             "factored": self._n_factored,
             "rounded": self._n_rounded,
+            **self._place.info,
         }
 
 

@@ -31,10 +31,16 @@ class Hold:
     Args:
         plan: what is in force; empty without limits.
         pid: the process that holds them; None of nothing, which is released already.
+        in_turn: as `hold_in_turn` keeps them.
     """
 
-    def __init__(self, plan: Plan | None = None, pid: int | None = None) -> None:
-        self._plan, self._pid = plan or Plan(), pid
+    def __init__(self, plan: Plan | None = None, pid: int | None = None, *, in_turn: bool = False) -> None:
+        self._plan, self._pid, self._in_turn = plan or Plan(), pid, in_turn
+
+    @property
+    def window_s(self) -> float:
+        """The limits hold on average over so many seconds; 0 where they always hold."""
+        return self._plan.window_s
 
     @property
     def info(self) -> dict[str, Any]:
@@ -53,7 +59,7 @@ class Hold:
         """
         pid, self._pid = self._pid, None
         if pid == os.getpid():
-            _register.leave()
+            _register.end_turn() if self._in_turn else _register.leave()
 
     def __enter__(self) -> Hold:
         return self
@@ -75,6 +81,17 @@ def hold(limits: Limits, system: System | None = None, journal: Journal | None =
             limits, or another engine of this process runs under other ones. Then nothing is changed.
     """
     return Hold(_register.enter(limits, system, journal), os.getpid())
+
+
+def hold_in_turn(limits: Limits, system: System | None = None, journal: Journal | None = None) -> Hold:
+    """As `hold`, for a while in which every other engine of this process is idle: to measure in turn.
+
+    Engines that are open run without limits before and after. None can be opened meanwhile.
+
+    Raises:
+        EngineError: as `hold`, or engines of this process hold limits themselves.
+    """
+    return Hold(_register.begin_turn(limits, system, journal), os.getpid(), in_turn=True)
 
 
 def check(limits: Limits, system: System | None = None, journal: Journal | None = None) -> None:
@@ -101,6 +118,7 @@ class _Register:
         self._guard = threading.RLock()
         self._users, self._limits = 0, Limits()
         self._active: _Active | None = None
+        self._in_turn = False
 
     def enter(self, limits: Limits, system: System | None, journal: Journal | None) -> Plan | None:
         with self._guard:
@@ -115,7 +133,7 @@ class _Register:
         Raises:
             EngineError: engines of this process run under other limits than these.
         """
-        if self._users and (self._limits or limits) and self._limits != limits:
+        if self._in_turn or (self._users and (self._limits or limits) and self._limits != limits):
             raise EngineError(
                 f"a limit holds for the whole machine, and another engine of this process runs with "
                 f"{self._limits}, not with {limits}; run one after the other"
@@ -132,10 +150,28 @@ class _Register:
                 active, self._active = self._active, None
                 active.end()
 
+    def begin_turn(self, limits: Limits, system: System | None, journal: Journal | None) -> Plan:
+        with self._guard:
+            if self._active is not None:
+                raise EngineError(
+                    f"a limit holds for the whole machine, and this process holds {self._limits} already"
+                )
+            self._active = _Active(limits, system or System(), journal or Journal())
+            self._limits, self._in_turn = limits, True
+            return self._active.plan
+
+    def end_turn(self) -> None:
+        with self._guard:
+            active, self._active = self._active, None
+            self._limits, self._in_turn = Limits(), False
+            if active is not None:
+                active.end()
+
     def begin_anew(self) -> None:
         """In a forked child: limits and engines are the parent's."""
         active, self._active = self._active, None
         self._guard, self._users, self._limits = threading.RLock(), 0, Limits()
+        self._in_turn = False
         if active is not None:
             active.let_go()
 

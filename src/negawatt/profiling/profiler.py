@@ -179,8 +179,7 @@ def profile(
     jobs = jobs_of(artifact.tokenizer, counted_on(workload), settings.max_context)
     measured = _measured(artifact, settings, baseline, jobs, rounds, requests_per_round, progress)
     if quality_items != 0:
-        unlimited = settings.replace(power_cap_w=None, clock_mhz=None)  # it answers the same, and sooner
-        quality = judge_artifact(artifact, unlimited, workload, quality_items, progress)
+        quality = judge_artifact(artifact, settings.without_limits(), workload, quality_items, progress)
         measured = replace(measured, quality=quality)
     return measured
 
@@ -221,8 +220,22 @@ def _measured(
         return Profile(
             artifact.name, settings, summary, engine.load_usage.cpu_s,
             energy_of_cpu_time(engine.load_usage.cpu_s), peak, None, model, engine.version, engine.info,
-            ratio, _about_limits(engine, summary),
+            ratio, (*_about_placement(engine.settings, summary), *_about_limits(engine, summary)),
         )  # fmt: skip
+
+
+def _about_placement(settings: Settings, summary: Summary) -> tuple[str, ...]:
+    """What whoever reads the joules of a model on another device has to know.
+
+    The meter charges a GPU whole to what is measured, beside the processor's part, if it can count it.
+    """
+    counted = any(name.startswith("gpu/") for w in summary.windows for name in w.measurement.components)
+    if counted or settings.device == "cpu" or settings.gpu_layers == 0:
+        return ()
+    return (
+        f"no counter measures what {settings.device} devices draw here, and none of it is among the joules: "
+        "they are the processor's alone, and CPU seconds too say nothing of it",
+    )
 
 
 def _about_limits(engine: Engine, summary: Summary) -> tuple[str, ...]:

@@ -291,6 +291,7 @@ def interleave(
     rounds: Sequence[Sequence[Sequence[Job]]],
     progress: Callable[[int], None] = lambda done: None,
     enough: Callable[[int], bool] = lambda rounds: False,
+    take: Callable[[int, Sequence[Job]], Window] | None = None,
 ) -> list[list[Window]]:
     """Measure engines in turn, the first of each round rotating.
 
@@ -299,6 +300,7 @@ def interleave(
         rounds: for each round, for each engine, the group of jobs to run.
         progress: called with the number of windows done.
         enough: asked after each round, with the rounds done, whether the rest can be left out.
+        take: measures a group on the engine of this number; by default `measure` does.
 
     Returns:
         For each engine its windows, one a round: those of one round are a pair (or more).
@@ -308,7 +310,9 @@ def interleave(
     for number, groups in enumerate(rounds):
         order = [(number + k) % len(engines) for k in range(len(engines))]
         for position in order:
-            windows[position].append(measure(engines[position], groups[position]))
+            group = groups[position]
+            window = measure(engines[position], group) if take is None else take(position, group)
+            windows[position].append(window)
             done += 1
             progress(done)
         if enough(number + 1):

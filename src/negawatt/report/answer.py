@@ -52,6 +52,9 @@ def spoken(settings: Mapping[str, Any]) -> str:
     )
     if text(settings.get("cores")) not in ("", "default"):
         parts[-1] += f" on {settings['cores']} cores"
+    if (device := text(settings.get("device"))) not in ("", "cpu"):
+        layers = settings.get("gpu_layers")
+        parts.append(f"{'all' if layers is None else layers} layers on {device}")
     parts.append(f"batch {settings.get('batch') or 1}")
     if settings.get("flash_attention"):
         parts.append("flash attention")
@@ -110,7 +113,8 @@ def _against(facts: Facts) -> str:
     ratio = facts.verdict.ratio if facts.verdict else None
     if ratio is None:
         return "95 % interval of interleaved pairs"
-    return f"{words.times(ratio)} fewer CPU-seconds, in interleaved pairs"
+    unit = "joules" if facts.counts_joules else "CPU-seconds"
+    return f"{words.times(ratio)} fewer {unit}, in interleaved pairs"
 
 
 def _search_cost(facts: Facts) -> str:
@@ -135,7 +139,7 @@ def _unfinished(facts: Facts) -> Answer:
         "The search was interrupted or is still going; nothing below has been proved. The same command with"
         " the same run folder goes on where it stopped."
     )
-    cheapest = min(tried, key=lambda t: t.costs.cpu_s_per_token or float("inf"), default=None)
+    cheapest = min(tried, key=lambda t: _cost(t, facts) or float("inf"), default=None)
     figures = [
         ("Failed or dropped", f"{search.failed} failed", f"{search.pruned} dropped early"),
         (
@@ -150,6 +154,11 @@ def _unfinished(facts: Facts) -> Answer:
         figures.insert(0, ("Cheapest so far", cheapest.label, per_token))
         figures.insert(1, ("Its quality drop", dropped, "on few items, not yet proved"))
     return Answer("Unfinished", headline, "", text_, tuple(figures))
+
+
+def _cost(trial: Trial, facts: Facts) -> float | None:
+    """What a token cost in the search's unit."""
+    return trial.drift_free_cost if facts.counts_joules else trial.costs.cpu_s_per_token
 
 
 def _may_hold(trial: Trial, most: float | None) -> bool:

@@ -69,9 +69,9 @@ def _stack(name: str, parts: Sequence[float], whole: float) -> Markup:
     return _bar(*shapes, height=22, label=label)
 
 
-def waterfall_bars(steps: Sequence[Step]) -> list[Markup]:
+def waterfall_bars(steps: Sequence[Step], unit: str = "s of CPU time") -> list[Markup]:
     """A bar a step: what is left, and floating at its end what the step saved or added."""
-    levels = [step.cpu_s_per_token for step in steps]
+    levels = [step.per_token for step in steps]
     whole = max(levels, default=0.0)
     if whole <= 0:
         return []
@@ -80,7 +80,7 @@ def waterfall_bars(steps: Sequence[Step]) -> list[Markup]:
         before = levels[i - 1] if i else level
         shapes = [_rect(0, min(level, before) / whole, "rest" if i else "today", 22)]
         shapes.append(_rect(level / whole, before / whole, "fall" if level <= before else "rise", 22))
-        bars.append(_bar(*shapes, height=22, label=f"{steps[i].label}: {level:.3g} s of CPU time per token"))
+        bars.append(_bar(*shapes, height=22, label=f"{steps[i].label}: {level:.3g} {unit} per token"))
     return bars
 
 

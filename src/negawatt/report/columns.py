@@ -157,21 +157,25 @@ def _phase(phase: Phase | None, count: float) -> str:
     return f"{_short(words.joules(joules))}, {words.quantity(cpu, 's')} CPU"
 
 
+def step_unit(facts: Facts) -> str:
+    """What steps are told in."""
+    return "Joules" if facts.counts_joules else "CPU time"
+
+
 def step_rows(facts: Facts) -> list[tuple[str, str, str]]:
-    """(step, CPU time per token after it, change), all in one unit."""
-    levels = [step.cpu_s_per_token for step in facts.waterfall]
+    """(step, CPU time or joules per token after it, change), all in one unit."""
+    levels = [step.per_token for step in facts.waterfall]
+    unit = "J" if facts.counts_joules else "s"
     factor, letter = words.prefix(max(levels, default=1.0))
 
     def show(value: float) -> str:
-        return f"{value / factor:.1f}{words.NBSP}{letter}s"
+        return f"{value / factor:.1f}{words.NBSP}{letter}{unit}"
 
     rows = []
     for i, step in enumerate(facts.waterfall):
-        change = step.cpu_s_per_token - levels[i - 1] if i else None
+        change = step.per_token - levels[i - 1] if i else None
         sign = words.MINUS if change is not None and change < 0 else "+"
-        rows.append(
-            (step.label, show(step.cpu_s_per_token), "" if change is None else sign + show(abs(change)))
-        )
+        rows.append((step.label, show(step.per_token), "" if change is None else sign + show(abs(change))))
     return rows
 
 
@@ -190,6 +194,8 @@ def method_rows(facts: Facts) -> list[tuple[str, str]]:
     if facts.kind == "tune":
         stages = [f"{sum(t.stage == s for t in facts.trials)} {s}" for s in ("screen", "search", "final")]
         rows.append(("Measurements by stage", ", ".join(stages)))
+        counted = text(mapping(facts.manifest.get("cost")).get("text")) or "goes by CPU seconds"
+        rows.append(("What the search goes by", counted.removeprefix("goes by ")))
     if facts.reference:
         rows.append(("Host drift", drift(facts)))
     model = profile.cost_model if profile else {}

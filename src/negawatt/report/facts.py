@@ -93,12 +93,17 @@ class Facts:
             frontier=tuple(way(mapping(p)) for p in sequence(outcome.get("frontier"))),
             verdict=Verdict.read(outcome.get("verdict")),
             search=_search(mapping(outcome.get("search")), trials),
-            waterfall=_steps(outcome.get("waterfall")),
+            waterfall=_steps(outcome.get("waterfall"), _unit(run.manifest)),
             reference=_reference(records),
             notes=tuple(filter(None, (text(r.get("text")) for r in records if r.get("record") == "note"))),
             warnings=(*texts(outcome.get("warnings")), *((torn,) if lost > 0 else ())),
             raw_trials=raw,
         )
+
+    @property
+    def counts_joules(self) -> bool:
+        """Whether the search went by joules of counters; older ones went by CPU seconds."""
+        return _unit(self.manifest) == "joules_per_token"
 
     @property
     def artifact_name(self) -> str:
@@ -171,22 +176,28 @@ def _compared(trials: tuple[Trial, ...], baseline: Mapping[str, Any]) -> tuple[T
     return tuple(map(compared, trials))
 
 
-def _steps(data: Any) -> tuple[Step, ...]:
+def _unit(manifest: Mapping[str, Any]) -> str:
+    """The name of what a search counted, in its records."""
+    joules = text(mapping(manifest.get("cost")).get("unit")) == "J"
+    return "joules_per_token" if joules else "cpu_s_per_token"
+
+
+def _steps(data: Any, unit: str) -> tuple[Step, ...]:
     """Levels on the way from the baseline to the winner.
 
     A record may hold the levels themselves, or the parts of both ends (``baseline: decode``,
     ``best: decode``), which become one step a part.
     """
-    found = [(text(mapping(s).get("label")), number(s, "cpu_s_per_token")) for s in sequence(data)]
+    found = [(text(mapping(s).get("label")), number(s, unit)) for s in sequence(data)]
     steps = [Step(name, level) for name, level in found if level is not None]
     before = {s.label.removeprefix("baseline: "): s for s in steps if s.label.startswith("baseline: ")}
     after = {s.label.removeprefix("best: "): s for s in steps if s.label.startswith("best: ")}
     if not before or len(before) + len(after) < len(steps):
         return tuple(steps)
-    level = sum(s.cpu_s_per_token for s in before.values())
+    level = sum(s.per_token for s in before.values())
     levels = [Step("what you run today", level)]
     for name in dict.fromkeys([*before, *after]):
-        level += sum(d[name].cpu_s_per_token * sign for d, sign in ((after, 1), (before, -1)) if name in d)
+        level += sum(d[name].per_token * sign for d, sign in ((after, 1), (before, -1)) if name in d)
         levels.append(Step(name, max(level, 0.0)))
     return tuple(levels)
 

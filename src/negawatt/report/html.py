@@ -60,7 +60,14 @@ def page(facts: Facts) -> str:
         phase_bars=bars.phase_bars(facts),
         profile_names=[name for name, _ in profiles],
         per_request=columns.request_tokens(facts) is not None,
-        waterfall=list(zip(columns.step_rows(facts), bars.waterfall_bars(facts.waterfall), strict=False)),
+        step_unit=columns.step_unit(facts),
+        waterfall=list(
+            zip(
+                columns.step_rows(facts),
+                bars.waterfall_bars(facts.waterfall, "J" if facts.counts_joules else "s of CPU time"),
+                strict=False,
+            )
+        ),
         profiles=profiles,
         profile_rows=columns.profile_rows,
         columns=columns.COLUMNS,

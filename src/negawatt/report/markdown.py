@@ -73,7 +73,7 @@ def _joules(facts: Facts) -> list[str]:
     if phases:
         lines += _table(("Phase", *(name for name, _ in columns.profiles(facts))), phases)
     if facts.waterfall:
-        lines += _table(("Step", "CPU time per token", "Change"), columns.step_rows(facts))
+        lines += _table(("Step", f"{columns.step_unit(facts)} per token", "Change"), columns.step_rows(facts))
     return lines
 
 

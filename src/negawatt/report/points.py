@@ -101,7 +101,8 @@ def _of_profile(kind: str, profile: Profile, facts: Facts) -> Point:
     y = _y(profile.costs.quality, facts.drop_of(profile), kind == "baseline", facts)
     lines = [title, profile.label, *_lines(profile.costs)]
     if ratio:
-        lines.append(f"CPU time against today: {words.times(ratio)} less")
+        what = "Joules" if facts.counts_joules else "CPU time"
+        lines.append(f"{what} against today: {words.times(ratio)} less")
     text = "\n".join(lines)
     return Point(kind, _x(profile.costs, ratio, facts), y, text, None, profile.settings)
 

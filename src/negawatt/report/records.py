@@ -18,6 +18,7 @@ DRAFT = "draft "
 """What comes before the name of the small model that proposes, in ``speculation``."""
 _DEFAULTS: dict[str, Any] = {
     "device": "cpu",
+    "gpu_layers": None,
     "kv_cache": "default",
     "flash_attention": None,
     "speculation": "none",
@@ -122,8 +123,8 @@ class Trial:
     Attributes:
         row: its place in the run.
         state: complete, pruned, failed, or unknown.
-        ratio: how many times fewer CPU seconds per token it needs than the baseline.
-        drift_free_cost: CPU seconds per token, corrected by the reference load timed beside it.
+        ratio: how many times less a token costs than with the baseline.
+        drift_free_cost: per token: CPU seconds, corrected by the reference load timed beside it, or joules.
     """
 
     row: int
@@ -263,10 +264,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the way from the baseline to the winner: the level after it."""
+    """One step of the way from the baseline to the winner.
+
+    Attributes:
+        per_token: the level after it: CPU seconds, or joules where the search went by those.
+    """
 
     label: str
-    cpu_s_per_token: float
+    per_token: float
 
 
 def way(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from negawatt.carbon import CsvIntensity, IntensitySource, Tariff, yearly
 from negawatt.carbon.amount import Factor
 from negawatt.engine import Settings
+from negawatt.engine.backends import accelerator_of
 from negawatt.errors import UsageError
 from negawatt.serve.cascade import CascadeConfig
 from negawatt.serve.eco import Eco
@@ -35,8 +36,9 @@ class ModelConfig:
     Attributes:
         artifact: a name of the catalogue, a folder or file, hf:org/name, or what ``negawatt tune`` made.
         name: by which clients ask for it; by default the artifact's own.
-        engine, weights, threads, batch, max_context, kv_cache, flash_attention, pooling: see `Settings`. What
-            a tuned artifact says is the default.
+        engine, weights, threads, batch, max_context, kv_cache, flash_attention, pooling, device: see
+            `Settings`. What a tuned artifact says is the default.
+        gpu_layers: likewise; with it alone the device is the engine's own kind of accelerator.
         power_cap_w, clock_mhz: likewise; 0 is none, whatever the artifact says.
         kv_tokens, step_tokens, prefix_cache, queue_limit, wait_s, deadline_s, stall_s, sleep_s, warm_up: see
             `ModelOptions`.
@@ -53,6 +55,8 @@ class ModelConfig:
     kv_cache: str | None = None
     flash_attention: bool | None = None
     pooling: str | None = None
+    device: str | None = None
+    gpu_layers: int | None = None
     power_cap_w: float | None = None
     clock_mhz: int | None = None
     kv_tokens: int | None = None
@@ -87,8 +91,13 @@ class ModelConfig:
             "engine": self.engine,
             "weight_format": self.weights or ("fp32" if self.engine == "transformers" else None),
         }
-        for name in ("threads", "batch", "max_context", "kv_cache", "flash_attention", "pooling"):
+        for name in (
+            "threads", "batch", "max_context", "kv_cache", "flash_attention", "pooling", "device",
+            "gpu_layers",
+        ):  # fmt: skip
             changes[name] = getattr(self, name)
+        if self.gpu_layers is not None and self.device is None and base.device == "cpu":
+            changes["device"] = accelerator_of(self.engine or base.engine)
         settings = base.replace(**{name: value for name, value in changes.items() if value is not None})
         for name in ("power_cap_w", "clock_mhz"):
             if (limit := getattr(self, name)) is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from negawatt.artifact import Artifact
 from negawatt.database import Database, default_url
 from negawatt.errors import UsageError
+from negawatt.meter import station
 from negawatt.serve.account import Account
 from negawatt.serve.cascade import Cascade
 from negawatt.serve.config import ModelConfig, ServerConfig, tuned_settings
@@ -21,6 +23,8 @@ from negawatt.serve.options import ModelOptions
 from negawatt.serve.receipt import Receipt
 from negawatt.serve.redact import PatternRedactor
 from negawatt.serve.server import Server
+
+_log = logging.getLogger("negawatt.serve.launch")
 
 
 def server_of(config: ServerConfig) -> Server:
@@ -46,6 +50,7 @@ def server_of(config: ServerConfig) -> Server:
             raise UsageError(f"two models are called {model.name}; give one of them another name")
         server.add(model)
     _refuse_limits(server, config)
+    _tell_uncounted(server)
     name_more(server, config)
     return server
 
@@ -82,6 +87,19 @@ def _refuse_limits(server: Server, config: ServerConfig) -> None:
     if config.ray is not None or config.handover is not None:
         option = "--ray" if config.ray is not None else "--handover"
         raise UsageError(f"one process of a machine can hold a power cap or clock: serve without {option}")
+
+
+def _tell_uncounted(server: Server) -> None:
+    """Say in the log whose receipts hold a part of the joules only: nothing counts the device's."""
+    for model in server.models.values():
+        settings = model.options.settings
+        if settings.device == "cpu" or settings.gpu_layers == 0:
+            continue
+        if not any(name.startswith("gpu/") for name in station().totals()):
+            _log.warning(
+                "no counter measures the %s device of %s: receipts hold the processor's joules alone",
+                settings.device, model.name,
+            )  # fmt: skip
 
 
 def _of_name(server: Server, name: str, whose: str) -> ServedModel:

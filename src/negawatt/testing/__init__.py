@@ -13,6 +13,7 @@ _HOMES = {
     "EmbedderContract": "embedder_contract",
     "EngineContract": "engine_contract",
     "PassContract": "pass_contract",
+    "PlacementContract": "placement_contract",
     "SamplerContract": "sampler_contract",
     "SensorContract": "sensor_contract",
 }
@@ -22,6 +23,7 @@ __all__ = [
     "EmbedderContract",
     "EngineContract",
     "PassContract",
+    "PlacementContract",
     "SamplerContract",
     "SensorContract",
 ]
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from negawatt.testing.embedder_contract import EmbedderContract
     from negawatt.testing.engine_contract import EngineContract
     from negawatt.testing.pass_contract import PassContract
+    from negawatt.testing.placement_contract import PlacementContract
     from negawatt.testing.sampler_contract import SamplerContract
     from negawatt.testing.sensor_contract import SensorContract
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -47,7 +48,11 @@ class PowercapTree:
 
     def set(self, zone: str, energy_uj: int) -> None:
         """Put a counter to a value."""
-        (self.root / zone / "energy_uj").write_text(f"{energy_uj % self.range_uj}\n")
+        fd = os.open(self.root / zone / "energy_uj", os.O_WRONLY | os.O_CREAT, 0o644)
+        try:  # never empty in between: whoever reads meanwhile reads a number, as of the kernel
+            os.ftruncate(fd, os.pwrite(fd, b"%d\n" % (energy_uj % self.range_uj), 0))
+        finally:
+            os.close(fd)
 
     def get(self, zone: str) -> int:
         return int((self.root / zone / "energy_uj").read_text())

@@ -60,13 +60,19 @@ def path(baseline: Candidate, winner: Candidate) -> list[Step]:
     return steps
 
 
-def levers(steps: Sequence[Step], costs: Mapping[Candidate, float], how: str) -> list[dict[str, Any]] | None:
+def levers(
+    steps: Sequence[Step],
+    costs: Mapping[Candidate, float],
+    how: str,
+    seconds: Mapping[Candidate, float] | None = None,
+) -> list[dict[str, Any]] | None:
     """Each step with its cost, and its share of the saving: logarithms of factors, which add up to 1.
 
     Args:
         steps: of `path`.
-        costs: CPU seconds per token; steps without one are told together with the next.
+        costs: per token; steps without one are told together with the next.
         how: the costs were come by, in words.
+        seconds: CPU seconds per token, where costs are joules; None where costs are CPU seconds.
 
     Returns:
         None where baseline or winner has no cost, or they cost the same.
@@ -86,7 +92,9 @@ def levers(steps: Sequence[Step], costs: Mapping[Candidate, float], how: str) ->
         choices = ", ".join(each.choice for each in waiting) or step.choice
         rows.append({
             "lever": names or None, "choice": choices, "label": f"{names}: {choices}" if names else choices,
-            "cpu_s_per_token": cost, "share": math.log(before / cost) / whole, "how": how,
+            "cpu_s_per_token": cost if seconds is None else seconds.get(step.candidate),
+            **({} if seconds is None else {"joules_per_token": cost}),
+            "share": math.log(before / cost) / whole, "how": how,
         })  # fmt: skip
         before, waiting = cost, []
     return rows
@@ -113,6 +121,7 @@ def _engine(now: Candidate, winner: Candidate) -> Candidate:
         kv_cache=settings.kv_cache if settings.kv_cache in kind.kv_caches else "default",
         flash_attention=settings.flash_attention if kind.has_flash_attention else None,
         max_context=winner.settings.max_context,
+        **({} if settings.device in kind.devices else {"device": "cpu", "gpu_layers": None}),
         speculation=settings.speculation if _speculates(settings, kind) else "none",
     )
     return replace(now, settings=changed)
@@ -148,11 +157,16 @@ _LEVERS: dict[str, Callable[[Candidate, Candidate], Candidate]] = {
     "weights": _set("weight_format"),
     "KV cache": _set("kv_cache"),
     "flash attention": _set("flash_attention"),
+    "placement": lambda now, winner: now.run_as(
+        device=winner.settings.device, gpu_layers=winner.settings.gpu_layers
+    ),
     "batch": _set("batch"),
     "threads": _threads,
     "cores": _set("cores"),
     "speculation": _set("speculation"),
     "context": _set("max_context"),
+    "power cap": _set("power_cap_w"),
+    "clock": _set("clock_mhz"),
 }
 
 
@@ -165,10 +179,13 @@ def _choice(names: Sequence[str], now: Candidate) -> str:
         "weights": settings.weight_format,
         "KV cache": settings.kv_cache,
         "flash attention": {True: "on", False: "off", None: "default"}[settings.flash_attention],
+        "placement": settings.placement or "the processor",
         "batch": str(settings.batch),
         "threads": str(settings.threads or "default"),
         "cores": settings.cores,
         "speculation": f"draft {draft_name(settings.draft)}" if settings.draft else settings.speculation,
         "context": str(settings.max_context),
+        "power cap": f"at most {settings.power_cap_w:g} W" if settings.power_cap_w else "none",
+        "clock": f"at most {settings.clock_mhz} MHz" if settings.clock_mhz else "none",
     }
     return ", ".join(said[name] for name in names)

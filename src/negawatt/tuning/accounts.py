@@ -8,6 +8,7 @@ from typing import Any
 
 from negawatt.energy import Energy
 from negawatt.meter import energy_of_cpu_time
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.trial import Trial
 
 
@@ -21,6 +22,7 @@ def accounts(
     duration_s: float,
     result: Mapping[str, Any],
     tokens_per_day: float | None,
+    cost: Cost = CPU_SECONDS,
 ) -> dict[str, Any]:
     """The ``search`` part of the ``tune`` document.
 
@@ -31,8 +33,10 @@ def accounts(
         own_share: of the CPU seconds of this sitting, those of our own process.
         result: with the documents of baseline and best, and the verdict.
         tokens_per_day: generated tokens of the user's traffic; None where that was not told.
+        cost: what is counted: the search is paid back in the same.
     """
-    paid = _payback_tokens(cpu_s, result)
+    spent = energy.value_j if cost.in_joules else cpu_s
+    paid = _payback_tokens(spent, result, "joules_per_token" if cost.in_joules else "cpu_s_per_token")
     states = [t.state for t in trials]
     made_s = sum(float(m.get("cpu_s_spent") or 0.0) for m in makings)
     days = paid / tokens_per_day if paid is not None and tokens_per_day else None
@@ -52,11 +56,13 @@ def accounts(
             "energy": energy_of_cpu_time(made_s).to_json(),
         },
         "engine_share": 1 - own_share,
+        "cost": cost.to_json(),
     }
 
 
-def _payback_tokens(cpu_s: float, result: Mapping[str, Any]) -> int | None:
+def _payback_tokens(spent: float | None, result: Mapping[str, Any], unit: str) -> int | None:
     """Generated tokens, as the baseline cuts text, until the saving has made up for the search."""
     baseline, best = result["baseline"], result["best"]
-    saved = baseline["cpu_s_per_token"] - best["cpu_s_per_token"] * best.get("tokens_per_baseline_token", 1.0)
-    return math.ceil(cpu_s / saved) if result["verdict"]["accepted"] and saved > 0 else None
+    saved = baseline[unit] - best[unit] * best.get("tokens_per_baseline_token", 1.0)
+    paid = spent is not None and saved > 0 and result["verdict"]["accepted"]
+    return math.ceil(spent / saved) if paid and spent is not None else None

@@ -13,7 +13,7 @@ from negawatt.workload import Workload
 
 
 class Answers:
-    """`Scores` for candidates.
+    """`Scores` for candidates. What differs by limits alone answers the same, and is asked once.
 
     Args:
         workshop: gives their weights.
@@ -38,7 +38,8 @@ class Answers:
         self._make_room(candidate)
         if candidate.escalation is not None:
             return self._cascaded(candidate, items, tick)
-        return self._scores(candidate).quality(candidate.settings, items, tick, margins=margins)
+        settings = candidate.settings.without_limits()
+        return self._scores(candidate).quality(settings, items, tick, margins=margins)
 
     def _make_room(self, candidate: Candidate) -> None:
         """One candidate at a time, beside the reference; of a cascade both parts."""
@@ -69,17 +70,17 @@ class Answers:
             scores = {i: after.get(i) if i in passed else s for i, s in ours.scores.items()}
             whole = {i: s for i, s in scores.items() if s is not None}
             return replace(ours, scores=whole) if whole else None
-        return self._scores(candidate).known(candidate.settings, items)
+        return self._scores(candidate).known(candidate.settings.without_limits(), items)
 
     def teach(self, candidate: Candidate, quality: Quality) -> None:
         """Scores that a machine like this one gave to answers of a candidate."""
-        self._scores(candidate).teach(candidate.settings, quality)
+        self._scores(candidate).teach(candidate.settings.without_limits(), quality)
 
     def foreseen_s(self, candidate: Candidate, items: Items) -> float:
         """Seconds that the items would take at the pace seen so far; 0 where none was seen."""
         if candidate.escalation is not None:
             return sum(self.foreseen_s(each, items) for each in candidate.parts)
-        return self._scores(candidate).foreseen_s(candidate.settings, items)
+        return self._scores(candidate).foreseen_s(candidate.settings.without_limits(), items)
 
     def close(self) -> None:
         """End the engines that are open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,10 @@ from typing import Any
 from negawatt.compress.dissection import weights_read
 from negawatt.engine import Engine, Request
 from negawatt.errors import ArtifactError
+from negawatt.profiling.cascade import Runner
 from negawatt.profiling.summary import Summary
-from negawatt.profiling.window import Job, groups_for, measure, spread
+from negawatt.profiling.window import Job, Window, groups_for, measure, spread
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 
 SCREEN_TOKENS = 16
 """Tokens of each answer in the first, cheap look at a candidate."""
@@ -22,6 +25,9 @@ SEARCH_GROUPS = 2
 """Groups of requests that a candidate which passes the first look is measured on."""
 ENOUGH_S = 20.0
 """A candidate is measured no longer than this, as far as one group of short answers allows."""
+LEAST_S = 0.3
+"""A window in which joules are counted lasts at least so long: counters are refreshed every 1 to 100 ms, and
+the share of other processes is known in ticks of 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class Look:
     """A first look at a candidate.
 
     Attributes:
-        cost: CPU seconds per token, with the reference load taken out.
+        cost: per token, in the unit of the search; CPU seconds with the reference load taken out.
         s_per_token: seconds by the clock.
         peak_rss_bytes: of the worker.
         spent_cpu_s: what the look itself cost, loading included.
@@ -45,20 +51,40 @@ class Look:
     read_bytes: tuple[float, float] = (0.0, 0.0)
 
 
-def first_look(engine: Engine, jobs: Sequence[Job], reference_s: float, per_token: float = 1.0) -> Look:
-    """One short answer for each slot.
+def take(engine: Runner, jobs: Sequence[Job], cost: Cost) -> Window:
+    """A window of these jobs; of them again and again, in one window, where joules are counted in it."""
+    window = measure(engine, jobs)
+    if not cost.in_joules or window.wall_s >= LEAST_S:
+        return window
+    times = math.ceil(1.2 * LEAST_S / max(window.wall_s, 1e-3))
+    return measure(engine, list(jobs) * times)
+
+
+def first_look(
+    engine: Engine,
+    jobs: Sequence[Job],
+    reference_s: float,
+    per_token: float = 1.0,
+    cost: Cost = CPU_SECONDS,
+) -> Look:
+    """One short answer for each slot, and what a token of the whole ones will cost.
 
     Args:
         engine: open and warmed up.
         jobs: to draw from.
         reference_s: cost of the reference load at the start of the run.
         per_token: tokens of this model for a token of the baseline's; see `Traffic`.
+        cost: what is counted.
+
+    Raises:
+        EngineError: joules are to be counted, and are missing.
     """
     n = 1 if isinstance(jobs[0], Request) else LOOK_QUESTIONS
     group = spread(jobs, max(n, engine.settings.batch))
-    window = measure(engine, [answered_in(job, SCREEN_TOKENS) for job in group])
+    window = take(engine, [answered_in(job, SCREEN_TOKENS) for job in group], cost)
+    value = cost.per_output([window], [engine.settings.device]) * per_token * to_whole([window], group)
     return Look(
-        cost=window.cpu_s_per_token * per_token * reference_s / window.reference_s,
+        cost=cost.at_start(value, reference_s, window.reference_s),
         s_per_token=window.wall_s / sum(window.outputs),
         peak_rss_bytes=engine.last_usage.peak_rss_bytes,
         spent_cpu_s=spent(engine),
@@ -80,6 +106,7 @@ def measured(
     look: Look,
     groups: int | None = None,
     per_token: float = 1.0,
+    cost: Cost = CPU_SECONDS,
 ) -> tuple[float, dict[str, Any]]:
     """The cost per token of whole answers, as `Look.cost` is given, and the figures for the record.
 
@@ -87,13 +114,18 @@ def measured(
         engine, jobs, reference_s: as for `first_look`.
         look: what was seen first; a slow candidate in a large batch gets shorter answers.
         groups: of requests; by default fewer in a large batch, whose groups are large.
-        per_token: as for `first_look`.
+        per_token, cost: as for `first_look`.
+
+    Raises:
+        EngineError: as for `first_look`.
     """
-    windows, started = [], time.monotonic()
-    batch = engine.settings.batch
+    windows: list[Window] = []
+    asked: list[Job] = []
+    started, batch = time.monotonic(), engine.settings.batch
     groups = groups or (SEARCH_GROUPS if batch < 8 else 1)
     for group in groups_for(jobs, batch, groups, 1):
-        windows.append(measure(engine, _shortened(group, look.s_per_token)))
+        windows.append(take(engine, _shortened(group, look.s_per_token), cost))
+        asked += group
         if time.monotonic() - started > ENOUGH_S:
             break  # a slow candidate, or a busy machine: more windows would eat the search's time
     summary = Summary(tuple(windows))
@@ -108,7 +140,31 @@ def measured(
         "engine": {"version": engine.version, **engine.info},
         "warnings": summary.warnings,
     }
-    return summary.cpu_s_per_token * per_token * reference_s / reference, figures
+    value = cost.per_output(windows, [engine.settings.device]) * to_whole(windows, asked)
+    if cost.in_joules:
+        figures["joules_per_token"] = value
+    return cost.at_start(value * per_token, reference_s, reference), figures
+
+
+def to_whole(windows: Sequence[Window], jobs: Sequence[Job]) -> float:
+    """What a token of whole answers costs, as a multiple of what one of these windows' shorter ones did.
+
+    A short answer pays for its whole prompt, which would favour whatever reads prompts cheaply; the tokens
+    that it lacks cost what those after its first did.
+
+    Args:
+        jobs: what the windows would have answered whole, each as often as the others.
+    """
+    whole = [job.max_new_tokens for job in jobs if isinstance(job, Request)]
+    given = [n for window in windows for n in window.outputs]
+    wanted, outputs = sum(whole) * len(given) / max(len(whole), 1), sum(given)
+    cpu_s = sum(window.cpu_s for window in windows)
+    later = [step for w in windows for step in w.steps if step.phase == "decode"]
+    yielded = sum(step.produced for step in later)
+    if wanted <= outputs or not yielded or cpu_s <= 0:
+        return 1.0
+    lacking_s = (wanted - outputs) * sum(step.cpu_s for step in later) / yielded
+    return (cpu_s + lacking_s) / wanted / (cpu_s / outputs)
 
 
 def answered_in(job: Job, tokens: int) -> Job:

@@ -11,7 +11,9 @@ from negawatt.errors import EngineError, MissingDependency, NegawattError, Worke
 from negawatt.profiling.window import warm_up
 from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.limited import limited
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.workload import QualityItem, TrafficItem
@@ -33,6 +35,7 @@ class Bench:
         held_out: how many items the proof will have.
         limit: on the drop of quality; None where there is none.
         reference_s: cost of the reference load that costs are relative to.
+        cost: what is counted.
     """
 
     judge: Judge
@@ -41,6 +44,7 @@ class Bench:
     held_out: int
     limit: float | None
     reference_s: float
+    cost: Cost = CPU_SECONDS
 
     def look(self, candidate: Candidate) -> Look | Trial:
         """A first look at one candidate, or the trial that failed."""
@@ -49,7 +53,8 @@ class Bench:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, jobs[0])
-                look = first_look(engine, jobs, self.reference_s, per_token)
+                with limited(engine, jobs, candidate.settings.limits):
+                    look = first_look(engine, jobs, self.reference_s, per_token, self.cost)
         except MissingDependency:
             raise
         except (EngineError, WorkloadError) as exc:
@@ -72,11 +77,17 @@ class Bench:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
             with self.judge.workshop.engine(candidate) as engine:
                 warm_up(engine, jobs[0])
-                look = earlier or first_look(engine, jobs, self.reference_s, per_token)
-                if reason := too_dear(look, foreseen):
-                    return pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
-                groups = 2 if candidate == self.judge.baseline else None
-                cost, figures = measured(engine, jobs, self.reference_s, look, groups, per_token)
+                with limited(engine, jobs, candidate.settings.limits) as held:
+                    look = earlier or first_look(engine, jobs, self.reference_s, per_token, self.cost)
+                    if reason := too_dear(look, foreseen):
+                        return pruned(candidate, replace(look, lasted_s=time.monotonic() - started), reason)
+                    groups = 2 if candidate == self.judge.baseline else None
+                    cost, figures = measured(
+                        engine, jobs, self.reference_s, look, groups, per_token, self.cost
+                    )
+                figures["engine"] |= held
+                if held:
+                    del figures["reference_s"]  # slowed by the limits, it says nothing of the host
                 peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
         except MissingDependency:
             raise
@@ -139,7 +150,7 @@ def too_dear(look: Look, foreseen: float | None) -> str:
     """
     if foreseen is None or look.cost <= SCREEN_FACTOR * foreseen:
         return ""
-    return f"its first {SCREEN_TOKENS} tokens cost {look.cost / foreseen:.2f} times the best candidate's"
+    return f"by its first {SCREEN_TOKENS} tokens it costs {look.cost / foreseen:.2f} times the best candidate"
 
 
 def pruned(candidate: Candidate, look: Look, reason: str) -> Trial:

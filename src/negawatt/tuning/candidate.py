@@ -17,8 +17,8 @@ def refuse_limits(settings: Settings, who: str) -> None:
     """
     if settings.limits:
         raise UsageError(
-            f"{who} runs with {settings.limits}, and a search goes by CPU seconds, which cannot tell what "
-            "that saves; search without, and compare by negawatt profile --power-cap or --clock"
+            f"{who} runs with {settings.limits}, and a search goes by CPU seconds here, which cannot tell "
+            "what that saves; search without, and compare by negawatt profile --power-cap or --clock"
         )
 
 
@@ -58,6 +58,11 @@ class Candidate:
         if self.escalation is None:
             return (self,)
         return replace(self, escalation=None), self.escalation.to
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What it runs on, as in `Settings`."""
+        return tuple(dict.fromkeys(each.settings.device for each in self.parts))
 
     @property
     def names(self) -> tuple[str, ...]:

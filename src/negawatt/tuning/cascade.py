@@ -147,9 +147,13 @@ class Cascades:
 
 
 def _cheapest_by_model(trials: Sequence[Trial]) -> list[Trial]:
-    """Of each model the trial that costs least, none a cascade itself; what was only looked at counts too."""
+    """Of each model the trial that costs least; what was only looked at counts too.
+
+    None is a cascade itself, nor holds the machine to limits, which two models would have to share.
+    """
     found: dict[str, Trial] = {}
     for trial in sorted((t for t in trials if t.cost is not None), key=lambda t: t.cost or 0.0):
-        if trial.candidate.escalation is None and trial.state in ("complete", "pruned"):
+        single = trial.candidate.escalation is None and not trial.settings.limits
+        if single and trial.state in ("complete", "pruned"):
             found.setdefault(trial.candidate.model, trial)
     return list(found.values())

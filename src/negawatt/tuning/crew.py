@@ -27,6 +27,8 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cluster import Cluster, ClusterError, Node, NodeLost
 from negawatt.tuning.errand import Brief, look_from, look_json, scores_from, scores_json
 from negawatt.tuning.expense import Expense
+from negawatt.tuning.greeting import greeting, why_not_measure
+from negawatt.tuning.limited import all_limits
 from negawatt.tuning.material import Material
 from negawatt.tuning.node import THREADS, alone
 from negawatt.tuning.sampler import Proposal
@@ -189,7 +191,7 @@ class Crew:
             if not known and self._greeted[node.id] < GREETINGS:
                 self._greeted[node.id] += 1
                 self._greeting[node.id] = time.monotonic()
-                job = {"do": "greet", "engines": sorted(self._engines)}
+                job = greeting(self._engines, self.brief.cost, all_limits(self.study.space))
                 self.cluster.send(node, self._text(job), node, beside=True)
 
     def _greets_back(self, node: Node, answer: str | NodeLost) -> None:
@@ -210,10 +212,9 @@ class Crew:
         machines = self.run.manifest.get("machines", {})
         if machine["id"] not in machines:
             self.run.update(machines={**machines, machine["id"]: machine})
-        like = machine["id"] == self.brief.machine
-        if not like:
-            self._note(f"Node {node.name} is another kind of machine: it judges quality and measures nothing")
-        self._members[node.id] = Member(node, machine["id"], like)
+        if why := why_not_measure(data, self.brief.machine, self.brief.cost):
+            self._note(f"Node {node.name} {why}: it judges quality and measures nothing")
+        self._members[node.id] = Member(node, machine["id"], not why)
 
     def _unfit(self, node: Node, why: str) -> None:
         self._greeted[node.id] = GREETINGS

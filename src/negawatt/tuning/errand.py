@@ -17,6 +17,7 @@ from negawatt.profiling.window import counted_on
 from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.material import Material
 from negawatt.tuning.parcel import Parcel
@@ -81,6 +82,7 @@ class Brief:
         confidence: of the bounds on quality.
         seed: of passes.
         machine: id of the machine that the search is for; others only judge.
+        cost: what is counted.
     """
 
     models: Mapping[str, Parcel]
@@ -96,6 +98,7 @@ class Brief:
     confidence: float
     seed: int
     machine: str
+    cost: Cost = CPU_SECONDS
 
     @classmethod
     def of(cls, bench: Bench, material: Material, max_context: int, seed: int, machine: str) -> Brief:
@@ -104,7 +107,7 @@ class Brief:
             {name: Parcel.of(model) for name, model in judge.workshop.models.items()},
             Letter.of(judge.workload), Letter.of(material.usage), [i.id for i in material.searched],
             [i.id for i in bench.items], judge.baseline, max_context, bench.reference_s, bench.held_out,
-            bench.limit, judge.confidence, seed, machine,
+            bench.limit, judge.confidence, seed, machine, bench.cost,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +119,7 @@ class Brief:
             "searched": list(self.searched),
             "items": list(self.items),
             "baseline": self.baseline.to_json(),
+            "cost": self.cost.to_json(),
         }
 
     @classmethod
@@ -128,6 +132,7 @@ class Brief:
             searched=data["searched"],
             items=data["items"],
             baseline=Candidate.from_json(data["baseline"]),
+            cost=Cost.from_json(data["cost"]),
         )
 
     def bench(self, models: Mapping[str, Artifact], makings: list[Making], apart: str) -> Bench:
@@ -152,6 +157,7 @@ class Brief:
             self.held_out,
             self.limit,
             self.reference_s,
+            self.cost,
         )
 
 

@@ -12,10 +12,13 @@ from negawatt.engine import Engine
 from negawatt.engine.draft_model import KEPT
 from negawatt.engine.settings import DRAFT
 from negawatt.home import write_json, written_beside
+from negawatt.limits.limits import Limits
 from negawatt.profiling.cascade import Cascade, Runner, write_cascade
 
+NONE = Limits()
 
-def keep(runner: Runner, target: Path, name: str, verdict: str) -> Path:
+
+def keep(runner: Runner, target: Path, name: str, verdict: str, limits: Limits = NONE) -> Path:
     """Write the folder `target`, whole or not at all.
 
     Weights in an engine's own form lie in a folder of that engine's name, beside the model, and a draft that
@@ -26,6 +29,7 @@ def keep(runner: Runner, target: Path, name: str, verdict: str) -> Path:
         runner: that was open, and may be closed again.
         name: of the artifact.
         verdict: for its lineage.
+        limits: that it was measured under, for its settings; a cascade has none.
     """
     with written_beside(target) as folder:
         folder.mkdir()
@@ -37,13 +41,14 @@ def keep(runner: Runner, target: Path, name: str, verdict: str) -> Path:
             settings = [engine.settings for engine in runner.engines]
             write_cascade(folder, runner.threshold, runner.metrics, settings, prepared)
         else:
-            _put(runner, folder, name, verdict)
+            _put(runner, folder, name, verdict, limits)
     return target
 
 
-def _put(engine: Engine, folder: Path, name: str, verdict: str) -> str | None:
+def _put(engine: Engine, folder: Path, name: str, verdict: str, limits: Limits = NONE) -> str | None:
     """Put what an engine runs into `folder`; where in it its own form of the weights lies, if it has one."""
     settings, artifact, prepared = engine.settings, engine.artifact, engine.model_path
+    settings = settings.replace(power_cap_w=limits.power_cap_w, clock_mhz=limits.clock_mhz)
     own: str | None = None
     if prepared.suffix == ".gguf":
         _link_or_copy(prepared, folder / prepared.name)

@@ -15,13 +15,13 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any
 
-from negawatt.engine.backends import engines
 from negawatt.errors import EngineError, NegawattError
 from negawatt.meter import fingerprint
 from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.errand import Brief, look_from, look_json, scores_from, scores_json
+from negawatt.tuning.greeting import greeted
 from negawatt.tuning.node import alone
 from negawatt.tuning.pass_worker import end_with_parent
 from negawatt.tuning.trial import Trial
@@ -54,8 +54,7 @@ def done(job: Mapping[str, Any]) -> dict[str, Any]:
         NegawattError: this machine cannot do it, whatever the candidate.
     """
     if job["do"] == "greet":
-        versions = {each["name"]: each["version"] for each in engines(job["engines"])}
-        return {"machine": fingerprint(), "engines": versions}
+        return greeted(job)
     brief = Brief.from_json(job["brief"])
     models = {name: parcel.found() for name, parcel in brief.models.items()}
     if lacks := [name for name, model in models.items() if model is None]:

@@ -15,6 +15,7 @@ from negawatt.errors import NegawattError, UsageError
 from negawatt.profiling.quality import prompt_tokens
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, refuse_limits
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.trial import Trial
 from negawatt.workload import TrafficItem, Workload
 
@@ -92,16 +93,21 @@ class Observed:
         )
         return replace(workload, traffic=tuple(items)), note
 
-    def within(self, max_context: int) -> Observed:
+    def within(self, max_context: int, cost: Cost = CPU_SECONDS) -> Observed:
         """The same candidates with the context that is searched now.
 
+        Args:
+            cost: what is counted; CPU seconds cannot tell what limits save: what runs with some is left out.
+
         Raises:
-            UsageError: what runs today holds the machine to limits.
+            UsageError: what runs today holds the machine to limits, and CPU seconds are counted.
         """
         if self.present is None:
             return self
-        refuse_limits(self.present.settings, self.origin)
-        starts = tuple(each.run_as(max_context=max_context) for each in self.starts)
+        if not cost.in_joules:
+            refuse_limits(self.present.settings, self.origin)
+        told = [each for each in self.starts if cost.in_joules or not each.settings.limits]
+        starts = tuple(each.run_as(max_context=max_context) for each in told)
         return replace(self, present=self.present.run_as(max_context=max_context), starts=starts)
 
     def to_json(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
 from negawatt.tuning.judge import Judge, Proof, last_confidence
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
+from negawatt.tuning.refine import refined
 from negawatt.tuning.shortfall import why_nothing
-from negawatt.tuning.standby import standby
+from negawatt.tuning.standby import faithful, standby
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import Trial, difference_json
@@ -127,6 +128,10 @@ class Prover:
         trial = standby(study.trials, chosen, n, limit, confidence)
         if trial is None:
             return Proved(None, None)
+        arithmetic = trial.candidate.arithmetic
+        trial = refined(
+            study, trial, lambda c: c.arithmetic == arithmetic or faithful(c), self.time_left, self.tick
+        )
         self.tick(f"proving {trial.candidate} first, which hardly changes an answer")
         return self.first_proved(study, [trial.candidate], reasons, number=2)
 

@@ -17,7 +17,8 @@ from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
 from negawatt.run import Run, new_path
 from negawatt.store import Store
-from negawatt.tuning.candidate import Candidate, refuse_limits
+from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.objectives import ENERGY
 from negawatt.tuning.space import Space
 from negawatt.tuning.verdict import Constraints
@@ -40,7 +41,11 @@ class Question:
     objectives: tuple[str, ...] = (ENERGY,)
 
     def __post_init__(self) -> None:
-        refuse_limits(self.baseline.settings, "the baseline")
+        if limits := self.baseline.settings.limits:
+            raise UsageError(
+                f"the baseline runs with {limits}, and savings are told against a machine without limits; "
+                "name the same without them"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +61,13 @@ class Question:
         }
 
 
+def cost_of(path: Path | None, here: Cost) -> Cost:
+    """What a search into a folder counts: what it began with, or what can be counted here."""
+    if path is None or not (path / "run.json").exists():
+        return here
+    return Cost.from_json(Run.open(path).manifest.get("cost"))
+
+
 def open_run(
     path: Path | None,
     question: Question,
@@ -63,6 +75,7 @@ def open_run(
     workload: Workload,
     command: Sequence[str],
     store: str | None = None,
+    cost: Cost = CPU_SECONDS,
 ) -> Run:
     """A new run for a question, or the unfinished one of the same question at `path`; locked.
 
@@ -71,6 +84,7 @@ def open_run(
         command: what the user typed; secrets in it are left out.
         store: URL of a database that the run is kept in besides, under the name of the folder. What it has
             of a run of that name is laid out in the folder.
+        cost: what a new search counts; one that was begun goes on by what it has counted so far.
 
     Raises:
         RunError: the folder holds something else, or a run that this machine or version cannot continue, or
@@ -80,7 +94,9 @@ def open_run(
         run = _unfinished(path, question) if path is not None and (path / "run.json").exists() else None
         if run is not None and (kept_in := run.manifest.get("kept_in")):
             raise RunError(f"{path} is kept in {kept_in} too, which must not be left behind; name it again")
-        return _locked(run) if run is not None else _created(path, question, artifact, workload, command)
+        return (
+            _locked(run) if run is not None else _created(path, question, artifact, workload, command, cost)
+        )
     path = path or new_path("tune", secrets.token_hex(3))
     journal = Store(store).take_up(path)
     run = None
@@ -88,7 +104,7 @@ def open_run(
         if (path / "run.json").exists():
             run = _locked(_unfinished(path, question))
         else:
-            run = _created(path, question, artifact, workload, command)
+            run = _created(path, question, artifact, workload, command, cost)
         journal.keep(run)
     except BaseException:
         journal.close()
@@ -126,7 +142,12 @@ def _locked(run: Run) -> Run:
 
 
 def _created(
-    path: Path | None, question: Question, artifact: Artifact, workload: Workload, command: Sequence[str]
+    path: Path | None,
+    question: Question,
+    artifact: Artifact,
+    workload: Workload,
+    command: Sequence[str],
+    cost: Cost,
 ) -> Run:
     return Run.create(
         "tune",
@@ -135,6 +156,7 @@ def _created(
         **about(artifact, workload),
         constraints={**question.constraints.to_json(), "batch": list(question.space.batches)},
         baseline=question.baseline.settings.to_json(),
+        cost=cost.to_json(),
         command=[without_secrets(each) for each in command],
         machine=fingerprint(),
         sensors=[status.to_json() for status in station().statuses],

@@ -12,7 +12,7 @@ from typing import Any
 from negawatt.compress.effect import FACTORED_ENGINES, PACKED_ENGINES
 from negawatt.engine import BACKENDS, Settings, engines
 from negawatt.engine.backend import Backend
-from negawatt.engine.backends import backend
+from negawatt.engine.backends import accelerator_of, backend
 from negawatt.engine.cores import Cores
 from negawatt.engine.settings import DRAFT
 from negawatt.errors import UsageError
@@ -29,6 +29,9 @@ CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 """The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
+
+ALL = -1
+"""As a number of layers: as many as the model has; `negawatt.tuning.placements` puts that in its place."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Space:
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
+        limits: dimension → limits to try, 0 for none: ``power_caps_w`` of each package, ``clocks_mhz`` of
+            each processor, and with ``gpu_`` before them those of GPUs, for candidates with layers there.
+            What is absent is left to the search, see `negawatt.tuning.limited`.
+        gpu_layers: engine → numbers of layers on its accelerator, 0 for none; None leaves that to the search,
+            see `negawatt.tuning.placements`.
         unasked: the engines are those that are searched where none are named.
     """
 
@@ -64,6 +72,8 @@ class Space:
     drafts: tuple[str, ...] = ()
     flash_attention: tuple[str, ...] = ("default",)
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    gpu_layers: Mapping[str, tuple[int, ...]] | None = None
     unasked: bool = False
 
     def __post_init__(self) -> None:
@@ -164,6 +174,11 @@ class Space:
             batch=choose("batch", self.batches),
             kv_cache=choose(f"{name}.kv_cache", self.caches(name)),
         )
+        layers = (self.gpu_layers or {}).get(name)
+        if any(each.partition(":")[0] == "depth" for each in passes):
+            layers = None  # it leaves fewer layers than are counted
+        if layers and (number := choose(f"{name}.gpu_layers", layers)):
+            settings = settings.replace(device=accelerator_of(name), gpu_layers=number)
         if (kept := self.cores.get(settings.threads or 0, ("default",))) != ("default",):
             settings = settings.replace(cores=choose("threads.cores", kept))
         if engine.has_flash_attention and self.flash_attention != ("default",):
@@ -173,7 +188,16 @@ class Space:
         if engine.has_speculation and settings.batch == 1:
             chosen = choose(f"{name}.speculation", self._speculation(engine, passes))
             settings = settings.replace(speculation=chosen)
-        return Candidate(settings, passes, model)
+        return Candidate(self._limited(settings, choose), passes, model)
+
+    def _limited(self, settings: Settings, choose: Choose) -> Settings:
+        """With a power cap or a clock of what it runs on: both lower the clock, so not with both."""
+        where = "" if settings.device == "cpu" else "gpu_"
+        for offered, chosen in (("power_caps_w", "power_cap_w"), ("clocks_mhz", "clock_mhz")):
+            limits = self.limits.get(where + offered, (0,))
+            if limits != (0,) and (limit := choose(where + chosen, limits)):
+                return settings.replace(**{chosen: limit})
+        return settings
 
     def _speculation(self, engine: type[Backend], passes: Sequence[str]) -> tuple[str, ...]:
         """Ways to speculate, drafts among them: ``draft MODEL``. Passes that change the tokens leave none."""
@@ -226,6 +250,9 @@ class Space:
             f"{settings.engine}.kv_cache": settings.kv_cache,
             f"{settings.engine}.speculation": settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
+            f"{settings.engine}.gpu_layers": settings.gpu_layers or 0,
+            **{where + "power_cap_w": settings.power_cap_w or 0 for where in ("", "gpu_")},
+            **{where + "clock_mhz": settings.clock_mhz or 0 for where in ("", "gpu_")},
         }
         wanted |= self._wanted_passes(candidate.passes)
         chosen: dict[str, Any] = {}
@@ -320,6 +347,8 @@ class Space:
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
             **({"drafts": list(self.drafts)} if self.drafts else {}),
+            **{name: list(found) for name, found in self.limits.items()},
+            **({"gpu_layers": {n: list(f) for n, f in self.gpu_layers.items()}} if self.gpu_layers else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }
 

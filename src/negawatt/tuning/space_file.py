@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +13,15 @@ from negawatt.engine.backends import backend
 from negawatt.engine.cores import CHOICES, Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.pass_range import PassRange
-from negawatt.tuning.space import FLASH, Space, core_choices, usable
+from negawatt.tuning.space import ALL, FLASH, Space, core_choices, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
+LIMITS = ("power_caps_w", "clocks_mhz", "gpu_power_caps_w", "gpu_clocks_mhz")
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
-    "weight_formats", "kv_caches", "pass", "cores", "drafts",
+    "weight_formats", "kv_caches", "pass", "cores", "drafts", *LIMITS,
+    "gpu_layers",
 }  # fmt: skip
 
 
@@ -27,9 +30,10 @@ def read_space(path: Path, default: Space) -> Space:
 
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
     ``speculation`` (of none, ngram), ``drafts`` (small models that may propose), ``flash_attention``
-    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), the tables
-    ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
-    parameter a value or a list of values, and ``required``.
+    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), ``power_caps_w``, ``clocks_mhz``
+    and both with ``gpu_`` before them (numbers, and "none" for no limit), ``gpu_layers`` (numbers, "none" and
+    "all"), the tables ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``,
+    for each parameter a value or a list of values, and ``required``.
 
     Raises:
         UsageError: it is absent, not TOML, of a newer version, or a key or value is unknown.
@@ -95,6 +99,8 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
         weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
+        limits={**default.limits, **{name: _limits(data[name], name) for name in LIMITS if name in data}},
+        gpu_layers=_layers(data, engines, default),
         passes=passes,
     )
 
@@ -111,6 +117,37 @@ def _cores(data: Mapping[str, Any], threads: Sequence[int], default: Space) -> d
             told = ", ".join(map(str, threads))
             raise UsageError(f"{choice} cores are no others than all of them here, with threads {told}")
     return {n: found for n, found in possible.items() if found}
+
+
+def _limits(value: object, key: str) -> tuple[float, ...]:
+    """Limits, the highest first, before them 0 where ``none`` is named."""
+    kinds, what = ((int,), "whole numbers") if "clocks" in key else ((int, float), "numbers")
+    fits = isinstance(value, list) and all(
+        v == "none" or (isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < math.inf) for v in value
+    )
+    if not isinstance(value, list) or not fits or not value:
+        raise UsageError(f'{key} must be a list of {what} above 0, or "none", not {value!r}')
+    numbers = sorted({v for v in value if v != "none"}, reverse=True)
+    return (0, *numbers) if "none" in value else tuple(numbers)
+
+
+def _layers(
+    data: Mapping[str, Any], engines: Sequence[str], default: Space
+) -> Mapping[str, tuple[int, ...]] | None:
+    """The same numbers for every engine that can run a part of a model elsewhere."""
+    if (value := data.get("gpu_layers")) is None:
+        return default.gpu_layers
+    words = {"none": 0, "all": ALL}
+    fits = isinstance(value, list) and all(
+        v in words if isinstance(v, str) else isinstance(v, int) and not isinstance(v, bool) and v >= 0
+        for v in value
+    )
+    if not fits or not value:
+        raise UsageError(
+            f'gpu_layers must be a list of whole numbers from 0 up, "none" or "all", not {value!r}'
+        )
+    numbers = tuple(sorted({words.get(v, v) for v in value}))
+    return {name: numbers for name in engines if backend(name).has_gpu_layers}
 
 
 def _pass(row: Mapping[str, Any]) -> PassRange:

@@ -52,7 +52,7 @@ def standby(
     def sure(trial: Trial) -> bool:
         if seen := trial.figures.get("quality_drop"):
             return chance_of_proof(seen, held, limit, confidence) >= SURE
-        return _faithful(trial.candidate)
+        return faithful(trial.candidate)
 
     known = {trial.candidate: trial for trial in trials}
     if not chosen or sure(known[chosen[0]]):
@@ -62,7 +62,8 @@ def standby(
     return min(filter(sure, cheaper), key=lambda t: t.cost or most, default=None)
 
 
-def _faithful(candidate: Candidate) -> bool:
+def faithful(candidate: Candidate) -> bool:
+    """Whether weights are as they are, or of 8 bits at least, and changed by no pass."""
     settings = candidate.settings
     bits = bits_of(settings.weight_format)
     native = settings.weight_format == "native"

@@ -15,6 +15,7 @@ from negawatt.run import Run
 from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench, Tick
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.objectives import ENERGY, since_improvement
@@ -39,7 +40,7 @@ DEATHS = 2
 
 
 class Study:
-    """Searches a space for the fewest CPU seconds, and so joules, per token.
+    """Searches a space for the fewest joules per token, or CPU seconds where no counter tells joules.
 
     Args:
         run: an open tune run; finished trials in it are taken over.
@@ -55,6 +56,7 @@ class Study:
         memory: what earlier searches saw on this machine, for the default strategy.
         outlook: what foretells the saving of passes; without one they are all tried.
         objectives: what is wanted little of; where that is more than joules, joules drop nothing.
+        cost: what is counted.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Study:
         memory: Memory | None = None,
         outlook: Outlook | None = None,
         objectives: tuple[str, ...] = (ENERGY,),
+        cost: Cost = CPU_SECONDS,
     ) -> None:
         self.run, self.space, self.constraints, self.judge = run, space, constraints, judge
         self.baseline, self.traffic, self.items, self.held_out = baseline, traffic, items, held_out
@@ -89,14 +92,15 @@ class Study:
         if not self.reference_s:
             self.reference_s = median(reference_load() for _ in range(7))
             run.update(reference_load_s=self.reference_s)
-        self.bench = Bench(judge, traffic, items, held_out, constraints.max_quality_drop, self.reference_s)
+        limit = constraints.max_quality_drop
+        self.bench = Bench(judge, traffic, items, held_out, limit, self.reference_s, cost)
         self.proposals = Proposals(
             space,
             strategy,
             seed,
-            limit=constraints.max_quality_drop if items else None,
+            limit=limit if items else None,
             starts=space.starts(without=baseline.settings.engine),
-            earlier=memory.observations(space, self.compared_with, self.reference_s) if memory else [],
+            earlier=memory.observations(space, self.compared_with, self.reference_s, cost) if memory else [],
             objectives=objectives,
         )
 
@@ -151,7 +155,7 @@ class Study:
                     trial.candidate, trial.figures.get("screen_cost"), trial.figures.get("read_bytes")
                 )
                 if trial.figures.get("died"):
-                    self._deaths[trial.settings.engine] += 1
+                    self._deaths[trial.settings.runs_on] += 1
                 self.proposals.tell(trial, None)
             elif record.get("stage") == "proof":
                 self._strike(trial.candidate, trial.reason)
@@ -161,13 +165,13 @@ class Study:
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
         """The trial that speaks against trying a candidate.
 
-        Its arithmetic lost too much quality already, or its engine has died twice or is hopeless.
+        Its arithmetic lost too much quality already, or on its device its engine died twice or is hopeless.
         """
         if candidate.arithmetic in self._refuted:
             same = (t for t in self.trials if t.candidate.arithmetic == candidate.arithmetic)
             return min(same, key=lambda t: math.inf if t.cost is None else t.cost)
-        engine = candidate.settings.engine
-        own = [t for t in self.trials if t.settings.engine == engine]
+        engine = candidate.settings.runs_on
+        own = [t for t in self.trials if t.settings.runs_on == engine]
         if self._deaths[engine] >= DEATHS:
             return own[-1]
         if not self.only_joules:
@@ -226,7 +230,7 @@ class Study:
         self.proposals.tell(trial, proposal)
 
     def _died(self, trial: Trial) -> None:
-        engine = trial.settings.engine
+        engine = trial.settings.runs_on
         self._deaths[engine] += 1
         if self._deaths[engine] == DEATHS:
             text = (

@@ -23,8 +23,9 @@ class Trial:
         candidate: what was tried.
         state: ``complete`` (all requests measured), ``pruned`` (dropped early as too costly), or
             ``failed`` (the engine refused or died).
-        cost: CPU seconds per generated token, divided by the reference load's cost at the time and
-            multiplied by its cost at the start of the run; None when failed.
+        cost: per generated token, in the unit of the search (`negawatt.tuning.cost`): joules, or CPU seconds
+            divided by the reference load's at the time and multiplied by those at the start of the run; None
+            when failed.
         reason: why it was pruned, failed, or breaks a constraint; empty otherwise.
         violations: names of the constraints that it breaks.
         figures: the rest of the record, as the report reads it.

@@ -14,7 +14,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, fingerprint
-from negawatt.profiling import REFERENCE_SETTINGS, Profile
+from negawatt.profiling import REFERENCE_SETTINGS
 from negawatt.profiling.profiler import Progress, ratio_json
 from negawatt.run import Run
 from negawatt.tuning.ablation import levers, path
@@ -23,27 +23,30 @@ from negawatt.tuning.budget import Budget
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cascade import Cascades
 from negawatt.tuning.cluster import Cluster
+from negawatt.tuning.cost import Cost
 from negawatt.tuning.crew import crew_for
+from negawatt.tuning.documents import Documents
 from negawatt.tuning.expense import Expense
 from negawatt.tuning.finals import Finals, waterfall
 from negawatt.tuning.judge import Judge
+from negawatt.tuning.limited import limits_json, with_limits
 from negawatt.tuning.material import Material
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.models import named, refuse_incomparable, refuse_longer, space_of
-from negawatt.tuning.objectives import check_objectives, unbeaten
+from negawatt.tuning.objectives import check_objectives
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
+from negawatt.tuning.placements import Placements
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Proved, Prover
-from negawatt.tuning.question import Question, open_run
+from negawatt.tuning.question import Question, cost_of, open_run
 from negawatt.tuning.space import Space
 from negawatt.tuning.strategy import check_strategy
 from negawatt.tuning.study import Study
 from negawatt.tuning.traffic import Traffic
-from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints, verdict
 from negawatt.tuning.workshop import Workshop
-from negawatt.workload import Difference, Workload
+from negawatt.workload import Workload
 
 SEARCH_SHARE_OF_TIME = 0.45
 """The rest of the time is for the finalists: measuring them in pairs and proving their quality."""
@@ -84,7 +87,8 @@ def tune(
         artifact: a model, or what `Artifact.open` takes.
         workload: what it is asked, or what `Workload.open` takes.
         constraints: what the answer must keep.
-        space: what may be tried; by default everything installed here, at batch 1.
+        space: what may be tried; by default everything installed here, at batch 1. Power caps and clocks only
+            where joules are counted, see `negawatt.tuning.cost` and `negawatt.tuning.limited`.
         baseline: what is run today; the reference for quality and for the saving.
         models: further models to consider; their quality is compared with the baseline's of `artifact`.
         time_budget_s: for all of it; a resumed search gets what is left.
@@ -110,26 +114,31 @@ def tune(
         The ``tune`` document of the command line, as it also stands in the run's ``result.json``.
 
     Raises:
-        UsageError: the workload has no traffic, or too little to divide.
+        UsageError: the workload has no traffic, or too little to divide; or limits are named that cannot be
+            tried here.
         WorkloadError: one of its questions is longer than `space.max_context`.
         EngineError: the baseline does not run, so nothing could be compared with it.
-        RunError: the folder holds something else, or another question's run.
+        RunError: the folder holds something else, or another question's run, or one that went by joules of
+            counters which cannot be read any more.
     """
     check_strategy(strategy)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
     space = space or Space.default()
-    note = ""
+    placements = Placements.here(space, baseline.device, cluster=ray is not None)
+    here, note = placements.cost, ""
+    cost = cost_of(path, here)
     if observed is not None:
         if observed.model_sha256 not in ("", artifact.sha256):
             raise UsageError(f"{observed.origin} is of another model than {artifact.name}")
-        observed = observed.within(space.max_context)
+        observed = observed.within(space.max_context, cost)
         workload, note = observed.shaped(workload, artifact.tokenizer)
         tokens_per_day = tokens_per_day or observed.tokens_per_day
     others = named(artifact, models)
     space = replace(space, models=("", *others)) if others else space
     space = space_of((artifact, *others.values()), workload, space, cluster=ray is not None)
+    space = placements.within(space, (artifact, *others.values()))
     material = Material.of(workload, space, seed, observed.starts if observed else ())
     refuse_incomparable(artifact, others, workload, space)
     refuse_longer((artifact, *others.values()), workload, space)
@@ -141,15 +150,22 @@ def tune(
         artifact.sha256, workload.hash, Candidate(baseline), constraints, space, seed, shas, strategy,
         check_objectives(objectives),
     )  # fmt: skip
+    limited = with_limits(space, cost)  # what cannot be tried is refused before anything is made
     with (
         Cluster(ray) if ray else nullcontext() as cluster,
-        open_run(path, question, artifact, workload, command, store) as run,
+        open_run(path, question, artifact, workload, command, store, here) as run,
     ):
+        cost = Cost.from_json(run.manifest.get("cost"))
+        cost.refuse_elsewhere(here)
+        limited = with_limits(space, cost, run.manifest.get("limits"))
+        run.update(limits=limits_json(limited))
+        question = replace(question, space=limited)
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress, cluster,
+            progress, cluster, cost,
         )  # fmt: skip
         session.note(note)
+        session.note(placements.note)
         return session.go(tokens_per_day)
 
 
@@ -170,8 +186,9 @@ class _Session:
         confidence: float,
         progress: Progress,
         cluster: Cluster | None,
+        cost: Cost,
     ) -> None:
-        self.cluster, self.expense = cluster, Expense(run, self.used_s)
+        self.cluster, self.expense, self.cost = cluster, Expense(run, self.used_s), cost
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
         self.fewest_items, self.progress, self.observed = fewest_items, progress, observed
@@ -188,7 +205,8 @@ class _Session:
         self.held = Traffic(self.workshop, material.held, most)
         self.memory = Memory(question.artifact, fingerprint()["id"])
         self.judge = Judge(self.workshop, workload, question.baseline, confidence)
-        self.finals = Finals(run, self.workshop, self.held, self.tick)
+        self.finals = Finals(run, self.workshop, self.held, self.tick, cost)
+        self.documents = Documents(run, self.judge, self.searched, self.held_items, cost)
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
@@ -221,7 +239,7 @@ class _Session:
             study = Study(
                 self.run, self.question.space.without(far), self.constraints, self.judge, self.baseline,
                 self.searched, self.search_items, len(self.held_items), self.question.seed,
-                self.question.strategy, self.memory, outlook, self.question.objectives,
+                self.question.strategy, self.memory, outlook, self.question.objectives, self.cost,
             )  # fmt: skip
             try:
                 self._foretell()
@@ -245,6 +263,7 @@ class _Session:
             meter.measurement.energy + self.expense.energy + self.expense.earlier_energy, result=result,
             cpu_s=spent_s + self.expense.earlier_cpu_s, duration_s=self.used_s(),
             own_share=(own_s + self.expense.own_cpu_s) / max(spent_s, 1e-9), tokens_per_day=tokens_per_day,
+            cost=self.cost,
         )  # fmt: skip
         result["search"] |= {
             "strategy": self.question.strategy,
@@ -257,7 +276,9 @@ class _Session:
         result["search"]["left_out"] = [{"passes": k, "reason": v} for k, v in left_out.items()]
         self.run.finish(result)
         with suppress(NegawattError):  # it helps the next search; this one's result stands without it
-            self.memory.keep(study.trials, str(self.run.path), study.compared_with, study.reference_s)
+            self.memory.keep(
+                study.trials, str(self.run.path), study.compared_with, study.reference_s, self.cost
+            )
         return result
 
     def _foretell(self) -> None:
@@ -314,21 +335,21 @@ class _Session:
             latencies=[each.text for each in proved.latencies], confidence=self.judge.confidence,
             unit=baseline.summary.unit,
         )  # fmt: skip
-        own = self._document(self.baseline, baseline, None)
+        own = self.documents.of(self.baseline, baseline, None)
         documents = {"baseline": own, "best": own}
-        self._record_final(study, self.baseline, own)
+        self.documents.keep(study.trials, self.baseline, own)
         if best is not None and winner is not None:
-            document = self._document(winner, best, quality)
-            self._record_final(study, winner, document)
+            document = self.documents.of(winner, best, quality)
+            self.documents.keep(study.trials, winner, document)
             if answer.accepted:
                 documents["best"] = document
         result: dict[str, Any] = {
             "run": str(self.run.path),
             **documents,
-            "frontier": self._frontier(study),
+            "frontier": self.documents.frontier(study.trials, study.objectives),
             "verdict": answer.to_json(),
             "latency": [each.to_json() for each in proved.latencies],
-            "phases": waterfall(baseline, best if answer.accepted else None),
+            "phases": waterfall(baseline, best if answer.accepted else None, self.cost),
             "waterfall": None,
             "warnings": sorted({*baseline.summary.warnings, *(best.summary.warnings if best else ())}),
         }
@@ -361,40 +382,8 @@ class _Session:
         if self.left_s() > compared_s * len(steps) / 3:
             self.tick("measuring what each lever saves")
             return self.finals.along(steps, self.left_s)
-        costs = {t.candidate: t.cost for t in study.trials if t.state == "complete" and t.cost is not None}
-        return levers(steps, costs, "from the search's own trials, measured at different times")
-
-    def _record_final(self, study: Study, candidate: Candidate, document: dict[str, Any]) -> None:
-        """The figures of the proof beside those of the search."""
-        names = (
-            "energy_per_token", "cpu_s_per_token", "tokens_per_s", "ttft_ms", "tpot_ms", "peak_rss_bytes",
-            "quality", "quality_drop", "ratio_to_baseline", "warnings",
-        )  # fmt: skip
-        figures = {name: document.get(name) for name in names}
-        number = next((t.number for t in study.trials if t.candidate == candidate), 0)
-        trial = Trial(number, candidate, "complete", None, figures=figures)
-        self.run.append("trial", trial.to_record("final"))
-
-    def _document(self, candidate: Candidate, profile: Profile, quality: Difference | None) -> dict[str, Any]:
-        """A profile as JSON, with what is known of its quality on the held-out items."""
-        document = {**profile.to_json(), **candidate.to_json()}
-        if (per_token := self.searched.per_token(candidate)) != 1.0:
-            document["tokens_per_baseline_token"] = per_token
-        if quality is not None:
-            document["quality_drop"] = difference_json(quality)
-        known = self.judge.scores.known(candidate, self.held_items)
-        if known is not None:
-            document["quality"] = self.judge.summary(known)
-        return document
-
-    def _frontier(self, study: Study) -> list[dict[str, Any]]:
-        """What no other trial beats, as documents."""
-        return [
-            {
-                "artifact": self.workshop.artifact(t.candidate).name,
-                **t.candidate.to_json(),
-                "trial": t.number,
-                **t.figures,
-            }
-            for t in unbeaten(study.trials, study.objectives)
-        ]
+        whole = [t for t in study.trials if t.state == "complete" and t.cost is not None]
+        costs = {t.candidate: t.cost for t in whole if t.cost is not None}
+        seconds = {t.candidate: s for t in whole if (s := t.figures.get("cpu_s_per_token")) is not None}
+        how = "from the search's own trials, measured at different times"
+        return levers(steps, costs, how, seconds if self.cost.in_joules else None)

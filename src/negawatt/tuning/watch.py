@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from negawatt.artifact import Artifact
+from negawatt.energy import Energy
 from negawatt.engine import Settings
 from negawatt.errors import EngineError, UsageError
 from negawatt.meter import Meter, energy_of_cpu_time
@@ -23,6 +24,7 @@ from negawatt.profiling.profiler import baseline_ratio, ratio_json
 from negawatt.profiling.quality import prompt_tokens
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.cost import Cost
 from negawatt.tuning.finals import Finals
 from negawatt.tuning.observed import Observed, batch_for
 from negawatt.tuning.space import BATCHES
@@ -86,8 +88,9 @@ class Finding:
         drift: since the last measurement; None where too little was seen.
         better: the cheapest known for today's requests; None where nothing was measured.
         ratio: cost of the present choice over that one's.
-        gain_cpu_s: at the lower end of the ratio, over the horizon.
+        gain_cpu_s: at the lower end of the ratio, over the horizon; 0 where joules were counted.
         spent_cpu_s: what measuring took.
+        gain_j: the same in joules, where the search whose choice runs went by them.
     """
 
     due: bool
@@ -97,6 +100,7 @@ class Finding:
     ratio: Ratio | None = None
     gain_cpu_s: float = 0.0
     spent_cpu_s: float = 0.0
+    gain_j: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -106,6 +110,7 @@ class Finding:
             "better": None if self.better is None else self.better.to_json(),
             "ratio": None if self.ratio is None else ratio_json(self.ratio),
             "gain_cpu_s": self.gain_cpu_s,
+            "gain_j": self.gain_j,
             "spent_cpu_s": self.spent_cpu_s,
             "spent": energy_of_cpu_time(self.spent_cpu_s).to_json() if self.spent_cpu_s else None,
         }
@@ -124,6 +129,7 @@ class Watch:
 
     Raises:
         UsageError: the chosen run is unfinished, or of another model.
+        RunError: it went by joules of counters that cannot be read here.
     """
 
     def __init__(
@@ -154,11 +160,14 @@ class Watch:
         return own[-1] if own else otherwise
 
     def _read(self) -> Observed:
-        choice = Observed.read(self.chosen)
-        if choice.present is None or Run.open(self.chosen).manifest["kind"] != "tune":
+        choice, manifest = Observed.read(self.chosen), Run.open(self.chosen).manifest
+        if choice.present is None or manifest["kind"] != "tune":
             raise UsageError(f"{self.chosen} is no search; give the run folder of a finished negawatt tune")
         if choice.model_sha256 not in ("", self.artifact.sha256):
             raise UsageError(f"{self.chosen} is of another model than {self.artifact.name}")
+        self.cost = Cost.from_json(manifest.get("cost"))
+        if self.cost.in_joules:
+            self.cost.refuse_elsewhere(Cost.here(choice.present.devices))
         return choice
 
     def check(self, observed: Observed) -> Finding:
@@ -196,19 +205,31 @@ class Watch:
         if better is None:
             return Finding(False, "nothing else is known to run", drift, None, None, 0.0, spent_s)
         ratio = baseline_ratio(costs[present], costs[better])
-        search_s = float((Run.open(self.chosen).result or {})["search"]["cpu_s"]) + spent_s
         tokens = (observed.tokens_per_day or 0.0) * self.horizon_days
-        gain_s = max(0.0, ratio.low - 1) * totals[better] * tokens
+        gain = max(0.0, ratio.low - 1) * totals[better] * tokens
+        again = self._search_takes(meter)
         words = (
             f"the present choice ({present}) costs {ratio.value:.2f} times as much as {better} "
             f"({ratio.low:.2f} to {ratio.high:.2f}) for what is asked now"
         )
-        due = gain_s > search_s
+        unit = "joules" if self.cost.in_joules else "CPU-seconds"
+        taken = "an unknown number" if again is None else f"some {again:,.0f}"
         verdict = (
-            f"{words}: at least {gain_s:,.0f} CPU-seconds in {self.horizon_days:g} days, and a search takes "
-            f"some {search_s:,.0f}"
+            f"{words}: at least {gain:,.0f} {unit} in {self.horizon_days:g} days, and a search takes {taken}"
         )
-        return Finding(due, verdict, drift, better, ratio, gain_s, spent_s)
+        due = again is not None and gain > again
+        gain_s, gain_j = (0.0, gain) if self.cost.in_joules else (gain, None)
+        return Finding(due, verdict, drift, better, ratio, gain_s, spent_s, gain_j)
+
+    def _search_takes(self, meter: Meter) -> float | None:
+        """What a search is likely to take, by the last one, and what this measurement took, in its unit.
+
+        None where its joules are not known.
+        """
+        took = (Run.open(self.chosen).result or {})["search"]
+        if not self.cost.in_joules:
+            return float(took["cpu_s"]) + meter.measurement.cpu_s
+        return (Energy.from_json(took["energy"]) + meter.measurement.energy).value_j
 
     def _rivals(self, present: Candidate, demand: Demand) -> list[Candidate]:
         """The present choice, then what its search knew, with the batch that is filled today besides."""
@@ -217,7 +238,7 @@ class Watch:
         return list(dict.fromkeys([*known, *(each.run_as(batch=batch) for each in known)]))
 
     def _costs(self, observed: Observed, candidates: list[Candidate]) -> dict[Candidate, list[float]]:
-        """CPU seconds a token of each that runs, window by window in turn.
+        """What a token of each that runs costs, window by window in turn.
 
         Raises:
             EngineError: the first of them does not run.
@@ -227,7 +248,8 @@ class Watch:
         if note:
             self.run.append("note", {"text": note})
         workshop = Workshop(self.artifact, usage=workload, tick=self.tick)
-        finals = Finals(self.run, workshop, Traffic(workshop, workload.traffic, most), self.tick)
+        traffic = Traffic(workshop, workload.traffic, most)
+        finals = Finals(self.run, workshop, traffic, self.tick, self.cost)
         costs = finals.costs(candidates)
         if candidates[0] not in costs:
             raise EngineError(f"{candidates[0]}; the notes of {self.run.path} say why")

@@ -133,12 +133,13 @@ class Workshop:
         return found
 
     def engine(self, candidate: Candidate, prepared: Path | None = None) -> Engine:
-        """An engine that runs it, not open yet.
+        """An engine that runs it, not open yet; its limits are held by `negawatt.tuning.limited`.
 
         Raises:
             EngineError: as for `artifact`.
         """
-        return Engine(self.artifact(candidate), candidate.settings, prepared=prepared)
+        settings = candidate.settings.without_limits()
+        return Engine(self.artifact(candidate), settings, prepared=prepared)
 
     def runner(self, candidate: Candidate) -> Runner:
         """An engine, or for a cascade both of its.
