@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,13 +23,14 @@ peft = pytest.importorskip("peft")
 
 SMALL = "steps=30,batch=2,rank=4,rate=0.01,precision=float32"
 LOADING = """
-import sys, torch, transformers, peft
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-if len(sys.argv) > 2:
-    model = peft.PeftModel.from_pretrained(model, sys.argv[2])
-with torch.no_grad():
-    logits = model.eval()(input_ids=torch.arange(40)[None]).logits
-print(*logits.flatten()[::97].tolist())
+import json, sys, torch, transformers, peft
+for folder, *adapters in json.loads(sys.argv[1]):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for adapter in adapters:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.arange(40)[None]).logits
+    print(*logits.flatten()[::97].tolist())
 """
 
 
@@ -40,14 +42,14 @@ def made(model: Path, passes: str, output: Path) -> dict[str, Any]:
     return compress(recipe, output, keep_worse=True)
 
 
-def said(*folders: Path) -> Any:
-    """Some logits of a model, with an adapter of PEFT if one is named, in a process that lacks Negawatt."""
+def said(*models: tuple[Path, ...]) -> list[Any]:
+    """Some logits of models, with an adapter of PEFT where one is named, in a process that lacks Negawatt."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", LOADING, *map(str, folders)], capture_output=True, text=True, env=environment,
-        check=True,
+        [sys.executable, "-c", LOADING, json.dumps([[str(p) for p in each] for each in models])],
+        capture_output=True, text=True, env=environment, check=True,
     )  # fmt: skip
-    return torch.tensor([float(x) for x in done.stdout.split()])
+    return [torch.tensor([float(x) for x in line.split()]) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["lora", "adalora", "dora"])
@@ -57,8 +59,8 @@ def test_merged_and_unmerged_are_the_same_function(kind: str, tmp_path: Path) ->
     made(model, f"adapter:kind={kind},merge=false,{SMALL}", tmp_path / "beside")
     outcome = document["passes"][0]["outcome"]
     assert outcome["loss_last"] < 0.95 * outcome["loss_first"]
-    before, merged = said(model), said(tmp_path / "merged")
-    beside = said(tmp_path / "beside", tmp_path / "beside" / "adapter")
+    unmerged = (tmp_path / "beside", tmp_path / "beside" / "adapter")
+    before, merged, beside = said((model,), (tmp_path / "merged",), unmerged)
     assert (before - merged).abs().max() > 0.05
     assert (beside - merged).abs().max() < 2e-3
     if kind == "adalora":
@@ -87,8 +89,9 @@ def test_a_prefix_is_kept_beside_the_model(tmp_path: Path) -> None:
     document = made(model, f"adapter:kind=prefix,merge=false,{SMALL}", tmp_path / "out")
     assert "unmerged in adapter/" in document["passes"][0]["notes"][0]
     assert "unmerged in adapter/" in Artifact.open(tmp_path / "out").notes
-    alone, adapted = said(tmp_path / "out"), said(tmp_path / "out", tmp_path / "out" / "adapter")
-    assert torch.equal(alone, said(model))
+    out = tmp_path / "out"
+    alone, adapted, before = said((out,), (out, out / "adapter"), (model,))
+    assert torch.equal(alone, before)
     assert (alone - adapted).abs().max() > 0.01
 
 

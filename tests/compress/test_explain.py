@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,14 +91,22 @@ def test_memory_is_read_at_a_plausible_pace() -> None:
     assert 1e8 < streamed(8_000_000) < 1e12
 
 
-def test_a_small_model_is_taken_apart_and_explained(tmp_path: Path) -> None:
+def test_a_small_model_is_taken_apart_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = Artifact.open(str(small_model(tmp_path / "model", head_dim=64, num_hidden_layers=2)))
-    found = dissect(artifact, Settings(engine="transformers", weight_format="fp32", threads=1, batch=2))
+    settings = Settings(engine="transformers", weight_format="fp32", threads=1, batch=2)
+    taken: list[Dissection] = []
+
+    def kept(*asked: Any) -> Dissection:
+        taken.append(dissect(*asked))
+        return taken[-1]
+
+    monkeypatch.setattr("negawatt.compress.explain.dissect", kept)
+    document = explain(artifact, settings, [parse("rtn"), parse("depth:ratio=0.5")])
+    (found,) = taken
     assert found.token_s > 0
     assert min(found.read_s, found.unpack_s, found.start_s) >= 0
     # Of a model as narrow as its twin, most that a step costs once is starting operations.
     assert found.start_s > 0.5 * (found.read_s + found.unpack_s + found.start_s)
-    document = explain(artifact, found.settings, [parse("rtn"), parse("depth:ratio=0.5")])
     assert json.loads(json.dumps(document))["verdict"]
     best, worst = document["passes"]
     assert best["pass"].startswith("depth")
