@@ -39,9 +39,9 @@ MAKING_FILES = {
     f"test_{name}.py"
     for name in (
         "books", "budgets", "classifiers", "deferral", "docs", "embedders", "judge", "keys",
-        "ledger", "limits", "observed", "onnxruntime", "placement", "predictor", "project", "proofs",
-        "receipt", "redact", "sampler", "scaling", "serve_config", "space", "space_file", "store", "study",
-        "torch_placement", "writing",
+        "ledger", "limits", "observed", "onnxruntime", "onnxruntime_contract", "placement", "predictor",
+        "project", "proofs", "receipt", "redact", "sampler", "scaling", "serve_config", "space",
+        "space_file", "store", "study", "torch_placement", "writing",
     )
 }  # fmt: skip
 """The same among the other folders."""

@@ -12,7 +12,7 @@ import pytest
 from calling import NEGAWATT, arguments, message, sentence
 
 from negawatt.compress import Recipe, compress, parse
-from negawatt.errors import Infeasible, RunError, UsageError, WorkloadError
+from negawatt.errors import Infeasible, NegawattError, RunError, UsageError, WorkloadError
 from negawatt.testing.pass_contract import spoil
 from negawatt.testing.small_models import TEXT, small_model
 
@@ -70,20 +70,25 @@ def test_a_wrong_pass_or_parameter_is_one_sentence(given: str, expected: str) ->
 
 def test_text_too_short_empty_or_foreign_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
     place = tmp_path / "text.txt"
-    for content in ("", "A few words."):
-        place.write_text(content, "utf-8")
-        code, sentence = message(model, place, tmp_path / "out", "gptq")
-        assert code == 1
-        assert "at least 2 windows of 64 are needed" in sentence
-    place.write_text("Ωριγένης ὁ Ἀδαμάντιος ἐν Ἀλεξανδρείᾳ " * 40, "utf-8")
-    code, words = message(model, place, tmp_path / "out", "gptq")
+    place.write_text("A few words.", "utf-8")
+    code, sentence = message(model, place, tmp_path / "out", "gptq")
     assert code == 1
-    assert "is in a language that the tokenizer of model does not know: a token holds 1.0 bytes" in words
+    assert "at least 2 windows of 64 are needed" in sentence
+    place.write_text("", "utf-8")
+    with pytest.raises(NegawattError, match="at least 2 windows of 64 are needed") as refused:
+        compress(recipe(model, place, "gptq"), tmp_path / "out")
+    assert refused.value.exit_code == 1
+    place.write_text("Ωριγένης ὁ Ἀδαμάντιος ἐν Ἀλεξανδρείᾳ " * 40, "utf-8")
+    unknown = "is in a language that the tokenizer of model does not know: a token holds 1.0 bytes"
+    with pytest.raises(NegawattError, match=unknown) as refused:
+        compress(recipe(model, place, "gptq"), tmp_path / "out")
+    assert refused.value.exit_code == 1
     place.write_bytes(b"\xff\xfe\x00 not text" * 100)
     with pytest.raises(WorkloadError, match="not UTF-8"):
         compress(recipe(model, place, "gptq"), tmp_path / "out")
     with pytest.raises(UsageError, match="no text file, no workload"):
         compress(recipe(model, tmp_path / "absent", "gptq"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_is_told_to_bring_text(tmp_path: Path, text: Path) -> None:

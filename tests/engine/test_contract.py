@@ -28,9 +28,3 @@ class TestOpenVino(EngineContract):
     @pytest.fixture(scope="class")
     def settings(self) -> Settings:
         return Settings(engine="openvino", weight_format="f16")
-
-
-class TestOnnxRuntime(EngineContract):
-    @pytest.fixture(scope="class")
-    def settings(self) -> Settings:
-        return Settings(engine="onnxruntime", weight_format="fp32")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from negawatt.artifact import Artifact
 from negawatt.artifact.packed_file import PackedTensor, read_packed
 from negawatt.compress import Recipe, compress, parse
-from negawatt.engine import Settings, onnx_modules
+from negawatt.engine import Engine, Settings, onnx_modules
 from negawatt.engine.backend import Backend, Chunk, Logits
 from negawatt.engine.decode import Decoder, Request
 from negawatt.engine.onnx_cache import CacheInPlace, GrowingCache
@@ -159,3 +159,15 @@ def test_the_largest_weight_of_a_symmetric_block_is_met_exactly() -> None:
     found = rounded(weight, Grid(4, 32), name="w")
     assert (float(found.codes[0, -1]) - 8) * found.scales[0, 0] == pytest.approx(0.8)
     assert onnx_modules.ACCURACY == 4
+
+
+def test_an_encoder_with_rotary_positions_takes_texts_of_unlike_length(tmp_path: Path) -> None:
+    """ModernBERT computes the angles for one row, and the operator wants them for each."""
+    folder = small_model(tmp_path / "model", "modernbert")
+    texts = [PROMPTS[0], PROMPTS[1], [9, 3]]
+    found = []
+    for name in ("onnxruntime", "transformers"):
+        settings = Settings(engine=name, weight_format="fp32", threads=1, batch=3, pooling="mean")
+        with Engine(Artifact.open(folder), settings, cache=tmp_path / name) as engine:
+            found.append(engine.embed(texts).vectors)
+    assert np.abs(found[0] - found[1]).max() < 1e-5

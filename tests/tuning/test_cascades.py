@@ -22,11 +22,12 @@ from negawatt.tuning.material import Material
 from negawatt.workload import ClassifyItem, Workload
 from negawatt.workload.writer import write_workload
 
-SETTINGS = Settings(engine="transformers", weight_format="fp32", threads=1, max_context=64)
+SETTINGS = Settings(engine="openvino", weight_format="f16", threads=1, max_context=64)
 SPACE = Space(
-    ("transformers",), (1,), (1,), 64, {"transformers": ("fp32",)}, kv_caches={"transformers": ("default",)},
+    ("openvino",), (1,), (1,), 64, {"openvino": ("f16",)}, kv_caches={"openvino": ("default",)},
     speculation=("none",),
 )  # fmt: skip
+"""An engine that is loaded in a moment: a search opens some twenty."""
 STRANGE = {"warm": "kettle coin gull fed", "cold": "boats key nine cart"}
 """Words that the small model never saw."""
 

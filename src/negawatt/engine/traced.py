@@ -145,6 +145,9 @@ def module(
 
     argument = _cache_argument(model) if _decodes(model) else ""
     cache_of = kept or _grown
+    rotates = "position_ids" in inspect.signature(model.forward).parameters and any(
+        name.endswith("rotary_emb") for name, _ in model.named_modules()
+    )
 
     class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -167,7 +170,10 @@ def module(
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any, ...]:
-            found = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            given = {}
+            if rotates:  # for every row: runtimes have no rotary embedding that holds for all of them
+                given["position_ids"] = torch.arange(input_ids.shape[1]).expand(*input_ids.shape)
+            found = self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
             return (getattr(found, output),)
 
     return (Decoder() if argument else Encoder()).eval()

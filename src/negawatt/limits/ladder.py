@@ -32,7 +32,7 @@ def ladder(kind: Kind, device: str = "cpu", system: System | None = None) -> tup
     highest = max(known)
     lowest, step = max(c.lowest for c in ceilings), ROUNDED_TO[kind]
     wanted = [round((lowest + share * (highest - lowest)) / step) * step for share in SHARES]
-    return tuple(dict.fromkeys(each for each in wanted if not against(_limits(kind, each, device), system)))
+    return tuple(dict.fromkeys(each for each in wanted if not against(limits_of(kind, each, device), system)))
 
 
 def against(limits: Limits, system: System | None = None) -> str:
@@ -44,7 +44,8 @@ def against(limits: Limits, system: System | None = None) -> str:
     return ""
 
 
-def _limits(kind: Kind, value: int, device: str) -> Limits:
+def limits_of(kind: Kind, value: float, device: str) -> Limits:
+    """One limit in W or MHz."""
     if kind == "power":
         return Limits(power_cap_w=float(value), device=device)
-    return Limits(clock_mhz=value, device=device)
+    return Limits(clock_mhz=int(value), device=device)

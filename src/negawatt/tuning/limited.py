@@ -11,7 +11,7 @@ from typing import Any
 from negawatt.errors import UsageError
 from negawatt.limits.ceiling import UNITS, Kind
 from negawatt.limits.hold import hold_in_turn
-from negawatt.limits.ladder import against, ladder
+from negawatt.limits.ladder import against, ladder, limits_of
 from negawatt.limits.limits import Limits
 from negawatt.profiling.cascade import Runner, engines_of
 from negawatt.profiling.window import Job, completions_of, spread
@@ -22,8 +22,12 @@ from negawatt.tuning.space import Space
 SETTLED_S = 0.3
 """An engine works for so long at least under limits before it is measured: what watches over them is starting
 meanwhile."""
-KINDS: dict[str, Kind] = {"power_caps_w": "power", "clocks_mhz": "clock"}
-"""Dimensions of a space → what they limit."""
+CPU, GPU = "cpu", "gpu"
+DIMENSIONS: dict[str, tuple[Kind, str]] = {
+    "power_caps_w": ("power", CPU), "clocks_mhz": ("clock", CPU),
+    "gpu_power_caps_w": ("power", GPU), "gpu_clocks_mhz": ("clock", GPU),
+}  # fmt: skip
+"""Dimensions of a space → what they limit, of what."""
 
 
 @contextmanager
@@ -67,36 +71,40 @@ def with_limits(space: Space, cost: Cost, kept: Mapping[str, Sequence[float]] | 
         UsageError: some were asked for by name that cannot be tried here.
     """
     if kept is not None:
-        found = {name: tuple(values) for name, values in kept.items() if name in KINDS}
-        return replace(space, **found)  # type: ignore[arg-type]
-    return replace(space, **{name: _tried(space, cost, name) for name in KINDS})  # type: ignore[arg-type]
+        return replace(space, limits={name: tuple(kept[name]) for name in DIMENSIONS if name in kept})
+    return replace(space, limits={name: _tried(space, cost, name) for name in DIMENSIONS})
 
 
 def limits_json(space: Space) -> dict[str, list[float]]:
     """What `with_limits` decided, to keep in a run."""
-    return {name: list(getattr(space, name) or ()) for name in KINDS}
+    return {name: list(found) for name, found in space.limits.items()}
 
 
 def all_limits(space: Space) -> list[Limits]:
     """Every limit that candidates of a space are held to."""
-    return [
-        *(Limits(power_cap_w=each) for each in space.power_caps_w or () if each),
-        *(Limits(clock_mhz=int(each)) for each in space.clocks_mhz or () if each),
-    ]
+    return [_limits(name, each) for name, found in space.limits.items() for each in found if each]
 
 
 def _tried(space: Space, cost: Cost, name: str) -> tuple[float, ...]:
-    kind, asked = KINDS[name], getattr(space, name)
+    (kind, device), asked = DIMENSIONS[name], space.limits.get(name)
+    elsewhere = any(any(numbers) for numbers in (space.gpu_layers or {}).values())
     if asked is None:
-        return (0, *ladder(kind)) if cost.in_joules else (0,)
+        permitted = cost.in_joules and (device == CPU or elsewhere)
+        return (0, *ladder(kind, device)) if permitted else (0,)
     wanted = [each for each in asked if each]
     if wanted and not cost.in_joules:
         raise UsageError(
             f"{name} are tried where a search goes by joules, and this one goes by CPU seconds, which cannot "
             "tell what a limit saves: leave them out"
         )
+    if wanted and device == GPU and not elsewhere:
+        raise UsageError(f"{name} are for candidates with layers on a GPU, and here there are none")
     for each in wanted:
-        limits = Limits(power_cap_w=each) if kind == "power" else Limits(clock_mhz=int(each))
-        if why := against(limits):
+        if why := against(_limits(name, each)):
             raise UsageError(f"{name}: {each:g} {UNITS[kind]} cannot be tried here: {why}")
-    return tuple(asked)
+    return asked
+
+
+def _limits(name: str, value: float) -> Limits:
+    kind, device = DIMENSIONS[name]
+    return limits_of(kind, value, device)

@@ -52,9 +52,9 @@ class Space:
         flash_attention: of `FLASH`, on engines that have the switch.
         cores: number of threads → where to keep them, out of `negawatt.engine.cores.CHOICES`; wherever the
             kernel puts them where it is absent.
-        power_caps_w: watts that each package may draw, 0 for no cap; None leaves them to the search, which
-            tries some where it goes by joules and the system permits it, see `negawatt.tuning.limited`.
-        clocks_mhz: highest clocks likewise, for candidates without a cap.
+        limits: dimension → limits to try, 0 for none: ``power_caps_w`` of each package, ``clocks_mhz`` of
+            each processor, and with ``gpu_`` before them those of GPUs, for candidates with layers there.
+            What is absent is left to the search, see `negawatt.tuning.limited`.
         gpu_layers: engine → numbers of layers on its accelerator, 0 for none; None leaves that to the search,
             see `negawatt.tuning.placements`.
         unasked: the engines are those that are searched where none are named.
@@ -72,8 +72,7 @@ class Space:
     drafts: tuple[str, ...] = ()
     flash_attention: tuple[str, ...] = ("default",)
     cores: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    power_caps_w: tuple[float, ...] | None = None
-    clocks_mhz: tuple[float, ...] | None = None
+    limits: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     gpu_layers: Mapping[str, tuple[int, ...]] | None = None
     unasked: bool = False
 
@@ -192,14 +191,13 @@ class Space:
         return Candidate(self._limited(settings, choose), passes, model)
 
     def _limited(self, settings: Settings, choose: Choose) -> Settings:
-        """With a power cap or a clock of the processor: both lower the clock, so not with both."""
-        if settings.device != "cpu":
-            return settings
-        cap = choose("power_cap_w", self.power_caps_w) if self.power_caps_w not in (None, (0,)) else 0
-        if cap:
-            return settings.replace(power_cap_w=float(cap))
-        clock = choose("clock_mhz", self.clocks_mhz) if self.clocks_mhz not in (None, (0,)) else 0
-        return settings.replace(clock_mhz=int(clock)) if clock else settings
+        """With a power cap or a clock of what it runs on: both lower the clock, so not with both."""
+        where = "" if settings.device == "cpu" else "gpu_"
+        for offered, chosen in (("power_caps_w", "power_cap_w"), ("clocks_mhz", "clock_mhz")):
+            limits = self.limits.get(where + offered, (0,))
+            if limits != (0,) and (limit := choose(where + chosen, limits)):
+                return settings.replace(**{chosen: limit})
+        return settings
 
     def _speculation(self, engine: type[Backend], passes: Sequence[str]) -> tuple[str, ...]:
         """Ways to speculate, drafts among them: ``draft MODEL``. Passes that change the tokens leave none."""
@@ -253,8 +251,8 @@ class Space:
             f"{settings.engine}.speculation": settings.speculation,
             f"{settings.engine}.flash_attention": flash[settings.flash_attention],
             f"{settings.engine}.gpu_layers": settings.gpu_layers or 0,
-            "power_cap_w": settings.power_cap_w or 0,
-            "clock_mhz": settings.clock_mhz or 0,
+            **{where + "power_cap_w": settings.power_cap_w or 0 for where in ("", "gpu_")},
+            **{where + "clock_mhz": settings.clock_mhz or 0 for where in ("", "gpu_")},
         }
         wanted |= self._wanted_passes(candidate.passes)
         chosen: dict[str, Any] = {}
@@ -349,8 +347,7 @@ class Space:
             "speculation": list(self.speculation),
             "flash_attention": list(self.flash_attention),
             **({"drafts": list(self.drafts)} if self.drafts else {}),
-            **({"power_caps_w": list(self.power_caps_w)} if self.power_caps_w is not None else {}),
-            **({"clocks_mhz": list(self.clocks_mhz)} if self.clocks_mhz is not None else {}),
+            **{name: list(found) for name, found in self.limits.items()},
             **({"gpu_layers": {n: list(f) for n, f in self.gpu_layers.items()}} if self.gpu_layers else {}),
             **({"cores": {str(n): list(found) for n, found in self.cores.items()}} if self.cores else {}),
         }

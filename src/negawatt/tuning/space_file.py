@@ -17,9 +17,10 @@ from negawatt.tuning.space import ALL, FLASH, Space, core_choices, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
+LIMITS = ("power_caps_w", "clocks_mhz", "gpu_power_caps_w", "gpu_clocks_mhz")
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
-    "weight_formats", "kv_caches", "pass", "cores", "drafts", "power_caps_w", "clocks_mhz",
+    "weight_formats", "kv_caches", "pass", "cores", "drafts", *LIMITS,
     "gpu_layers",
 }  # fmt: skip
 
@@ -29,10 +30,10 @@ def read_space(path: Path, default: Space) -> Space:
 
     Keys: ``schema`` (1), ``models``, ``engines``, ``threads``, ``batches``, ``max_context``,
     ``speculation`` (of none, ngram), ``drafts`` (small models that may propose), ``flash_attention``
-    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), ``power_caps_w`` and
-    ``clocks_mhz`` (numbers, and "none" for no limit), ``gpu_layers`` (numbers, "none" and "all"), the tables
-    ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``, for each
-    parameter a value or a list of values, and ``required``.
+    (of default, on, off), ``cores`` (of `negawatt.engine.cores.CHOICES`), ``power_caps_w``, ``clocks_mhz``
+    and both with ``gpu_`` before them (numbers, and "none" for no limit), ``gpu_layers`` (numbers, "none" and
+    "all"), the tables ``weight_formats`` and ``kv_caches`` (engine → names), and ``[[pass]]``: a ``name``,
+    for each parameter a value or a list of values, and ``required``.
 
     Raises:
         UsageError: it is absent, not TOML, of a newer version, or a key or value is unknown.
@@ -98,8 +99,7 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
         flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
         weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
         kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
-        power_caps_w=_limits(data, "power_caps_w", default.power_caps_w),
-        clocks_mhz=_limits(data, "clocks_mhz", default.clocks_mhz, whole=True),
+        limits={**default.limits, **{name: _limits(data[name], name) for name in LIMITS if name in data}},
         gpu_layers=_layers(data, engines, default),
         passes=passes,
     )
@@ -119,19 +119,13 @@ def _cores(data: Mapping[str, Any], threads: Sequence[int], default: Space) -> d
     return {n: found for n, found in possible.items() if found}
 
 
-def _limits(
-    data: Mapping[str, Any], key: str, default: tuple[float, ...] | None, *, whole: bool = False
-) -> tuple[float, ...] | None:
-    """Limits, the highest first, before them 0 where ``none`` is named; the default where there is no key."""
-    if key not in data:
-        return default
-    value = data[key]
-    kinds = (int,) if whole else (int, float)
+def _limits(value: object, key: str) -> tuple[float, ...]:
+    """Limits, the highest first, before them 0 where ``none`` is named."""
+    kinds, what = ((int,), "whole numbers") if "clocks" in key else ((int, float), "numbers")
     fits = isinstance(value, list) and all(
         v == "none" or (isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < math.inf) for v in value
     )
-    if not fits or not value:
-        what = "whole numbers" if whole else "numbers"
+    if not isinstance(value, list) or not fits or not value:
         raise UsageError(f'{key} must be a list of {what} above 0, or "none", not {value!r}')
     numbers = sorted({v for v in value if v != "none"}, reverse=True)
     return (0, *numbers) if "none" in value else tuple(numbers)
