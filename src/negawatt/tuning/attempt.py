@@ -137,6 +137,7 @@ def measured(
         "ttft_ms": summary.ttft_ms,
         "tpot_ms": summary.tpot_ms,
         "reference_s": reference,
+        "window_s": sum(w.wall_s for w in windows) / len(windows),
         "engine": {"version": engine.version, **engine.info},
         "warnings": summary.warnings,
     }

@@ -27,7 +27,7 @@ from negawatt.tuning.cost import Cost
 from negawatt.tuning.crew import crew_for
 from negawatt.tuning.documents import Documents
 from negawatt.tuning.expense import Expense
-from negawatt.tuning.finals import Finals, waterfall
+from negawatt.tuning.finals import FEWEST_FINAL_ROUNDS, Finals, waterfall
 from negawatt.tuning.judge import Judge
 from negawatt.tuning.limited import limits_json, with_limits
 from negawatt.tuning.material import Material
@@ -56,6 +56,8 @@ RANKING_SHARE_OF_TIME = 0.08
 """For measuring the finalists in turn."""
 FINALS_SHARE_OF_TIME = 0.12
 """Kept free of the time for measuring the winner and the baseline in turn."""
+FINAL_WINDOWS = FEWEST_FINAL_ROUNDS + 1
+"""Of the baseline: kept free for the same, where a share of a short time would not do."""
 
 
 def tune(
@@ -209,7 +211,7 @@ class _Session:
         self.documents = Documents(run, self.judge, self.searched, self.held_items, cost)
         self.prover = Prover(
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
-            fewest_items, self.tick, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME),
+            fewest_items, self.tick, self.left_before_finals_s,
         )  # fmt: skip
 
         self.cascades = Cascades(
@@ -222,6 +224,12 @@ class _Session:
 
     def left_s(self, share: float = 1.0) -> float:
         return self.budget.left_s(share)
+
+    def left_before_finals_s(self) -> float:
+        """Seconds that may be used before the last comparison, which takes some whatever the budget."""
+        window_s = next((float(r.get("window_s") or 0.0) for r in self.run.records("trial")), 0.0)
+        least_s = FINAL_WINDOWS * window_s
+        return min(self.left_s(1 - FINALS_SHARE_OF_TIME), self.left_s() - least_s)
 
     def tick(self, text: str) -> None:
         whole_s = self.budget.whole_s
@@ -319,7 +327,7 @@ class _Session:
             self.search(lambda: pause_s - self.used_s(), self.tick)
 
         def offer() -> None:
-            self.cascades.offer(study, lambda: self.left_s(1 - FINALS_SHARE_OF_TIME))
+            self.cascades.offer(study, self.left_before_finals_s)
 
         proved, reasons = self.prover.decide(study, rank, search_on, offer)
         return self._compared(study, proved, reasons)
