@@ -138,7 +138,7 @@ def test_info_says_what_runs(alone: TransformersBackend) -> None:
         (Settings(kv_cache="u8"), "'u8'; it has default"),
         (Settings(flash_attention=True), "no flash-attention switch"),
         (Settings(speculation="ngram", batch=2), "batch 1 only"),
-        (Settings(device="cuda"), "'cuda'"),
+        (Settings(device="abacus"), "'abacus'; it has cpu, cuda"),
     ],
 )
 def test_what_it_lacks_is_refused_by_name(settings: Settings, named: str) -> None:

@@ -11,7 +11,7 @@ def test_the_document_has_its_promised_form() -> None:
     done = CliRunner().invoke(command, ["--json"])
     assert done.exit_code == 0
     document = json.loads(done.stdout)
-    assert document.keys() == {"machine", "sensors", "engines", "limits", "notes"}
+    assert document.keys() == {"machine", "sensors", "engines", "devices", "limits", "notes"}
     assert document["machine"]["cores"] > 0
     names = [sensor["name"] for sensor in document["sensors"]]
     assert {"rapl", "perf", "nvml", "amdsmi", "battery"} < set(names)
@@ -26,6 +26,10 @@ def test_the_document_has_its_promised_form() -> None:
         assert row["status"] in ("ok", "denied", "absent") and row["reason"]
     for engine in document["engines"]:
         assert {"name", "status", "version", "reason", "remedy"} <= engine.keys()
+    assert {row["engine"] for row in document["devices"]} == {"llamacpp", "transformers"}
+    for row in document["devices"]:
+        assert {"name", "device", "memory_bytes", "remedy"} <= row.keys()
+        assert row["status"] in ("ok", "absent") and row["reason"]
 
 
 def test_the_page_names_every_sensor_and_the_way_energy_is_obtained() -> None:
@@ -35,6 +39,7 @@ def test_the_page_names_every_sensor_and_the_way_energy_is_obtained() -> None:
         "Machine",
         "Sensors",
         "Engines",
+        "Devices",
         "Limits",
         "cpu power",
         "rapl",

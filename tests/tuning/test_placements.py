@@ -182,11 +182,11 @@ def test_a_pass_that_takes_layers_out_stays_on_the_processor(tmp_path: Path) -> 
 
 
 def test_the_processors_limits_are_not_put_on_another_device() -> None:
-    limits = {"power_caps_w": (0, 65.0), "clocks_mhz": (0, 2000)}
+    limits = {"power_caps_w": (0, 65.0), "clocks_mhz": (0, 2000), "gpu_power_caps_w": (0, 300.0)}
     changes = {"gpu_layers": {"llamacpp": (0, 8)}, "limits": limits}
     points = [c.settings for c in Space(**{**vars(SPACE), **changes}).grid()]
-    assert any(p.power_cap_w for p in points)
-    assert not any(p.limits for p in points if p.device != "cpu")
+    assert {(p.device, p.power_cap_w) for p in points if p.power_cap_w} == {("cpu", 65.0), ("vulkan", 300.0)}
+    assert {p.device for p in points if p.clock_mhz} == {"cpu"}
 
 
 def test_the_placement_is_a_lever_of_its_own() -> None:
