@@ -78,7 +78,9 @@ class Outlook:
         if key not in self._seen or seen.cost < self._seen[key].cost:
             self._seen[key] = seen
 
-    def against(self, candidate: Candidate, least: float, left_s: float, *, made: bool) -> Prospect | None:
+    def against(
+        self, candidate: Candidate, least: float, left_s: float, *, made: bool, required: bool = False
+    ) -> Prospect | None:
         """What speaks against making a candidate's weights; None where nothing does.
 
         Args:
@@ -86,6 +88,7 @@ class Outlook:
             least: cost of the best known so far.
             left_s: seconds left to search.
             made: its weights are there already.
+            required: every candidate has these passes, so all of the time may go into making them.
         """
         found = self.prospect(candidate)
         if found is not None and found.cost is not None and found.cost > NOTHING * least:
@@ -93,7 +96,7 @@ class Outlook:
                 found.cost, f"at best {found.cost / least:.2f} times the best so far: {found.why}"
             )
         making_s = 0.0 if made else self.making_s(candidate)
-        if making_s > MAKING_SHARE * left_s:
+        if making_s > (1.0 if required else MAKING_SHARE) * left_s:
             why = f"making it takes about {making_s:.0f} s, and {max(0.0, left_s):.0f} s are left to search"
             return Prospect(None, why)
         return None

@@ -189,7 +189,10 @@ class Study:
         )
         least = min([least, *(look.cost for c, look in self._looks.items() if c not in self._tried)])
         made = self.judge.workshop.is_made(candidate)
-        found = self.outlook.against(candidate, least, self._time_left(), made=made)
+        required = {each.name for each in self.space.passes if each.required}
+        found = self.outlook.against(
+            candidate, least, self._time_left(), made=made, required=required >= set(candidate.names)
+        )
         if found is None:
             return None
         names = f"{' + '.join(candidate.names)} on {candidate.settings.engine}"
