@@ -154,8 +154,8 @@ class Recorder:
             }
 
     def go(self) -> None:
-        known = [p["settings"] for p in self.table["points"]]
-        rest = [s for s in self.settings if s.to_json() not in known]
+        known = {Settings.from_json(p["settings"]) for p in self.table["points"]}
+        rest = [s for s in self.settings if s not in known]
         random.Random(len(self.name)).shuffle(rest)
         for number, settings in enumerate(rest):
             if time.monotonic() > self.until_s:
