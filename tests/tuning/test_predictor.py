@@ -183,6 +183,24 @@ def test_what_is_remembered_spares_trials() -> None:
     assert tried <= 8
 
 
+def test_what_was_seen_in_one_batch_spares_no_first_look_at_another() -> None:
+    """Engines that earlier searches tried one by one are tried in the large batch before anything is foretold."""
+    alone = [c for c in CANDIDATES if c.settings.batch == 1]
+    earlier = [Observation(SPACE.parameters(c), 0.0, identity=c.arithmetic, run="before") for c in alone]
+    starts = promising(SPACE.starts())
+    assert {c.settings.batch for c in starts} == {8}
+    proposals = Proposals(SPACE, "default", 0, starts=SPACE.starts(), earlier=earlier)
+    for start in starts:
+        found = proposals.next(lambda c: None)
+        assert found is not None
+        assert found[1] == start
+        proposals.tell(Trial(0, start, "complete", 1.0), found[0])
+    everything = [Observation(SPACE.parameters(c), 0.0, identity=c.arithmetic, run="b") for c in CANDIDATES]
+    spared = Proposals(SPACE, "default", 0, starts=SPACE.starts(), earlier=everything[:-1])
+    left = spared.next(lambda c: None)
+    assert left is None or left[1] not in starts
+
+
 def test_a_space_too_large_to_enumerate_is_searched_all_the_same() -> None:
     def large(choose: object) -> dict[str, int]:
         return {f"d{k}": choose(f"d{k}", tuple(range(8))) for k in range(6)}  # type: ignore[operator]

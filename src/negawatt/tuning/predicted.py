@@ -49,7 +49,8 @@ class PredictedStrategy(Strategy):
         limit: on the drop of quality; None where there is none.
         identity: of what `pick` makes: points of one identity have the same quality.
         earlier: observations of earlier runs on this machine, of this model.
-        starts: points to try first, in this order, where nothing is known from earlier.
+        starts: points to try first, in this order, but for engines and batches that earlier runs tried: what
+            they saw at batch 1 tells little of batch 64.
         traits: further properties of what `pick` makes, which different choices may share: the bits of a
             weight, whichever engine's name for the format says them.
 
@@ -78,7 +79,8 @@ class PredictedStrategy(Strategy):
         self._numbers = np.random.default_rng(seed)
         self._random = random.Random(seed)  # noqa: S311 - picks a trial, guards no secret
         self._earlier = list(earlier)
-        self._starts = [] if self._earlier else list(starts)
+        begun = {_beginning(each.point) for each in self._earlier}
+        self._starts = [start for start in starts if _beginning(start) not in begun]
         self._told: dict[Key, tuple[Proposal, Outcome]] = {}
         self._identities: dict[Key, Hashable] = {}
         self._described: dict[Key, Point] = {}  # with traits, as the models see it
@@ -219,6 +221,10 @@ class PredictedStrategy(Strategy):
         fails = chances(self._seen_as([p.point for p, _ in told]), broken, seen_as)
         identities = [self._identities.get(_key(p)) for p in open_]
         return (1 - fails) * self.predictor.keeps(seen_as, identities, self._deciding, self.limit)
+
+
+def _beginning(point: Point) -> tuple[Any, Any]:
+    return point.get("engine"), point.get("batch")
 
 
 def _key(point: Point) -> Key:
