@@ -184,7 +184,7 @@ def test_what_is_remembered_spares_trials() -> None:
 
 
 def test_what_was_seen_in_one_batch_spares_no_first_look_at_another() -> None:
-    """Engines that were tried one sequence at a time are tried in the large batch before any model is asked."""
+    """Engines that were tried one by one are tried in the large batch before any model is asked."""
     alone = [c for c in CANDIDATES if c.settings.batch == 1]
     earlier = [Observation(SPACE.parameters(c), 0.0, identity=c.arithmetic, run="before") for c in alone]
     starts = promising(SPACE.starts())
