@@ -141,10 +141,10 @@ def measured(
         "engine": {"version": engine.version, **engine.info},
         "warnings": summary.warnings,
     }
-    value = cost.per_output(windows, [engine.settings.device]) * to_whole(windows, asked)
+    value = cost.per_output(windows, [engine.settings.device])
     if cost.in_joules:
         figures["joules_per_token"] = value
-    return cost.at_start(value * per_token, reference_s, reference), figures
+    return cost.at_start(value * to_whole(windows, asked) * per_token, reference_s, reference), figures
 
 
 def to_whole(windows: Sequence[Window], jobs: Sequence[Job]) -> float:
