@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing import Crashing
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.engine.device import Device
 from negawatt.engine.llamacpp import LlamaCppBackend
-from negawatt.errors import MissingDependency, UsageError, WorkerDied
+from negawatt.errors import MissingDependency, UsageError
 from negawatt.meter import Station
 from negawatt.meter.nvml import NvmlSensor
 from negawatt.meter.rapl import RaplSensor
@@ -21,14 +22,11 @@ from negawatt.run import Run
 from negawatt.testing.nvml import NvmlDouble
 from negawatt.testing.powercap import PowercapTree
 from negawatt.testing.small_models import small_model
-from negawatt.tuning import Constraints, Space, Study
+from negawatt.tuning import Space
 from negawatt.tuning.ablation import path
-from negawatt.tuning.attempt import Look
-from negawatt.tuning.bench import failed
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.placements import Placements
 from negawatt.tuning.space_file import read_space
-from negawatt.tuning.trial import Trial
 
 SPACE = Space(
     ("llamacpp", "openvino"), (1,), (1,), 96, {"llamacpp": ("q8_0",), "openvino": ("int8",)},
@@ -197,23 +195,6 @@ def test_the_placement_is_a_lever_of_its_own() -> None:
     assert {step.candidate.settings.device for step in back[1:]} == {"cpu"}
 
 
-class Crashing(Study):
-    """A double of the study in which processes die that run layers on another device."""
-
-    def look(self, candidate: Candidate) -> Look | Trial:
-        if candidate.settings.device != "cpu":
-            return failed(candidate, WorkerDied("died of SIGSEGV (Segmentation fault)"), 0.1)
-        return Look(1.0, 1.0, 0, 1.0)
-
-    def try_candidate(
-        self, candidate: Candidate, tick: Callable[[str], None], *, screen: bool = True
-    ) -> Trial:
-        looked = self.look(candidate)
-        if isinstance(looked, Trial):
-            return looked
-        return Trial(len(self.trials), candidate, "complete", 1.0 + 0.1 * len(self.trials))
-
-
 def test_a_driver_that_crashes_is_not_held_against_the_engine(tmp_path: Path) -> None:
     space = Space(
         ("llamacpp",), (1,), (1, 2), 96, {"llamacpp": ("q8_0", "q4_0")}, kv_caches={"llamacpp": ("default",)},
@@ -221,7 +202,10 @@ def test_a_driver_that_crashes_is_not_held_against_the_engine(tmp_path: Path) ->
     )  # fmt: skip
     baseline = Candidate(Settings("transformers", weight_format="fp32", max_context=96))
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Crashing(run, space, Constraints(), None, baseline, None, [], 0, 0)  # type: ignore[arg-type]
+        study = Crashing(
+            run, space, baseline, lambda c: c.settings.device != "cpu",
+            "died of SIGSEGV (Segmentation fault)",
+        )  # fmt: skip
         study.search(lambda: 1.0, lambda text: None)
         notes = [r["text"] for r in run.records("note")]
     tried = [t.settings.device for t in study.trials]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from crashing import Crashing
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
-from negawatt.errors import EngineError, RunError, UsageError, WorkerDied
+from negawatt.errors import EngineError, RunError, UsageError
 from negawatt.profiling.quality import Quality
 from negawatt.run import Run
-from negawatt.tuning import Constraints, Space, Study
-from negawatt.tuning.attempt import Look
-from negawatt.tuning.bench import failed
+from negawatt.tuning import Constraints, Space
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.pass_range import PassRange
 from negawatt.tuning.question import Question, open_run
@@ -33,30 +31,16 @@ SPACE = Space(("llamacpp", "openvino"), (1,), (1, 2), 512, {})
 BASELINE = Candidate(Settings(engine="transformers", weight_format="fp32", max_context=512))
 
 
-class Crashing(Study):
-    """A double of the study in which one engine's process dies at every look."""
-
-    def __init__(self, run: Run, engine: str) -> None:
-        super().__init__(run, SPACE, Constraints(), None, BASELINE, None, [], 0, 0)  # type: ignore[arg-type]
-        self.engine = engine
-
-    def look(self, candidate: Candidate) -> Look | Trial:
-        if candidate.settings.engine == self.engine:
-            return failed(candidate, WorkerDied("died of SIGILL (Illegal instruction)"), 0.1)
-        return Look(1.0, 1.0, 0, 1.0)
-
-    def try_candidate(
-        self, candidate: Candidate, tick: Callable[[str], None], *, screen: bool = True
-    ) -> Trial:
-        looked = self.look(candidate)
-        if isinstance(looked, Trial):
-            return looked
-        return Trial(len(self.trials), candidate, "complete", 1.0 + 0.1 * len(self.trials))
+def _crashing(run: Run, engine: str) -> Crashing:
+    """One engine's process dies at every look."""
+    return Crashing(
+        run, SPACE, BASELINE, lambda c: c.settings.engine == engine, "died of SIGILL (Illegal instruction)"
+    )
 
 
 def test_an_engine_that_always_crashes_is_dropped_after_two_with_the_reason(tmp_path: Path) -> None:
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Crashing(run, "openvino")
+        study = _crashing(run, "openvino")
         study.search(lambda: 1.0, lambda text: None)
         assert sum(t.settings.engine == "openvino" for t in study.trials) == 2
         assert sum(t.settings.engine == "llamacpp" for t in study.trials) > 2
@@ -66,7 +50,7 @@ def test_an_engine_that_always_crashes_is_dropped_after_two_with_the_reason(tmp_
 
 def test_when_all_engines_crash_the_verdict_says_so(tmp_path: Path) -> None:
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Crashing(run, "llamacpp")
+        study = _crashing(run, "llamacpp")
         study.space = Space(("llamacpp",), (1,), (1,), 512, {})
         study.trials = [Trial(0, BASELINE, "complete", 9.0)]
         for candidate in list(study.space.grid())[:2]:
@@ -99,7 +83,7 @@ def test_a_quality_set_on_which_all_fail_is_named() -> None:
 def test_a_full_disk_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
-        study = Crashing(run, "openvino")
+        study = _crashing(run, "openvino")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
         try:

@@ -28,8 +28,8 @@ class _Unfit(Exception):
     """The operator cannot do what a layer asks for."""
 
 
-def decoder(model: Any) -> traced.Traced | None:
-    """A causal language model as a step of decoding; None where some layer's attention is of another kind.
+def decoder(model: Any) -> traced.Traced:
+    """A causal language model as a step of decoding; in plain ONNX where some layer attends in another way.
 
     Raises:
         EngineError: the model keeps something else than keys and values.
@@ -50,7 +50,7 @@ def decoder(model: Any) -> traced.Traced | None:
             _try(fused, caches)
     except (_Unfit, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         model.set_attn_implementation(before)
-        return None
+        return plain
     return fused
 
 

@@ -24,11 +24,9 @@ class GrowingCache:
         self._shapes, self._presents = shapes, presents
         self._new_value = require("onnxruntime", extra="onnx").OrtValue.ortvalue_from_numpy
         self._values: list[Any] = []
-        self._length = 0
 
     def empty(self, rows: int) -> None:
         """Begin a batch of so many rows."""
-        self._length = 0
         self._values = [
             self._new_value(np.zeros((rows, heads, 0, width), np.float32))
             for heads, width in self._shapes.values()
@@ -40,7 +38,6 @@ class GrowingCache:
 
     def truncate(self, length: int) -> None:
         """Leave only the first so many tokens."""
-        self._length = length
         self._values = [
             self._new_value(np.ascontiguousarray(value.numpy()[:, :, :length])) for value in self._values
         ]
@@ -53,8 +50,7 @@ class GrowingCache:
             binding.bind_output(name)
 
     def ran(self, presents: list[Any], new: int) -> None:
-        """Take what a step gave."""
-        self._length += new
+        """Take what a step with so many new tokens gave."""
         self._values = presents
 
 
@@ -67,7 +63,7 @@ class CacheInPlace(GrowingCache):
 
     def empty(self, rows: int) -> None:
         super().empty(rows)
-        self._room = 0
+        self._length, self._room = 0, 0
 
     def truncate(self, length: int) -> None:
         self._length = length  # what lies behind is written over

@@ -57,10 +57,10 @@ def make_onnx(artifact: Artifact, weight_format: str, target: Path) -> None:
     classifies = bool(labels_of(checkpoint))
     model = (classifier_of if classifies else causal_lm)(checkpoint, "fp32")
     quantize(model, artifact, weight_format)
-    function = traced.encoder(model, traced.LOGITS) if classifies else None
-    if function is None and weight_format != "fp32":
-        function = onnx_attention.decoder(model)
-    function = function or traced.decoder(model)
+    if classifies:
+        function = traced.encoder(model, traced.LOGITS)
+    else:
+        function = (traced if weight_format == "fp32" else onnx_attention).decoder(model)
     config = (checkpoint / "config.json").read_text("utf-8")
     write_onnx(function, target, {"config.json": config} if classifies else {})
 

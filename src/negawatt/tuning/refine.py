@@ -72,13 +72,5 @@ def variants(space: Space, candidate: Candidate, lever: str) -> Iterator[Candida
     space.pick(as_before)
     for changed in [name for name in offered if name.rpartition(".")[2] == lever]:
         for choice in offered[changed]:
-            if choice == point[changed]:
-                continue
-
-            def choose(
-                name: str, choices: Sequence[Any], changed: str = changed, choice: Any = choice
-            ) -> Any:
-                wanted = choice if name == changed else point.get(name)
-                return wanted if wanted in choices else choices[0]
-
-            yield space.pick(choose)
+            if choice != point[changed]:
+                yield space.nearest({**point, changed: choice})

@@ -323,10 +323,15 @@ class Space:
         return list(dict.fromkeys(found))
 
     def _start(self, engine: str, weight_format: str, batch: int, model: str) -> Candidate:
-        wanted = {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch, "model": model}
+        return self.nearest(
+            {"engine": engine, f"{engine}.weight_format": weight_format, "batch": batch, "model": model}
+        )
+
+    def nearest(self, wanted: Mapping[str, Any]) -> Candidate:
+        """The point with these choices where they are offered, and the first one of every other dimension."""
 
         def choose(name: str, choices: Sequence[Any]) -> Any:
-            return wanted[name] if wanted.get(name) in choices else choices[0]
+            return wanted[name] if name in wanted and wanted[name] in choices else choices[0]
 
         return self.pick(choose)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,6 @@ class _Session:
             run, self.judge, self.finals, self.constraints, self.held_items, [self.held, self.searched],
             fewest_items, self.tick, self.left_before_finals_s,
         )  # fmt: skip
-
         self.cascades = Cascades(
             run, self.judge, material.threshold_items, len(self.held_items), fewest_items,
             self.constraints.max_quality_drop, self.tick,
@@ -227,9 +227,12 @@ class _Session:
 
     def left_before_finals_s(self) -> float:
         """Seconds that may be used before the last comparison, which takes some whatever the budget."""
-        window_s = next((float(r.get("window_s") or 0.0) for r in self.run.records("trial")), 0.0)
-        least_s = FINAL_WINDOWS * window_s
-        return min(self.left_s(1 - FINALS_SHARE_OF_TIME), self.left_s() - least_s)
+        return min(self.left_s(1 - FINALS_SHARE_OF_TIME), self.left_s() - FINAL_WINDOWS * self._window_s)
+
+    @cached_property
+    def _window_s(self) -> float:
+        """How long a window of the baseline took in the search, which is over when this is asked."""
+        return next((float(r.get("window_s") or 0.0) for r in self.run.records("trial")), 0.0)
 
     def tick(self, text: str) -> None:
         whole_s = self.budget.whole_s
