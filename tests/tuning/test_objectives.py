@@ -62,7 +62,7 @@ def test_a_search_over_joules_and_memory(small: Artifact, lines: Workload, tmp_p
         strategy="nsga2", path=tmp_path / "run",
     )  # fmt: skip
     assert found["search"]["objectives"] == ["energy", "memory"]
-    told = [(each["cpu_s_per_token"], each["peak_rss_bytes"]) for each in found["frontier"]]
+    told = [(each["cost"], each["peak_rss_bytes"]) for each in found["frontier"]]
     for cost, memory in told:
         assert not any(c <= cost and m < memory for c, m in told)
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]

@@ -168,20 +168,22 @@ def tell(result: dict[str, Any], *, several: bool) -> None:
         click.echo(f"Left out: {each['passes']}: {each['reason']}.")
     if several:
         click.echo(f"Not beaten in {', '.join(search['objectives'])}:")
-        for line in _frontier_lines(result["frontier"]):
+        for line in _frontier_lines(result["frontier"], search["cost"]["unit"]):
             click.echo(f"  {line}")
     if "artifact" in result:
         click.echo(f"Ready to use: {result['artifact']}")
     click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
 
 
-def _frontier_lines(found: list[dict[str, Any]]) -> list[str]:
-    """Each way on the frontier with its figures, on a line."""
+def _frontier_lines(found: list[dict[str, Any]], unit: str) -> list[str]:
+    """Each way on the frontier with its figures, on a line; joules or CPU time as they were compared."""
     from negawatt.tuning.candidate import Candidate
+
+    words = "mJ a token" if unit == "J" else "CPU-ms a token"
 
     lines = []
     for each in found:
-        figures = [f"{1000 * each['cpu_s_per_token']:.1f} CPU-ms a token"]
+        figures = [f"{1000 * each['cost']:.1f} {words}"]
         figures += [f"{n.upper()} {each[f'{n}_ms']['p50']:.0f} ms" for n in ("ttft", "tpot")]
         figures.append(f"{each['peak_rss_bytes'] / 1e6:,.0f} MB")
         if each.get("quality_drop"):

@@ -64,12 +64,17 @@ class Documents:
         self.run.append("trial", trial.to_record("final"))
 
     def frontier(self, trials: Sequence[Trial], objectives: Sequence[str]) -> list[dict[str, Any]]:
-        """What no other trial beats."""
+        """What no other trial beats.
+
+        ``cost`` is what they were compared by (`Trial.cost`); ``cpu_s_per_token`` is as it was measured, on a
+        host that may have been quicker then or slower.
+        """
         return [
             {
                 "artifact": self.judge.workshop.artifact(t.candidate).name,
                 **t.candidate.to_json(),
                 "trial": t.number,
+                "cost": t.cost,
                 **t.figures,
             }
             for t in unbeaten(trials, objectives)
