@@ -355,10 +355,11 @@ def test_a_revoked_key_is_refused_within_a_second(running: Running) -> None:
     url = f"{running.address}/v1/models"
     assert httpx.get(url, headers=headers).status_code == 200
     running.keys.revoke(key.id)
-    begun = time.monotonic()
+    revoked = asked = time.monotonic()
     while httpx.get(url, headers=headers).status_code != 401:
-        assert time.monotonic() - begun < 1.0
+        assert asked - revoked < 1.0, "who asked a second later was let in"
         time.sleep(0.02)
+        asked = time.monotonic()
 
 
 def test_clients_that_leave_hold_nothing_and_the_ledger_is_whole(running: Running) -> None:

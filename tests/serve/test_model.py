@@ -111,6 +111,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def asleep(pid: int) -> bool:
+    """Whether all threads of a process wait for something."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {file.read_text().rpartition(")")[2].split()[0] for file in files} == {"S"}
+
+
 def woken(pid: int) -> list[str]:
     """How often a process went to sleep and was made to wait."""
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -205,7 +211,7 @@ def test_a_worker_killed_in_the_middle_is_there_again(model: Artifact) -> None:
 
 def test_a_hung_worker_is_not_ready_and_is_replaced(model: Artifact) -> None:
     async def hang() -> None:
-        async with serving(model, stall_s=1.0) as (server, served, _):
+        async with serving(model, stall_s=2.0) as (server, served, _):
             assert server.trouble is None
             task = asyncio.create_task(ask(server, tokens=400))
             await until(lambda: any(t.output_tokens for t in served._running.values()))
@@ -240,6 +246,7 @@ def test_an_idle_worker_does_nothing(model: Artifact) -> None:
         async with serving(model) as (server, served, _):
             await ask(server)
             await asyncio.sleep(0.1)
+            await until(lambda: asleep(running(served)))  # on a busy machine the end of its work takes longer
             switches = woken(running(served))
             spent = []
             while len(spent) < 5 and min(spent, default=1.0) >= 0.005:
@@ -314,7 +321,8 @@ def test_a_worker_that_hangs_while_it_warms_up_is_replaced(model: Artifact) -> N
     async def hang() -> None:
         settings = Settings(engine="llamacpp", batch=2, max_context=256, threads=1)
         till = Till()
-        served = ServedModel(NAME, model, ModelOptions(settings, stall_s=1.0), till.charge)
+        options = ModelOptions(settings, stall_s=2.0, step_tokens=16)  # so that no step is taken for a hang
+        served = ServedModel(NAME, model, options, till.charge)
         server = Server([served], till)
         starting = asyncio.create_task(server.start())
         await until(lambda: served._worker is not None)
