@@ -34,7 +34,7 @@ QUALITY_WITHIN = 1.15
 PATIENCE = 20
 """The search ends after so many trials in a row without an improvement of 1 %."""
 HOPELESS = 3.0
-"""An engine whose best trial costs more than this times the best of all is not tried again."""
+"""An engine whose best trial of a model costs more than this times any engine's is not tried for it again."""
 DEATHS = 2
 """An engine whose worker died so often is not tried again."""
 
@@ -176,8 +176,10 @@ class Study:
             return own[-1]
         if not self.only_joules:
             return None
-        best = min((t for t in own if t.cost is not None), key=_cost, default=None)
-        overall = self.best
+        # of the same model: what runs a small one cheaply may have run only a large one so far
+        priced = [t for t in self.trials if t.candidate.model == candidate.model and t.cost is not None]
+        best = min((t for t in priced if t.settings.runs_on == engine), key=_cost, default=None)
+        overall = min((t for t in priced if t.feasible), key=_cost, default=None)
         if best is None or overall is None or _cost(best) < HOPELESS * _cost(overall):
             return self._no_prospect(candidate) if candidate.passes else None
         return best
