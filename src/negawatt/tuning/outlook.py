@@ -21,7 +21,7 @@ from negawatt.tuning.workshop import Workshop
 
 NOTHING = 0.99
 """Passes that leave more than this of what is expected without them, at best, are not tried."""
-MAKING_SHARE = 0.6
+MAKING_SHARE = 0.4
 """Passes are not tried whose making takes more than this share of the time left to search."""
 MAKING_S_PER_MPARAM = {
     "rtn": 0.1, "hqq": 0.2, "magnitude": 0.1, "svd": 0.5, "vocabulary": 1.2, "depth": 2.0, "width": 1.0,

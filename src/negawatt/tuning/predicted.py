@@ -41,6 +41,8 @@ SPEND_NOISE = 0.4
 TRUST = 0.9
 """Confidence of the intervals that the model's calibration is told with."""
 
+APPLIED = "pass "
+"""What names of dimensions begin with that say whether a pass is applied."""
 UNKNOWN_BITS = 20
 """What weights in the artifact's own form are taken for: after what engines make smaller, before 32."""
 Key = tuple[tuple[str, Any], ...]
@@ -114,13 +116,23 @@ class PredictedStrategy(Strategy):
         self.predictor = Predictor([*self._earlier, *self._observations()])
         foretold = self.predictor.costs(self._seen_as(open_))
         gain = self._improvement(foretold.mean, foretold.sd) * self._chances(open_)
-        chosen = int(np.argmax(gain / self._spends(open_)))
+        chosen = self._at_its_best(open_, int(np.argmax(gain / self._spends(open_))), foretold.mean)
         if gain.max() < WORTH and self._measured() and len(self._valued()) > OWN:
             raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
         low, high = foretold.interval(TRUST)
         if self.objectives == 1:
             self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
         return Draft(open_[chosen])
+
+    def _at_its_best(self, open_: Sequence[Point], chosen: int, mean: Array) -> int:
+        """What passes would make for the first time is run as it is foretold to cost least, whatever else
+        would be learnt by the way: making it is the dear part.
+        """
+        made = _passes(open_[chosen])
+        if not made or any(_passes(proposal.point) == made for proposal, _ in self._told.values()):
+            return chosen
+        same = [place for place, point in enumerate(open_) if _passes(point) == made]
+        return min(same, key=lambda place: float(mean[place]))
 
     def _spends(self, open_: Sequence[Point]) -> Array:
         """What trying each point is likely to cost, up to a factor: gain is sought for what it takes.
@@ -250,6 +262,14 @@ class PredictedStrategy(Strategy):
             if found[place] > 0 and (chance := judged.get(identity)) is not None:
                 found[place] = chance
         return found
+
+
+def _passes(point: Point) -> dict[str, Any]:
+    """The passes that a point has, with their parameters."""
+    names = [
+        name[len(APPLIED) :] for name, value in point.items() if name.startswith(APPLIED) and value == "yes"
+    ]
+    return {name: value for name, value in point.items() if name.removeprefix(APPLIED).split(".")[0] in names}
 
 
 def _beginning(point: Point) -> tuple[Any, Any]:
