@@ -168,3 +168,20 @@ def test_after_a_refutation_it_searches_on_without_its_like(tmp_path: Path) -> N
         resumed._take_over()
         assert resumed.best is not None
         assert resumed.best.candidate == best
+
+
+def test_an_engine_is_hopeless_beside_others_of_the_same_model_only(tmp_path: Path) -> None:
+    """That a large model costs more in it than a small one elsewhere says nothing of the small one in it."""
+    engines = Space(("llamacpp", "openvino", "transformers"), (1,), (1,), 512, {}, models=("", "small"))
+    large = Candidate(Settings(engine="openvino", weight_format="int8", threads=1, max_context=512))
+    small = Candidate(large.settings.replace(weight_format="f16"), model="small")
+    with Run.create("tune", path=tmp_path / "run", reference_load_s=1.0) as run:
+        study = Landscape(run, 0, space=engines)
+        elsewhere = Candidate(small.settings.replace(engine="llamacpp"), model="small")
+        study.keep(Trial(0, BASELINE, "complete", 80.0, figures={"screen_cost": 80.0}))
+        study.keep(Trial(1, large, "pruned", 40.0, figures={"screen_cost": 40.0}))
+        study.keep(Trial(2, elsewhere, "complete", 5.0, figures={"screen_cost": 5.0}))
+        assert study._reason_to_skip(small) is None
+        study.keep(Trial(3, small, "pruned", 16.0, figures={"screen_cost": 16.0}))
+        other = Candidate(small.settings.replace(weight_format="int8"), model="small")
+        assert study._reason_to_skip(other) is not None

@@ -11,6 +11,7 @@ from negawatt.profiling.threshold import Threshold, Tried, cheapest, thresholds
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, Escalation
 from negawatt.tuning.judge import Judge, last_confidence
+from negawatt.tuning.standby import chance_of_proof
 from negawatt.tuning.study import Study
 from negawatt.tuning.trial import QUALITY, Trial, difference_json
 from negawatt.workload import QualityItem, TrafficItem
@@ -20,6 +21,9 @@ WORTH = 0.97
 """A cascade that is foreseen to cost more than this share of the best single model is not tried."""
 PRUDENCE = (1.0, 4.0)
 """Of the first cascade of a pair, and of the next one, after a proof of the first has failed."""
+
+HOPELESS = 0.02
+"""A small model with less than this chance to be proved by itself is not tried so."""
 
 Items = Sequence[QualityItem | TrafficItem]
 
@@ -125,18 +129,24 @@ class Cascades:
         ours = scores.quality(small.candidate, self.items, self.tick, margins=True)
         theirs = scores.quality(large.candidate, self.items, self.tick)
         tried = [Tried(ours.margins[i.id], ours.scores[i.id], theirs.scores[i.id]) for i in self.items]
-        confidence = last_confidence(max(1, self.held_out), self.fewest, self.judge.confidence)
-        found = thresholds(
-            tried, small.cost, large.cost, max(1, self.held_out), confidence, PRUDENCE[turn]
-        )  # fmt: skip
+        held = max(1, self.held_out)
+        found = thresholds(tried, small.cost, large.cost, held, self._confidence, PRUDENCE[turn])
         return cheapest(found, self.limit - self._lost(large.candidate))
 
     def _strike(self, small: Trial, study: Study) -> None:
         """So many questions may show that the small model alone will not do, before a proof is spent."""
         difference = self.judge.compare(small.candidate, self.items, self.tick, self.judge.confidence)
-        if self.limit is not None and -difference.high > self.limit and QUALITY not in small.violations:
-            figures = {"quality_drop": difference_json(difference)}
-            study.refute(small.candidate, f"quality drops: {difference.text}", figures)
+        if self.limit is None or QUALITY in small.violations:
+            return
+        seen, held = difference_json(difference), max(1, self.held_out)
+        chance = chance_of_proof(seen, held, self.limit, self._confidence)
+        if -difference.high > self.limit or chance < HOPELESS:
+            study.refute(small.candidate, f"quality drops: {difference.text}", {"quality_drop": seen})
+
+    @property
+    def _confidence(self) -> float:
+        """Of the bound at the proof's last look."""
+        return last_confidence(max(1, self.held_out), self.fewest, self.judge.confidence)
 
     def _lost(self, large: Candidate) -> float:
         """What the large model itself is seen to lose against the baseline."""
