@@ -22,7 +22,7 @@ QUESTIONS = ("What makes bread dough rise?", "Name three rivers in Europe, with 
 def test_a_quarter_of_the_rows_answers_the_same(model: Artifact, tmp_path: Path) -> None:
     write_workload(tmp_path, [([{"role": "user", "content": question}], 16) for question in QUESTIONS])
     technique = parse("vocabulary:common=8000")
-    recipe = Recipe("smollm2-135m-instruct", (technique,), str(tmp_path), heldout=1, length=24)
+    recipe = Recipe("smollm2-135m-instruct", (technique,), str(tmp_path), heldout=1, length=24, threads=1)
     compress(recipe, tmp_path / "out")
     out = Artifact.open(tmp_path / "out")
     assert out.lineage[-1]["outcome"]["answer_tokens"] == 32
