@@ -65,9 +65,9 @@ def _run(path: Path | None, model: str, chosen: Path) -> Run:
     Raises:
         RunError: the folder holds something else, or is in use.
     """
-    from negawatt.run import Run
+    from negawatt.run import Run, is_run
 
-    if path is None or not (path / "run.json").exists():
+    if path is None or not is_run(path):
         return Run.create("watch", path=path, artifact={"name": model}, first=str(chosen))
     run = Run.open(path, kind="watch")
     if run.manifest.get("first") != str(chosen):
@@ -112,13 +112,14 @@ def _look(
 def _searched(
     watch: Watch, observed: Observed, options: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    from negawatt.cli.tune import asked_of
+    from negawatt.cli.tune import asked_of, told
     from negawatt.tuning import tune
 
     path = watch.run.path / f"search-{1 + sum(1 for _ in watch.run.records('search'))}"
     asked = asked_of({**options, "origin": None}, watch.asked(observed)) | {"path": path}
     result = tune(
-        watch.artifact, watch.workload, **asked, command=["negawatt", *sys.argv[1:]], progress=progress
-    )
+        watch.artifact, watch.workload, **asked, command=["negawatt", *sys.argv[1:]],
+        progress=progress, told=told,
+    )  # fmt: skip
     watch.adopt(path, observed, accepted=bool(result["verdict"]["accepted"]))
     return result

@@ -45,6 +45,15 @@ def read_space(path: Path, default: Space) -> Space:
         raise UsageError(f"{path}: {exc}") from exc
 
 
+def keys_of(path: Path) -> frozenset[str]:
+    """What a file says something about.
+
+    Raises:
+        UsageError: it is absent, or not TOML.
+    """
+    return frozenset(_toml(path))
+
+
 def models_of(path: Path) -> tuple[str, ...]:
     """The further models that a file names, as `Artifact.open` takes them.
 

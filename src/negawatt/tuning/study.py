@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from negawatt.errors import EngineError, NegawattError, RunError
 from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.reference_load import reference_load
 from negawatt.run import Run
@@ -126,12 +127,19 @@ class Study:
             alone = False
 
     def begin(self, time_left: Callable[[], float], tick: Tick) -> None:
-        """What goes before proposals: trials of earlier sittings, the baseline, what is known to be good."""
+        """What goes before proposals: trials of earlier sittings, the baseline, what is known to be good.
+
+        Raises:
+            EngineError: the baseline does not run, so nothing could be compared with it.
+            RunError: an earlier trial cannot be read.
+        """
         self._take_over()
         self._time_left = time_left
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self.keep(self.try_candidate(self.baseline, tick, screen=False), None)
+            if self.trials[-1].state == "failed":
+                raise EngineError(f"what you run today does not run here: {self.trials[-1].reason}")
         for candidate in self.first:
             if candidate not in self._tried and time_left() > 0:
                 tick(f"known from before: {candidate}")
@@ -148,7 +156,9 @@ class Study:
         if self.trials:
             return  # it goes on after a refutation
         for record in self.run.records("trial"):
-            trial = Trial.from_record(record)
+            trial = self._kept(record)
+            if trial.candidate == self.baseline and trial.state == "failed":
+                continue  # that ended the sitting; now it may run
             if record.get("stage") == "search":
                 self.trials.append(trial)
                 self._learn(
@@ -161,6 +171,15 @@ class Study:
                 self._strike(trial.candidate, trial.reason)
             elif record.get("stage") == "latency":
                 self._slow(trial.candidate, trial.violations, trial.reason)
+
+    def _kept(self, record: Mapping[str, Any]) -> Trial:
+        try:
+            return Trial.from_record(record)
+        except (NegawattError, KeyError, TypeError, ValueError, AttributeError) as exc:
+            file = self.run.path / "records.jsonl"
+            raise RunError(
+                f"{file} holds a trial that cannot be read: {exc!r}; begin in another folder"
+            ) from exc
 
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:
         """The trial that speaks against trying a candidate.
