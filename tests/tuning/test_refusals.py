@@ -59,6 +59,12 @@ def test_a_baseline_that_no_engine_has_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(small: Artifact, lines: Workload, seed: int) -> None:
+    with pytest.raises(UsageError, match="the seed must be"):
+        tune(small, lines, space=SPACE, baseline=BASELINE, seed=seed)
+
+
 def test_room_for_more_tokens_than_any_model_takes_is_refused(small: Artifact, lines: Workload) -> None:
     with pytest.raises(UsageError, match="was made for 128 tokens"):
         refuse_longer([small], lines, replace(SPACE, max_context=10**11))
@@ -159,7 +165,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         (run.path / name).mkdir()
     with pytest.raises(RunError, match=r"cannot write to .*: Is a directory"):
         run.lock()
-    with pytest.raises(RunError, match="cannot read the records of .*: Is a directory"):
+    with pytest.raises(RunError, match=r"cannot read the records of .*: Is a directory"):
         list(run.records())
     with pytest.raises(RunError, match=r"cannot read .*result.json: Is a directory"):
         _ = run.result

@@ -130,6 +130,8 @@ def tune(
             counters which cannot be read any more.
     """
     check_strategy(strategy)
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"the seed must be a whole number from 0 to {2**32 - 1:,}, not {seed}")
     backend(baseline.engine).check(baseline)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     workload = Workload.open(workload) if isinstance(workload, str) else workload
