@@ -139,11 +139,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--strategies", default=",".join(MAKERS), help="names, joined by semicolons")
+    parser.add_argument("--strategy", action="append", choices=MAKERS, help="all of them if absent")
     options = parser.parse_args()
-    names = options.strategies.split(";") if ";" in options.strategies else list(MAKERS)
     for here in recorded():
-        show(here, names, options.seeds)
+        show(here, options.strategy or list(MAKERS), options.seeds)
 
 
 def show(here: Landscape, names: Sequence[str], seeds: int) -> None:

@@ -72,11 +72,23 @@ def test_command_line_loads_no_heavy_library() -> None:
     )
 
 
+IMPORT = """
+import time
+def passed_s():
+    with open("/proc/thread-self/schedstat") as file:
+        waited_ns = int(file.read().split()[1])  # for a processor
+    return time.perf_counter() - waited_ns * 1e-9
+begun_s = passed_s()
+import negawatt
+print(passed_s() - begun_s)
+"""
+
+
 def test_import_is_quick() -> None:
-    code = "import time; t = time.perf_counter(); import negawatt; print(time.perf_counter() - t)"
+    """By the clock, but for the time in which others had the processor."""
+    command = [sys.executable, "-c", IMPORT]
     runs = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(5)
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)
     ]
     assert min(runs) < 0.3  # the best of several: neighbours can only add time
 

@@ -45,7 +45,7 @@ class Loopback:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def service(self, **changes: Any) -> Service:
-        return Service(self.url, **{"deadline_s": 0.3, "pause_s": 0.01, "fresh_s": 900.0} | changes)
+        return Service(self.url, **{"deadline_s": 10.0, "pause_s": 0.01, "fresh_s": 900.0} | changes)
 
 
 @pytest.fixture
@@ -70,8 +70,12 @@ def answer(document: object, status: int = 200, **headers: str) -> Reply:
     return reply
 
 
+SILENT_S = 20.0
+"""Longer than anybody waits; the threads of the server that are silent for so long are not waited for."""
+
+
 def silence(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(0.6)
+    time.sleep(SILENT_S)
 
 
 def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -79,7 +83,7 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(12):
+    for _ in range(round(SILENT_S / 0.05)):
         try:
             handler.wfile.write(b" ")
             handler.wfile.flush()
@@ -241,7 +245,8 @@ def test_a_cache_that_cannot_be_written_costs_nothing(loopback: Loopback, fresh_
 )
 def test_a_passing_fault_is_waited_out(loopback: Loopback, bad: Reply, attempts: int) -> None:
     loopback.replies = [bad, answer(BRITISH)]
-    assert BritishIntensity(loopback.service()).steps(NOON, NOON + HOUR)[0].rate.value == 263
+    service = loopback.service(deadline_s=1.0 if bad in (silence, drip) else 10.0)
+    assert BritishIntensity(service).steps(NOON, NOON + HOUR)[0].rate.value == 263
     assert len(loopback.asked) == attempts
 
 
@@ -272,9 +277,10 @@ def test_a_lasting_fault_gets_a_sentence_in_time(
     loopback: Loopback, bad: Reply, says: str, attempts: int
 ) -> None:
     loopback.replies = [bad]
+    service = loopback.service(deadline_s=0.3 if bad in (silence, drip) else 10.0)
     begun = time.monotonic()
     with pytest.raises(DownloadError, match=says):
-        BritishIntensity(loopback.service()).steps(NOON, NOON + HOUR)
+        BritishIntensity(service).steps(NOON, NOON + HOUR)
     assert time.monotonic() - begun < 5
     assert len(loopback.asked) == attempts
 

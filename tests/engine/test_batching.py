@@ -166,14 +166,18 @@ def test_an_end_token_and_probabilities(llamacpp: Backend, alone: list[list[int]
 
 
 def test_every_cpu_second_is_in_one_report(llamacpp: Backend) -> None:
+    """What they tell lies between what the process spent inside and what it spent around them."""
     loop = batching(llamacpp)
+    around_s = time.process_time()
     loop.idle_cpu_s()
-    before = time.process_time()
+    inside_s = time.process_time()
     for number, prompt in enumerate(PROMPTS):
         loop.submit(Job(number, prompt, 10))
     _, reports = run(loop)
-    spent = time.process_time() - before
-    assert sum(r.cpu_s for r in reports) + loop.idle_cpu_s() == pytest.approx(spent, abs=5e-4)
+    inside_s = time.process_time() - inside_s
+    told_s = sum(r.cpu_s for r in reports) + loop.idle_cpu_s()
+    around_s = time.process_time() - around_s
+    assert inside_s - 1e-9 <= told_s <= around_s + 1e-9
 
 
 def test_proposals_change_how_many_steps_it_takes_and_nothing_else(

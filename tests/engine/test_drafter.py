@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from proposing import Always
@@ -128,8 +127,9 @@ def test_a_session_charges_the_draft_to_the_sequence_it_worked_for() -> None:
     loop = Batching(model, Cells(model, 1, 200), 1, 16, drafter=Drafter(guessing, length=Always(3)))
     for number in range(2):
         loop.submit(Job(number, [number + 1, 2], 8))
+    around_s, spent = time.process_time(), {0: 0.0, 1: 0.0}
     loop.idle_cpu_s()
-    begun_s, spent = time.process_time(), {0: 0.0, 1: 0.0}
+    inside_s = time.process_time()
     of_draft = dict(spent)
     while loop.busy:
         before_s = guessing.spent_s
@@ -137,6 +137,8 @@ def test_a_session_charges_the_draft_to_the_sequence_it_worked_for() -> None:
         (part,) = report.parts
         spent[part.job] += report.cpu_s
         of_draft[part.job] += guessing.spent_s - before_s
-    whole_s = time.process_time() - begun_s
-    assert sum(spent.values()) + loop.idle_cpu_s() == pytest.approx(whole_s, abs=0.002)
+    inside_s = time.process_time() - inside_s
+    told_s = sum(spent.values()) + loop.idle_cpu_s()
+    around_s = time.process_time() - around_s
+    assert inside_s - 1e-9 <= told_s <= around_s + 1e-9
     assert all(spent[job] >= of_draft[job] > 0.01 for job in spent)

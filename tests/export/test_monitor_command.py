@@ -35,7 +35,7 @@ def test_once_prints_one_document_whose_parts_make_the_whole() -> None:
     assert whole > 0
     assert total(document, "idle", "unattributed", "processes", "ended") == pytest.approx(whole, rel=1e-9)
     assert total(document, "idle", "unattributed", "groups", "ended_groups") == pytest.approx(whole, rel=1e-9)
-    assert document["duration_s"] == pytest.approx(0.2, abs=0.15)
+    assert 0.19 < document["duration_s"] < 0.95  # and not the usual second
 
 
 def test_once_prints_a_table() -> None:

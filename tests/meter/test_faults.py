@@ -217,8 +217,13 @@ def test_a_sensor_that_hangs_is_waited_for_once_and_used_again_when_it_answers(
     machine: Machine, station: Station
 ) -> None:
     """Read on the spot, as quick sensors are; its deadline is a second."""
-    free = threading.Event()
-    machine.before = lambda: free.wait(5) and None
+    free, answered = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        free.wait(30)
+        answered.set()
+
+    machine.before = hang
     begun = time.monotonic()
     with Meter(station) as meter:
         pass
@@ -228,8 +233,9 @@ def test_a_sensor_that_hangs_is_waited_for_once_and_used_again_when_it_answers(
     for _ in range(5):
         with Meter(station):
             pass
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 0.9, "it was waited for again"
     free.set()
+    assert answered.wait(10)
     time.sleep(0.2)
     assert measured(station, lambda: None).machine["cpu/0"].provenance is Provenance.MEASURED
 
@@ -324,7 +330,7 @@ def test_a_pause_after_the_counter_was_read_is_not_in_the_window(
 
         monkeypatch.setattr(station, "totals", held_up)
     spent = meter.measurement
-    assert spent.duration_s < inside_s - spent.started_s + 0.1
+    assert spent.duration_s < inside_s - spent.started_s + 0.25
     cpu = spent.machine["cpu/0"]
     assert cpu.value_j == pytest.approx(50 * spent.duration_s, rel=0.05)
     assert cpu.high_j - cpu.low_j < 0.2 * cpu.value_j

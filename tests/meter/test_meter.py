@@ -21,6 +21,7 @@ from negawatt.meter.attribute import by_cpu_time
 from negawatt.meter.attribute import charged as attributed
 from negawatt.meter.cputime import cpu_power
 from negawatt.meter.nvml import NvmlSensor
+from negawatt.meter.process import machine_time
 from negawatt.meter.rapl import RaplSensor
 from negawatt.testing.nvml import NvmlDouble
 from negawatt.testing.powercap import PowercapTree
@@ -61,23 +62,24 @@ def server(tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def child() -> Iterator[Callable[[float], None]]:
+def child() -> Iterator[Callable[[float], float]]:
+    """Uses so many CPU seconds, and tells how many it has used then by its own clock."""
     code = (
         "import sys, time\n"
         "for line in sys.stdin:\n"
         "    end = time.process_time() + float(line)\n"
         "    while time.process_time() < end: pass\n"
-        "    print(flush=True)\n"
+        "    print(time.process_time(), flush=True)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def work(cpu_s: float) -> None:
+    def work(cpu_s: float) -> float:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(f"{cpu_s}\n")
         process.stdin.flush()
-        process.stdout.readline()
+        return float(process.stdout.readline())
 
     work(0)
     work.pid = process.pid  # type: ignore[attr-defined]
@@ -88,9 +90,11 @@ def child() -> Iterator[Callable[[float], None]]:
 
 def test_without_sensors_cpu_time_is_charged_at_the_models_watts(blind: Station) -> None:
     with Meter(blind) as meter:
+        begun_s = time.process_time()
         spin(0.05)
+        used_s = time.process_time() - begun_s
     spent = meter.measurement
-    assert spent.cpu_s == pytest.approx(0.05, abs=0.01)
+    assert spent.cpu_s == pytest.approx(used_s, abs=0.01)
     assert spent.components["cpu"] == POWER.energy(spent.cpu_s)
     assert spent.components.keys() - {"disk"} == {"cpu", "dram"}
     assert spent.energy.value_j == pytest.approx(math.fsum(e.value_j for e in spent.components.values()))
@@ -199,25 +203,30 @@ def test_of_two_sensors_that_count_one_component_only_the_first_is_used(tmp_path
 
 
 def test_a_process_is_measured_while_it_lives_and_as_often_as_wanted(
-    child: Callable[[float], None], blind: Station
+    child: Callable[[float], float], blind: Station
 ) -> None:
     meter = ProcessMeter(child.pid, blind)  # type: ignore[attr-defined]
+    began_s = child(0)
     for cpu_s in (0.02, 0.05):
         meter.start()
-        child(cpu_s)
+        ended_s = child(cpu_s)
         spent = meter.stop()
-        assert spent.cpu_s == pytest.approx(cpu_s, abs=0.004)
+        assert ended_s - began_s >= cpu_s
+        assert spent.cpu_s == pytest.approx(ended_s - began_s, abs=0.004)
+        began_s = ended_s
         assert spent.components["cpu"] == POWER.energy(spent.cpu_s)
 
 
-def test_what_others_use_is_told_and_not_charged(child: Callable[[float], None], blind: Station) -> None:
-    meter = ProcessMeter(child.pid, blind)  # type: ignore[attr-defined]
+def test_what_others_use_is_told_and_not_charged(child: Callable[[float], float], blind: Station) -> None:
+    meter, began_s = ProcessMeter(child.pid, blind), child(0)  # type: ignore[attr-defined]
+    steal_s = machine_time().steal_s
     meter.start()
     spin(0.2)
-    child(0.05)
+    ended_s = child(0.05)
     spent = meter.stop()
-    assert spent.cpu_s == pytest.approx(0.05, abs=0.004)
-    assert spent.other_cpu_s >= 0.15
+    stolen_s = machine_time().steal_s - steal_s  # is in a process's own time, and is nobody's here
+    assert spent.cpu_s == pytest.approx(ended_s - began_s, abs=0.004)
+    assert spent.other_cpu_s >= 0.15 - stolen_s
     assert any("other processes" in warning for warning in spent.warnings)
 
 

@@ -83,7 +83,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serve
     folder = tmp_path_factory.mktemp("prometheus")
     exporter, port = Exporter(), free_port()
     (folder / "config.yml").write_text(
-        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+        "global: {scrape_interval: 500ms, scrape_timeout: 500ms}\n"
         "scrape_configs:\n"
         "  - job_name: test\n"
         f"    static_configs: [{{targets: ['127.0.0.1:{exporter.server.server_port}']}}]\n"

@@ -93,13 +93,15 @@ def test_tasks_that_overlap_share_without_double_counting() -> None:
 def test_child_processes_belong_to_the_stage_that_started_them() -> None:
     code = "import time\nwhile time.process_time() < 0.1: pass"
     with Meter(BLIND) as meter:
+        with meter.stage("before"):
+            pass
         with meter.stage("outside help"):
             subprocess.run([sys.executable, "-S", "-c", code], check=True)
         with meter.stage("nothing"):
             pass
     used = by_name(meter.measurement)
     assert used["outside help"] >= 0.1
-    assert used["nothing"] < 0.005
+    assert used["nothing"] < used["before"] + 0.005  # to look at all processes takes its time
 
 
 def test_ten_thousand_nested_stages_survive() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,12 +263,13 @@ def test_told_to_end_it_finishes_what_is_under_way(model: Artifact, tmp_path: Pa
         worker = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         stream = ask(worker, messages=COUNT, max_tokens=120, stream=True, extra_body={"ignore_eos": True})
         chunks = [next(iter(stream))]
-        process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{address}/ready").status_code != 503:
-            assert time.monotonic() < deadline
-        with pytest.raises(openai.InternalServerError) as caught:
-            ask(worker)
+        with standing_still(process.pid):
+            process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while httpx.get(f"{address}/ready").status_code != 503:
+                assert time.monotonic() < deadline
+            with pytest.raises(openai.InternalServerError) as caught:
+                ask(worker)
         assert caught.value.status_code == 503 and caught.value.code == "shutting_down"
         chunks += list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
@@ -300,10 +301,23 @@ def test_told_to_end_while_it_loads_it_ends(model: Artifact, tmp_path: Path) -> 
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     workers = _workers(process.pid)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    with standing_still(process.pid):
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "serving" not in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Its workers get no further meanwhile, however long what happens beside them takes."""
+    workers = [int(worker) for worker in _workers(pid)]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    yield
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
 
 
 def _workers(pid: int) -> set[str]:

@@ -70,14 +70,10 @@ def kept_waiting(database: Database, lock: str = "holds") -> Iterator[threading.
         other.close()
 
 
-async def longest_halt_s(over_s: float) -> float:
-    """For how long the event loop did not come round."""
-    longest, last, end = 0.0, time.monotonic(), time.monotonic() + over_s
-    while last < end:
+async def come_round(times: int = 100) -> None:
+    """The event loop does so, and has other things to do in between."""
+    for _ in range(times):
         await asyncio.sleep(0.005)
-        now = time.monotonic()
-        longest, last = max(longest, now - last), now
-    return longest
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["costs known", "costs unknown"])
@@ -105,9 +101,7 @@ def test_two_hundred_clients_race_one_budget_through_the_loop(database: Database
             let_in.append(8.0 if known else 30.0)
             held.settle(receipt(number, let_in[-1]))
 
-        halt = asyncio.create_task(longest_halt_s(0.5))
         await asyncio.gather(*map(client, range(CLIENTS)))
-        await halt
         assert refused and all(r.status == 429 and (r.retry_after_s or 0) >= 1 for r in refused)
         assert gate.clerk.flush(20)
         [use] = gate.account.uses(["team:t"])
@@ -134,8 +128,8 @@ def test_a_database_that_takes_its_time_holds_up_nobody_else(database: Database)
         with kept_waiting(database) as end:
             asking = [asyncio.create_task(desk.reserve(CALLER, asked)) for _ in range(8)]
             gone = asyncio.create_task(desk.reserve(CALLER, asked))
-            assert await longest_halt_s(0.6) < 0.3
-            assert not any(task.done() for task in asking)
+            await come_round()
+            assert not any(task.done() for task in asking), "the loop stood still until they could be asked"
             assert await desk.caller("Bearer whoever") == Caller()
             gone.cancel()
             asking[0].cancel()

@@ -55,14 +55,14 @@ def test_a_revoked_key_is_refused_by_another_server_within_a_second(database: Da
     with pytest.raises(KeyRefused):
         keys.check(f"Bearer {text}")
     revoked = time.monotonic()
-    while time.monotonic() - revoked < 1.0:
+    while True:
+        asked = time.monotonic()
         try:
             server.check(f"Bearer {text}")
         except KeyRefused:
             break
+        assert asked - revoked < 1.0, "the other server still takes the key after a second"
         time.sleep(0.02)
-    else:
-        pytest.fail("the other server still takes the key after a second")
     with pytest.raises(UsageError, match="no key"):
         keys.revoke("000000000000")
 

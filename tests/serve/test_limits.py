@@ -207,11 +207,11 @@ def test_depth_is_told_without_parsing(value: Any) -> None:
 
 
 def test_a_deep_text_takes_no_long_time() -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     assert json_depth(b"[" * 1_000_000) == 1_000_000
     json_depth(b'"' + b"\\" * 1_000_000)
     json_depth(b'"\\' * 300_000)
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"a":', b'{"a": NaN}', b'{"a": Infinity}', b"\xff{}", b"1"])

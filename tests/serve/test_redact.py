@@ -102,9 +102,9 @@ def test_a_request_is_redacted_wherever_a_text_is() -> None:
     ],
 )
 def test_no_text_takes_long(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     PatternRedactor().text(text)
-    assert time.monotonic() - begun < 3
+    assert time.thread_time() - begun < 3
 
 
 PRESIDIO = """

@@ -56,14 +56,15 @@ SPACE = Space(
 )  # fmt: skip
 UNCHANGED = replace(SPACE, weight_formats={"llamacpp": ("f16",)})
 JOULES = Cost("J", ("rapl:cpu/0",))
+BUSY_W, CAPPED_W = 20.0, 4.0
 
 pytestmark = pytest.mark.usefixtures("in_home_with_engines")
 
 
 @pytest.fixture
 def powered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoweredMachine]:
-    """A machine of files in the place of this one's counters."""
-    with PoweredMachine(tmp_path / "root") as machine:
+    """A machine of files in the place of this one's counters; noise cannot hide what its cap saves."""
+    with PoweredMachine(tmp_path / "root", busy_w=BUSY_W, capped_w=CAPPED_W) as machine:
         where = Station([RaplSensor(machine.root / POWERCAP)])
         monkeypatch.setattr(import_module("negawatt.meter.station"), "_shared", where)
         for module in ("hold", "turn", "limits", "ladder"):
@@ -214,7 +215,7 @@ def test_a_search_by_joules_finds_proves_and_keeps_a_power_cap(
     kept = Settings.from_json(json.loads((tmp_path / "run/artifact/settings.json").read_text()))
     assert kept.limits == Limits(64)
 
-    for document, watts in ((found["baseline"], 20), (best, 10)):
+    for document, watts in ((found["baseline"], BUSY_W), (best, CAPPED_W)):
         assert document["joules_per_token"] == pytest.approx(watts * document["cpu_s_per_token"], rel=0.25)
         assert document["energy_per_token"]["provenance"] == "derived"
     trials = [r for r in run.records("trial") if r["stage"] == "search"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def test_killed_it_goes_on_in_another_folder_by_url_and_name(
             command("here"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         wait_for_trials(url, 2)
+        first.send_signal(signal.SIGSTOP)  # so that it has not ended before the second one has begun
         second = subprocess.run(
             command("there"), env=environment, capture_output=True, text=True, check=False
         )

@@ -47,4 +47,4 @@ def test_what_cannot_come_below_the_best_is_left_out(outlook: Outlook) -> None:
     assert foretold.cost == pytest.approx(0.0081, rel=0.05)
     found = outlook.against(cut, 0.005, 1e6, made=False)
     assert found is not None
-    assert "times the best so far" in found.why
+    assert "times what is expected without it" in found.why

@@ -204,9 +204,12 @@ def _texts(source: Source, workload: Workload, seed: int) -> Iterator[Piece]:
             yield Piece(question.text + "\n\n")
         elif isinstance(question, RetrieveItem):
             yield Piece(f"{question.query}\n\n{next(documents).text}\n\n")
+        elif isinstance(question, ChooseItem):
+            asked = _rendered(source, question.context)
+            for choice in question.choices:  # all that the model is made to read, not which is right
+                yield Piece(asked.text.removesuffix("\n\n") + choice + "\n\n", asked.is_chat)
         else:
-            asked = question.context if isinstance(question, ChooseItem) else question.prompt
-            yield _rendered(source, asked)
+            yield _rendered(source, question.prompt)
 
 
 def _rendered(source: Source, prompt: Prompt) -> Piece:

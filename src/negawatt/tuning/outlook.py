@@ -20,12 +20,13 @@ from negawatt.tuning.space import Space
 from negawatt.tuning.workshop import Workshop
 
 NOTHING = 0.99
-"""Passes that are foretold to leave more than this of the best cost, at best, are not tried."""
+"""Passes that leave more than this of what is expected without them, at best, are not tried."""
 MAKING_SHARE = 0.4
 """Passes are not tried whose making takes more than this share of the time left to search."""
 MAKING_S_PER_MPARAM = {
     "rtn": 0.1, "hqq": 0.2, "magnitude": 0.1, "svd": 0.5, "vocabulary": 1.2, "depth": 2.0, "width": 1.0,
-    "smoothquant": 1.0, "wanda": 1.0, "awq": 3.0, "gptq": 2.5, "sparsegpt": 3.0, "mixed": 4.0, "lowrank": 2.5,
+    "smoothquant": 1.0, "wanda": 1.0, "awq": 1.5, "gptq": 0.35, "sparsegpt": 1.0, "mixed": 1.0,
+    "lowrank": 2.5,
 }  # fmt: skip
 """Seconds that a pass takes for a million parameters, before this machine has made its own experience: of
 ``rtn``, ``vocabulary`` and ``gptq`` measured on two cores of a server, of others guessed from what they do.
@@ -85,7 +86,7 @@ class Outlook:
 
         Args:
             candidate: with passes.
-            least: cost of the best known so far.
+            least: what the search expects to end with otherwise.
             left_s: seconds left to search.
             made: its weights are there already.
             required: every candidate has these passes, so all of the time may go into making them.
@@ -93,7 +94,7 @@ class Outlook:
         found = self.prospect(candidate)
         if found is not None and found.cost is not None and found.cost > NOTHING * least:
             return Prospect(
-                found.cost, f"at best {found.cost / least:.2f} times the best so far: {found.why}"
+                found.cost, f"at best {found.cost / least:.2f} times what is expected without it: {found.why}"
             )
         making_s = 0.0 if made else self.making_s(candidate)
         if making_s > (1.0 if required else MAKING_SHARE) * left_s:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from negawatt.compress import parse
 from negawatt.tuning.candidate import Candidate
+from negawatt.tuning.portfolio import weights
 from negawatt.tuning.predictor import (
     Observation,
     Predictor,
@@ -30,6 +32,8 @@ STARTUP = 2
 """Trials before the model is asked; they are drawn at random where nothing is known from elsewhere."""
 WORTH = 0.003
 """Expected improvement, as a share of the cost, below which nothing more is proposed."""
+NEGLIGIBLE = 1e-3
+"""What is less likely to be the choice counts for nothing."""
 OWN = 2
 """Points that are measured before the search may end, however much earlier searches saw."""
 SPEND_NOISE = 0.4
@@ -37,6 +41,8 @@ SPEND_NOISE = 0.4
 TRUST = 0.9
 """Confidence of the intervals that the model's calibration is told with."""
 
+APPLIED = "pass "
+"""What names of dimensions begin with that say whether a pass is applied."""
 UNKNOWN_BITS = 20
 """What weights in the artifact's own form are taken for: after what engines make smaller, before 32."""
 Key = tuple[tuple[str, Any], ...]
@@ -109,14 +115,24 @@ class PredictedStrategy(Strategy):
             raise Exhausted("every point of the space has been proposed")
         self.predictor = Predictor([*self._earlier, *self._observations()])
         foretold = self.predictor.costs(self._seen_as(open_))
-        gain = expected_improvement(foretold.mean, foretold.sd, self._best()) * self._chances(open_)
-        chosen = int(np.argmax(gain / self._spends(open_)))
+        gain = self._improvement(foretold.mean, foretold.sd) * self._chances(open_)
+        chosen = self._at_its_best(open_, int(np.argmax(gain / self._spends(open_))), foretold.mean)
         if gain.max() < WORTH and self._measured() and len(self._valued()) > OWN:
             raise Exhausted(f"no point left is expected to save {WORTH:.2%} or more")
         low, high = foretold.interval(TRUST)
         if self.objectives == 1:
             self._expected[_key(open_[chosen])] = float(low[chosen]), float(high[chosen])
         return Draft(open_[chosen])
+
+    def _at_its_best(self, open_: Sequence[Point], chosen: int, mean: Array) -> int:
+        """What passes would make for the first time is run as it is foretold to cost least, whatever else
+        would be learnt by the way: making it is the dear part.
+        """
+        made = _passes(open_[chosen])
+        if not made or any(_passes(proposal.point) == made for proposal, _ in self._told.values()):
+            return chosen
+        same = [place for place, point in enumerate(open_) if _passes(point) == made]
+        return min(same, key=lambda place: float(mean[place]))
 
     def _spends(self, open_: Sequence[Point]) -> Array:
         """What trying each point is likely to cost, up to a factor: gain is sought for what it takes.
@@ -199,12 +215,26 @@ class PredictedStrategy(Strategy):
             for seen, (p, o), v in zip(self._seen_as([p.point for p, _ in told]), told, values, strict=True)
         ]
 
-    def _best(self) -> float:
-        """The lowest value that is allowed and was measured; the highest seen where none is."""
-        own = [o for o in self.predictor.seen if not o.run]
-        measured = set(self._measured())
-        allowed = [o.log_cost for o, key in zip(own, self._valued(), strict=True) if key in measured]
-        return min(allowed) if allowed else max(o.log_cost for o in self.predictor.seen)
+    def _improvement(self, mean: Array, sd: Array) -> Array:
+        """By how much points are expected to fall below what the search would end with now.
+
+        That is the cheapest way that is proved: each that was tried is one with its chance. Where none may
+        be, it is the dearest seen.
+        """
+        own = np.asarray([o.log_cost for o in self.predictor.seen if not o.run])
+        known = weights(own, self._likely()) if len(own) else own
+        total = np.zeros(len(mean))
+        for cost, weight in zip(own, known, strict=True):
+            if weight >= NEGLIGIBLE:
+                total += weight * expected_improvement(mean, sd, float(cost))
+        worst = max(o.log_cost for o in self.predictor.seen)
+        return total + max(0.0, 1.0 - float(known.sum())) * expected_improvement(mean, sd, worst)
+
+    def _likely(self) -> Array:
+        """Chance of each point that has a value to be proved; none where it broke a constraint."""
+        told = [self._told[key] for key in self._valued()]
+        found = self._proved([proposal.point for proposal, _ in told])
+        return np.asarray([0.0 if o.violations else f for f, (_, o) in zip(found, told, strict=True)])
 
     def _valued(self) -> list[Key]:
         return [key for key, (_, o) in self._told.items() if o.values is not None]
@@ -219,8 +249,27 @@ class PredictedStrategy(Strategy):
         broken = [o.values is None or o.violations > int(o.kept is False) for _, o in told]
         seen_as = self._seen_as(open_)
         fails = chances(self._seen_as([p.point for p, _ in told]), broken, seen_as)
-        identities = [self._identities.get(_key(p)) for p in open_]
-        return (1 - fails) * self.predictor.keeps(seen_as, identities, self._deciding, self.limit)
+        return (1 - fails) * self._proved(open_)
+
+    def _proved(self, points: Sequence[Point]) -> Array:
+        """Chance of each point to be proved: as its identity was judged, else as it is foretold."""
+        identities = [self._identities.get(_key(p)) for p in points]
+        found = self.predictor.keeps(self._seen_as(points), identities, self._deciding, self.limit)
+        judged = {
+            self._identities.get(k): o.chance for k, (_, o) in self._told.items() if o.chance is not None
+        }
+        for place, identity in enumerate(identities):
+            if found[place] > 0 and (chance := judged.get(identity)) is not None:
+                found[place] = chance
+        return found
+
+
+def _passes(point: Point) -> dict[str, Any]:
+    """The passes that a point has, with their parameters."""
+    names = [
+        name[len(APPLIED) :] for name, value in point.items() if name.startswith(APPLIED) and value == "yes"
+    ]
+    return {name: value for name, value in point.items() if name.removeprefix(APPLIED).split(".")[0] in names}
 
 
 def _beginning(point: Point) -> tuple[Any, Any]:
@@ -256,11 +305,16 @@ def bits_of(weight_format: str) -> int | None:
 def traits(candidate: Candidate) -> dict[str, Any]:
     """What names of formats have in common: bits in all engines, and within one the stem before a dash.
 
-    ``int4-g64-sym`` and ``int4-g32-asym`` are variants of one form, as are ``q4_0`` and ``q4_0-head8``.
+    ``int4-g64-sym`` and ``int4-g32-asym`` are variants of one form, as are ``q4_0`` and ``q4_0-head8``. What
+    a pass packed has the bits that this pass gives.
     """
     settings = candidate.settings
-    stem = settings.weight_format.split("-")[0]
-    return {"\0bits": bits_of(settings.weight_format), "\0stem": f"{settings.engine} {stem}"}
+    bits, stem = bits_of(settings.weight_format), settings.weight_format.split("-")[0]
+    for each in map(parse, candidate.passes):
+        if each.packs:
+            bits = each.values.get("bits", each.values.get("average"))
+            stem = f"packed {bits}"
+    return {"\0bits": bits, "\0stem": f"{settings.engine} {stem}"}
 
 
 def promising(starts: Sequence[Candidate]) -> list[Candidate]:

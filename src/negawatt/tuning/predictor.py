@@ -45,7 +45,8 @@ RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
 EVEN = {"engine": 0.2, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
-"""Variances of effects on quality, in units of its own spread."""
+OF_PASSES = 0.5
+"""Variances of effects on quality, in units of its own spread; the last, of whether a pass is applied."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class Predictor:
         values = np.asarray([float(o.drop or 0.0) for o in judged.values()])
         scale = max(DROP_NOISE, float(np.std(values)))
         noise = np.full(len(known), DROP_NOISE / scale)
-        mean, sd, _ = additive_model(known, asked, values / scale, noise, {"kv_cache": 0.05, **EVEN})
+        passes = {name: OF_PASSES for name in dimensions if name.startswith("pass ")}
+        variances = {"kv_cache": 0.05, **EVEN, **passes}
+        mean, sd, _ = additive_model(known, asked, values / scale, noise, variances)
         mean, sd = mean * scale, sd * scale
         for i, identity in enumerate(identities):
             if identity in judged:

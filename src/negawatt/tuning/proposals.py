@@ -32,6 +32,7 @@ class Proposals:
         starts: candidates that the default strategy tries first.
         earlier: observations of earlier searches, for the default strategy.
         objectives: names of what is wanted little of.
+        chance: of a trial whose quality was judged, to be proved.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Proposals:
         starts: Sequence[Candidate] = (),
         earlier: Sequence[Observation] = (),
         objectives: tuple[str, ...] = (ENERGY,),
+        chance: Callable[[Trial], float] | None = None,
     ) -> None:
-        self.space, self.objectives = space, objectives
+        self.space, self.objectives, self._chance = space, objectives, chance
         options: dict[str, Any] = {}
         if name == "default":
             options = {
@@ -113,4 +115,5 @@ class Proposals:
             drop=float(judged["drop"]) if judged else None,
             kept=False if struck else (True if judged else None),
             spent=trial.figures.get("cpu_s_spent") or None,
+            chance=self._chance(trial) if judged and self._chance else None,
         )

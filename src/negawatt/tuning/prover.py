@@ -22,6 +22,8 @@ from negawatt.tuning.trial import Trial, difference_json
 from negawatt.tuning.verdict import Constraints
 
 FINALISTS = 4
+LEAST_CHANCE = 0.05
+"""With something proved that stands by, what is less likely to be proved is not tried."""
 FINALIST_WITHIN = 1.25
 """Finalists cost at most this times the cheapest; dearer ones have their turn when those fail."""
 UNLIMITED_ITEMS = 96
@@ -102,7 +104,9 @@ class Prover:
         standing_by = self._standing_by(study, reasons)
         if standing_by.winner is not None:
             most = min(_cost(t) for t in study.trials if t.candidate == standing_by.winner)
-        while proved.winner is None and (chosen := finalists(study, most)):
+            self._pass_over(study, most)
+        hope = LEAST_CHANCE if standing_by.winner is not None else 0.0
+        while proved.winner is None and (chosen := finalists(study, most, hope)):
             ranked = rank([trial.candidate for trial in chosen])
             for lost in [t for t in chosen if t.candidate not in ranked]:
                 study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
@@ -117,6 +121,13 @@ class Prover:
         if proved.winner is None and not reasons:
             reasons.append(why_nothing(study.trials))
         return proved, reasons
+
+    def _pass_over(self, study: Study, most: float) -> None:
+        """Note what is cheaper than what stands by, and will hardly be proved."""
+        for trial in finalists(study, most):
+            if (chance := study.chance(trial)) < LEAST_CHANCE:
+                text = f"its answers so far leave a chance of {chance:.1%} to prove its quality"
+                self.run.append("note", {"text": f"Passed over: {trial.candidate}: {text}"})
 
     def _standing_by(self, study: Study, reasons: list[str]) -> Proved:
         """What is proved before bolder finalists; it has the second share of the error, they the first."""
@@ -213,11 +224,16 @@ class Prover:
         return number
 
 
-def finalists(study: Study, below: float = math.inf) -> list[Trial]:
-    """The cheapest feasible trials other than the baseline that cost less than it, and less than `below`."""
+def finalists(study: Study, below: float = math.inf, hope: float = 0.0) -> list[Trial]:
+    """The cheapest feasible trials other than the baseline that cost less than it, and less than `below`.
+
+    Args:
+        hope: chance to be proved that they have at least.
+    """
     limit = min((_cost(t) for t in study.trials if t.candidate == study.baseline), default=math.inf)
     limit = min(limit, below)
     good = [t for t in study.trials if t.feasible and t.candidate != study.baseline and _cost(t) < limit]
+    good = [t for t in good if not hope or study.chance(t) >= hope]
     best = min((_cost(t) for t in good), default=math.inf)
     return sorted((t for t in good if _cost(t) <= FINALIST_WITHIN * best), key=_cost)[:FINALISTS]
 

@@ -64,6 +64,7 @@ class Outcome:
         drop: of quality, against what everything is compared with; None where it was not judged.
         kept: whether the quality was good enough; None where it was not judged.
         spent: what trying it cost, in whatever unit all outcomes share; None where that is not known.
+        chance: that its quality will be proved, from what was judged of it; None where nothing is known.
     """
 
     values: tuple[float, ...] | None
@@ -72,6 +73,7 @@ class Outcome:
     drop: float | None = None
     kept: bool | None = None
     spent: float | None = None
+    chance: float | None = None
 
     @property
     def penalised(self) -> tuple[float, ...] | None:

@@ -21,10 +21,10 @@ from negawatt.tuning.pass_range import Choose, PassRange
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 """Batches tried where the batch is free."""
-USUAL_PASSES = ("gptq:bits=4,group=32,symmetric=true,clip=true,damping=0.05,align=0.5,embeddings=8|4",)
+USUAL_PASSES = ("gptq:bits=4,group=32,symmetric=true,clip=true,damping=0.05,align=0,embeddings=8",)
 """Passes considered unasked: what keeps more of a model's quality in as few bytes as engines' own formats
-do. It is made only where those lost too much quality and there is time for it. Passes that fit a model to a
-workload (vocabulary), or lose more than a point of quality without training (depth, width), are asked for."""
+do, made in the least time (without `align`). Passes that fit a model to a workload (vocabulary), or lose more
+than a point of quality without training (depth, width), are asked for."""
 CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 """The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
 FLASH = {"default": None, "on": True, "off": False}

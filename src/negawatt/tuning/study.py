@@ -17,23 +17,27 @@ from negawatt.tuning.attempt import Look
 from negawatt.tuning.bench import Bench, Tick
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
-from negawatt.tuning.judge import Judge
+from negawatt.tuning.judge import Judge, last_confidence
 from negawatt.tuning.memory import Memory
 from negawatt.tuning.objectives import ENERGY, since_improvement
 from negawatt.tuning.outlook import Outlook, Seen
+from negawatt.tuning.portfolio import expected_cost
 from negawatt.tuning.proposals import Proposals
 from negawatt.tuning.sampler import Proposal
 from negawatt.tuning.shortfall import says_nothing
 from negawatt.tuning.space import Space
+from negawatt.tuning.standby import chance_of_proof, faithful
 from negawatt.tuning.traffic import Traffic
 from negawatt.tuning.trial import QUALITY, Trial
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
 QUALITY_WITHIN = 1.15
-"""Quality is judged only for candidates that cost at most this times the best one."""
+"""Quality is judged only for candidates that cost at most this times what the search expects to end with."""
 PATIENCE = 20
 """The search ends after so many trials in a row without an improvement of 1 %."""
+UNJUDGED = {True: 0.9, False: 0.3}
+"""Chance of a proof before quality was looked at: of 8 bits at least, and of what is coarser or changed."""
 HOPELESS = 3.0
 """An engine whose best trial of a model costs more than this times any engine's is not tried for it again."""
 DEATHS = 2
@@ -103,6 +107,7 @@ class Study:
             starts=space.starts(without=baseline.settings.engine),
             earlier=memory.observations(space, self.compared_with, self.reference_s, cost) if memory else [],
             objectives=objectives,
+            chance=self.chance,
         )
 
     @property
@@ -205,10 +210,8 @@ class Study:
 
     def _no_prospect(self, candidate: Candidate) -> Trial | None:
         """A trial that was only foretold, where passes cannot make up for what making takes."""
-        least = min(
-            (t.figures.get("screen_cost", math.inf) for t in self.trials if t.feasible), default=math.inf
-        )
-        least = min([least, *(look.cost for c, look in self._looks.items() if c not in self._tried)])
+        looks = [(look.cost, _unjudged(c)) for c, look in self._looks.items() if c not in self._tried]
+        least = expected_cost([*self._ways("screen_cost"), *looks])
         made = self.judge.workshop.is_made(candidate)
         required = {each.name for each in self.space.passes if each.required}
         found = self.outlook.against(
@@ -323,6 +326,23 @@ class Study:
         """The cheapest trial that keeps the constraints as far as they were judged."""
         return min((t for t in self.trials if t.feasible), key=_cost, default=None)
 
+    def chance(self, trial: Trial) -> float:
+        """Chance that a trial will be proved, going by what the search saw of it; 1 where nothing must be."""
+        if trial.state == "failed" or trial.violations:
+            return 0.0
+        limit = self.constraints.max_quality_drop
+        if trial.candidate == self.baseline or limit is None or not self.items:
+            return 1.0
+        seen, held = trial.figures.get("quality_drop"), max(1, self.held_out)
+        if seen is None:
+            return _unjudged(trial.candidate)
+        return chance_of_proof(seen, held, limit, last_confidence(held, 0, self.judge.confidence))
+
+    def _ways(self, figure: str = "") -> list[tuple[float, float]]:
+        """Of each trial its cost, or a figure instead, and its chance."""
+        costs = ((t.figures.get(figure) if figure else t.cost, t) for t in self.trials)
+        return [(float(cost), self.chance(t)) for cost, t in costs if cost is not None]
+
     @property
     def _patient(self) -> bool:
         return since_improvement(self.trials[self._fresh_from :], self.objectives) < PATIENCE
@@ -367,7 +387,7 @@ class Study:
             self.only_joules
             and best is not None
             and best.candidate != self.baseline
-            and _cost(trial) > QUALITY_WITHIN * _cost(best)
+            and _cost(trial) > QUALITY_WITHIN * expected_cost(self._ways())
         )
         return trial.feasible and (trial.candidate == self.baseline or not rival)
 
@@ -381,6 +401,10 @@ class Study:
             if known is not None and (text := says_nothing(known)):
                 self.run.append("note", {"text": text})
         return judged
+
+
+def _unjudged(candidate: Candidate) -> float:
+    return UNJUDGED[faithful(candidate)]
 
 
 def _cost(trial: Trial) -> float:
