@@ -17,7 +17,7 @@ from negawatt.profiling.quality import prompt_tokens
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, refuse_limits
 from negawatt.tuning.cost import CPU_SECONDS, Cost
-from negawatt.tuning.trial import Trial
+from negawatt.tuning.trial import kept_trials
 from negawatt.workload import TrafficItem, Workload
 
 MOST_STARTS = 4
@@ -149,7 +149,7 @@ def _of_run(run: Run) -> Observed:
 
 def _cheapest(run: Run) -> list[Candidate]:
     """Candidates of a search that kept its constraints, cheapest first."""
-    own = (Trial.from_record(r) for r in run.records("trial") if r.get("stage") == "search")
+    own = (trial for stage, trial in kept_trials(run) if stage == "search")
     good = [(t.cost, t.candidate) for t in own if t.feasible and t.cost is not None]
     return [candidate for _, candidate in sorted(good, key=lambda pair: pair[0])]
 
