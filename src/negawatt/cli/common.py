@@ -22,6 +22,11 @@ def emit(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line above a progress bar, if there is one: click's `echo` would write into its line."""
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
+
+
 def offers(table: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Completion in a shell by the keys of a table, ``MODULE:NAME``, which is imported only then."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from negawatt.cli.common import emit, examples, json_option, offers, progress_bar
+from negawatt.cli.common import emit, examples, json_option, offers, progress_bar, say
 from negawatt.cli.settings import joules, parse_settings, seconds, size_bytes
 from negawatt.errors import UsageError
 
@@ -157,8 +157,8 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 def told(text: str) -> None:
-    """What is to be known before a search begins; on standard error, where progress is."""
-    click.echo(text, err=True)
+    """What is to be known before a search begins."""
+    say(text, err=True)
 
 
 def _is_typed(name: str) -> bool:
@@ -169,28 +169,28 @@ def _is_typed(name: str) -> bool:
 
 def tell(result: dict[str, Any], *, several: bool) -> None:
     """The outcome in words; with the frontier where several objectives were asked."""
-    click.echo(result["verdict"]["text"])
+    say(result["verdict"]["text"])
     if result.get("present"):
-        click.echo(result["present"]["text"])
+        say(result["present"]["text"])
     search = result["search"]
     paid = search["payback_tokens"]
     words = f", paid back after {paid:,} tokens" if paid else ""
     if (days := search["payback_days"]) is not None:
         words += f" ({days:,.1f} days)" if days >= 0.05 else f" ({24 * 60 * days:,.0f} minutes)"
-    click.echo(
+    say(
         f"The search {search['cost']['text']}. It tried {search['trials']} ways "
         f"({search['pruned']} dropped early, {search['failed']} failed) "
         f"in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
     for each in search["left_out"]:
-        click.echo(f"Left out: {each['passes']}: {each['reason']}.")
+        say(f"Left out: {each['passes']}: {each['reason']}.")
     if several:
-        click.echo(f"Not beaten in {', '.join(search['objectives'])}:")
+        say(f"Not beaten in {', '.join(search['objectives'])}:")
         for line in _frontier_lines(result["frontier"], search["cost"]["unit"]):
-            click.echo(f"  {line}")
+            say(f"  {line}")
     if "artifact" in result:
-        click.echo(f"Ready to use: {result['artifact']}")
-    click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
+        say(f"Ready to use: {result['artifact']}")
+    say(f"See it: negawatt report {result['run']}", err=True)
 
 
 def _frontier_lines(found: list[dict[str, Any]], unit: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from negawatt.cli.common import Progress, emit, progress_bar
+from negawatt.cli.common import Progress, emit, progress_bar, say
 from negawatt.cli.settings import seconds
 from negawatt.errors import RunError, UsageError
 
@@ -99,7 +99,7 @@ def _look(
     """One look, and the search that it calls for."""
     finding = watch.check(observed)
     if not as_json:
-        click.echo(f"{time.strftime('%Y-%m-%d %H:%M')}  {finding.text}.")
+        say(f"{time.strftime('%Y-%m-%d %H:%M')}  {finding.text}.")
     result = _searched(watch, observed, options, progress) if finding.due else None
     if as_json:
         emit({**finding.to_json(), "search": result})
