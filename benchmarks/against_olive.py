@@ -66,7 +66,7 @@ class Contest:
 
     Attributes:
         run: finished.
-        artifact: the stock model.
+        artifact, own: the stock model, and the winner's, which passes may have made.
         stock, winner: settings of the run's baseline and of its best.
         limit: on how much better stock may be, as a share.
         items: that quality is judged on.
@@ -77,6 +77,7 @@ class Contest:
 
     run: Run
     artifact: Artifact
+    own: Artifact
     stock: Settings
     winner: Settings
     limit: float
@@ -93,16 +94,21 @@ class Contest:
         assert limit is not None, "the run had no limit on the drop of quality"
         best, baseline = run.result["best"], run.result["baseline"]
         workload = Workload.open("chat-piqa")
+        artifact = Artifact.open(run.manifest["artifact"]["name"])
+        own = Artifact.open(folder / "artifact") if best.get("passes") else artifact
         return cls(
-            run, Artifact.open(run.manifest["artifact"]["name"]), Settings.from_json(baseline["settings"]),
+            run, artifact, own, Settings.from_json(baseline["settings"]),
             Settings.from_json(best["settings"]), limit, tuple(draw_order(workload.quality, 0)[-n_items:]),
             dict(workload.metrics), python, work,
         )  # fmt: skip
 
     def own_scores(self) -> tuple[Quality, Quality]:
         """Stock's and the winner's; kept by Negawatt itself."""
-        with Scores(self.artifact, Workload.open("chat-piqa"), self.stock) as scores:
-            return scores.quality(self.stock, self.items), scores.quality(self.winner, self.items)
+        workload, found = Workload.open("chat-piqa"), []
+        for artifact, settings in ((self.artifact, self.stock), (self.own, self.winner)):
+            with Scores(artifact, workload, self.stock) as scores:
+                found.append(scores.quality(settings, self.items))
+        return found[0], found[1]
 
     def scores_of(self, made: Made) -> Quality:
         """What one of Olive's models answers; kept after every few items."""
@@ -214,7 +220,7 @@ def costs(contest: Contest, models: list[Made], rounds: int) -> dict[str, list[C
     artifact = contest.artifact
     peers = [(m.way.name, Olive(m, contest.python, n, artifact)) for m in models for n in (1, 0)]
     runtimes: list[Any] = [peer for _, peer in peers]
-    runtimes.append(Ours(f"Negawatt: {contest.winner}", artifact, contest.winner))
+    runtimes.append(Ours(f"Negawatt: {contest.winner}", contest.own, contest.winner))
     prompts = chat_prompts(artifact)
     samples: dict[str, list[float]] = {r.name: [] for r in runtimes}
     for number in range(-1, rounds):  # round -1 warms up
