@@ -123,7 +123,9 @@ def main() -> None:
     run = Run.open(options.run, kind="tune")
     assert run.result is not None, "the run is not finished"
     artifact = Artifact.open(run.manifest["artifact"]["name"])
-    winner = Settings.from_json(run.result["best"]["settings"])
+    best = run.result["best"]
+    own = Artifact.open(options.run / "artifact") if best.get("passes") else artifact
+    winner = Settings.from_json(best["settings"])
     winner = winner.replace(batch=options.our_batch or winner.batch)
     gguf, checkpoint = str(artifact.gguf()), str(artifact.checkpoint())
     python = {
@@ -141,7 +143,8 @@ def main() -> None:
             Peer(f"llama.cpp wheel (xllamacpp){at}", wheel, "xllamacpp_default.py", gguf, str(b), batch=b),
             Ours(f"llama.cpp, best build, defaults{at}", artifact, plain),
         ]
-    runtimes.append(Ours(f"Negawatt: {winner}", artifact, winner))
+    label = " + ".join(each.partition(":")[0] for each in [*best.get("passes", ()), str(winner)])
+    runtimes.append(Ours(f"Negawatt: {label}", own, winner))
     prompts = chat_prompts(artifact)
     samples: dict[str, list[float]] = {r.name: [] for r in runtimes}
     references = []

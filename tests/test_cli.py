@@ -185,7 +185,12 @@ def test_completion_script_is_accepted_by_its_shell(shell: str, call: Callable[.
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("negawatt tu", "tune"), ("negawatt models pu", "pull"), ("negawatt doctor --js", "--json")],
+    [
+        ("negawatt tu", "tune"),
+        ("negawatt models pu", "pull"),
+        ("negawatt doctor --js", "--json"),
+        ("negawatt tune x --strategy nsg", "nsga2"),
+    ],
 )
 def test_completion_offers_commands_and_options(typed: str, offered: str) -> None:
     environment = os.environ | {

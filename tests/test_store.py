@@ -127,7 +127,7 @@ def test_a_server_started_anew_is_waited_for_and_its_lock_taken_again(tmp_path: 
 def test_a_server_that_stays_away_is_a_sentence(
     tmp_path: Path, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RunError, match="runs cannot be kept in postgresql://127") as refused:
+    with pytest.raises(RunError, match="runs cannot be kept: postgresql://127") as refused:
         Store("postgresql://tester:correct-horse@127.0.0.1:1/nothing")
     assert "correct-horse" not in str(refused.value)
     with emptied(postgres_server.url) as url:

@@ -14,22 +14,21 @@ import time
 def serve(generate, score=None):
     """Call ``generate(prompts, new_tokens) -> tokens generated`` for each line, and time it.
 
-    A line ``{"score": pairs}`` is answered by ``{"log_probs": score(pairs)}``.
+    A line ``{"score": pairs}`` is answered by ``{"log_probs": score(pairs)}`` and its seconds.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print what they like
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        if "score" in asked:
-            print(json.dumps({"log_probs": score(asked["score"])}), file=answers, flush=True)
-            continue
         wall, cpu = time.perf_counter(), time.process_time()
-        tokens = generate(asked["prompts"], asked["new_tokens"])
+        if "score" in asked:
+            found = {"log_probs": score(asked["score"])}
+        else:
+            found = {"tokens": generate(asked["prompts"], asked["new_tokens"])}
         spent = {
             "cpu_s": time.process_time() - cpu,
             "wall_s": time.perf_counter() - wall,
-            "tokens": tokens,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
-        print(json.dumps(spent), file=answers, flush=True)
+        print(json.dumps(found | spent), file=answers, flush=True)

@@ -37,6 +37,23 @@ def new_path(kind: str, mark: str = "") -> Path:
     return path
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run.
+
+    Raises:
+        RunError: it may not be looked into.
+    """
+    try:
+        return (path / "run.json").is_file()
+    except OSError as exc:
+        raise RunError(f"cannot look into {path}: {exc.strerror or exc}") from exc
+
+
+def _is_of_others(entry: Path) -> bool:
+    """Whether something in a folder is not just what a kill left of making a run there."""
+    return not entry.name.startswith(".run.json.")
+
+
 class Journal(Protocol):
     """Where a run is kept besides its folder. What a call was given is kept when it returns.
 
@@ -86,7 +103,11 @@ class Run:
             RunError: the folder exists and holds something already.
         """
         path = path or new_path(kind)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            taken = path.exists() and (not path.is_dir() or any(map(_is_of_others, path.iterdir())))
+        except OSError as exc:
+            raise RunError(f"cannot use {path}: {exc.strerror or exc}") from exc
+        if taken:
             raise RunError(f"{path} exists and is not empty; choose another folder, or resume it")
         from negawatt import __version__
 
@@ -111,13 +132,15 @@ class Run:
         """
         path = Path(path)
         manifest_file = path / "run.json"
-        if not manifest_file.is_file():
+        if not is_run(path):
             raise RunError(f"{path} is not a run: it holds no run.json")
         try:
             manifest = json.loads(manifest_file.read_text("utf-8"))
             schema = int(manifest["schema"])
             found = str(manifest["kind"])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except OSError as exc:
+            raise RunError(f"cannot read {manifest_file}: {exc.strerror or exc}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
             raise RunError(f"{manifest_file} is damaged: {exc}") from exc
         if schema > SCHEMA:
             raise RunError(
@@ -131,11 +154,14 @@ class Run:
         """Take the writer's lock, held until `close` or the end of the process.
 
         Raises:
-            RunError: another process is writing to this run.
+            RunError: another process is writing to this run, or this one may not.
         """
         if self._lock is not None:
             return
-        handle = (self.path / "lock").open("w")
+        try:
+            handle = (self.path / "lock").open("w")
+        except OSError as exc:
+            raise RunError(f"cannot write to {self.path}: {exc.strerror or exc}") from exc
         try:
             import fcntl
 
@@ -190,11 +216,19 @@ class Run:
         return file.read(1) == b"\n"
 
     def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the records of a kind, or all, in the order they were appended."""
+        """Yield the records of a kind, or all, in the order they were appended.
+
+        Raises:
+            RunError: they may not be read.
+        """
         file = self.path / "records.jsonl"
-        if not file.exists():
+        try:
+            lines = file.open("rb")
+        except FileNotFoundError:
             return
-        with file.open("rb") as lines:
+        except OSError as exc:
+            raise RunError(f"cannot read the records of {self.path}: {exc.strerror or exc}") from exc
+        with lines:
             for line in lines:
                 try:
                     record = json.loads(line)
@@ -226,10 +260,14 @@ class Run:
             RunError: ``result.json`` is damaged.
         """
         file = self.path / "result.json"
-        if not file.exists():
-            return None
         try:
-            result: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as exc:
+            result = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise RunError(f"cannot read {file}: {exc.strerror or exc}") from exc
+        except ValueError as exc:
             raise RunError(f"{file} is damaged: {exc}") from exc
+        if not isinstance(result, dict):
+            raise RunError(f"{file} is damaged: it holds no JSON object")
         return result

@@ -48,7 +48,7 @@ class Store:
             self._database = Database(url)
             self._database.create(_TABLES)
         except DatabaseError as exc:
-            raise RunError(f"runs cannot be kept in {exc}") from exc
+            raise RunError(f"runs cannot be kept: {exc}") from exc
         self.shown = self._database.shown
 
     def take_up(self, path: Path) -> Journal:

@@ -81,6 +81,8 @@ def test_a_file_narrows_and_extends(tmp_path: Path) -> None:
         ("schema = 1\nspeculation = ['draft']", "'draft' is not among them"),
         ("schema = 1\ncores = ['warm']", "'warm' is not among them"),
         ("schema = 1\nthreads = [9999]\ncores = ['compact']", "no others than all of them"),
+        ("schema = 1\nthreads = [99999]", "threads must be at most"),
+        ("schema = 1\nengines = ['openvino']\n[kv_caches]\nllamacpp = ['q8_0']", "not among the engines"),
         ("schema = 1\nweight_formats = 3", "must be a section"),
         ("schema = 1\n[weight_formats]\nllamacpp = ['q3']", "'q3' is not among them"),
         ("schema = 1\n[kv_caches]\nsteam = ['q3']", "no engine is called 'steam'"),

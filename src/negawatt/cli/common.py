@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,21 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def emit(data: Any) -> None:
     """Print one JSON document on standard output."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line above a progress bar, if there is one: click's `echo` would write into its line."""
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def offers(table: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completion in a shell by the keys of a table, ``MODULE:NAME``, which is imported only then."""
+
+    def offered(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+        module, _, name = table.partition(":")
+        return [key for key in getattr(importlib.import_module(module), name) if key.startswith(begun)]
+
+    return offered
 
 
 def examples(*lines: str) -> str:

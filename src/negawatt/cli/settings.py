@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -89,7 +90,7 @@ def parse_settings(text: str, max_context: int) -> Any:
     from negawatt.engine import Settings
 
     parts = text.split(":")
-    if len(parts) > 3 or (len(parts) == 3 and not parts[2].isdigit()):
+    if len(parts) > 3 or (len(parts) == 3 and not parts[2].isdecimal()):
         raise UsageError(f"expected ENGINE[:WEIGHTS[:THREADS]] such as llamacpp:q8_0:1, not {text!r}")
     weights = parts[1] if len(parts) > 1 else "fp32" if parts[0] == "transformers" else "native"
     threads = int(parts[2]) if len(parts) > 2 else None
@@ -104,7 +105,7 @@ def seconds(text: str) -> float:
     """
     found = _DURATION.match(text.strip())
     value = float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"expected a time such as 90s, 6m or 1.5h, not {text!r}")
     return value
 
@@ -117,7 +118,7 @@ def joules(text: str) -> float:
     """
     found = _ENERGY.match(text.strip())
     value = float(found[1]) * _JOULES[found[2]] if found else 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"expected an energy such as 500J, 10Wh or 0.1kWh, not {text!r}")
     return value
 
@@ -129,6 +130,7 @@ def size_bytes(text: str) -> int:
         UsageError: the text has another form.
     """
     found = _SIZE.match(text.strip())
-    if not found or found[2] not in _UNITS:
+    value = float(found[1]) * _UNITS.get(found[2], math.inf) if found else math.inf
+    if value == math.inf:
         raise UsageError(f"expected a size such as 800MB or 1.5GiB, not {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(value)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from negawatt.cli.common import emit, examples, json_option, progress_bar
+from negawatt.cli.common import emit, examples, json_option, offers, progress_bar, say
 from negawatt.cli.settings import joules, parse_settings, seconds, size_bytes
 from negawatt.errors import UsageError
 
@@ -45,6 +46,7 @@ from negawatt.errors import UsageError
     "passes",
     multiple=True,
     metavar="NAME[:KEY=VALUE|VALUE,…]",
+    shell_complete=offers("negawatt.compress.registry:PASSES"),
     help="Compression to consider, in this order; none: only the models as they are.",
 )
 @click.option(
@@ -74,6 +76,7 @@ from negawatt.errors import UsageError
     default="default",
     show_default=True,
     metavar="NAME",
+    shell_complete=offers("negawatt.tuning.strategy:STRATEGIES"),
     help="What is tried next: default, random, grid, tpe, gp, nsga2, nsga3, reinforcement or halving.",
 )
 @click.option(
@@ -81,6 +84,7 @@ from negawatt.errors import UsageError
     "objectives",
     multiple=True,
     metavar="NAME",
+    shell_complete=offers("negawatt.tuning.objectives:OBJECTIVES"),
     help="Beside joules, seek a frontier over: quality, ttft, tpot or memory. May be repeated.",
 )
 @click.option(
@@ -96,7 +100,7 @@ from negawatt.errors import UsageError
     help="Look at these (.csv, or a server's database) again and again; search when it is worth it.",
 )
 @click.option("--every", default="1h", show_default=True, help="With --watch: time between two looks.")
-@click.option("--checks", type=int, default=None, help="With --watch: looks, then the end; none if absent.")
+@click.option("--checks", type=int, help="With --watch: end after so many looks; never if absent.")
 @click.option(
     "--horizon", type=float, default=30.0, show_default=True, help="With --watch: days a saving counts."
 )
@@ -125,11 +129,13 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
     With --watch it does not search at once, but as soon as what is asked has changed so far that a new search
     pays; --from then names the search whose choice runs today.
     """
-    if options["receipts"]:
+    if options["receipts"] is not None:
         from negawatt.cli.watch import keep_watch
 
         keep_watch(models, options, as_json)
         return
+    if idle := [f"--{name}" for name in ("every", "checks", "horizon") if _is_typed(name)]:
+        raise UsageError(f"{idle[0]} is for --watch, which is not asked for")
     from negawatt.artifact import Artifact
     from negawatt.tuning import tune
     from negawatt.tuning.space_file import models_of
@@ -137,42 +143,54 @@ def command(models: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     asked = asked_of(options)
     workload = Workload.open(options["workload"])
-    further = models_of(options["space"]) if options["space"] else ()
+    further = () if options["space"] is None else models_of(options["space"])
     with progress_bar("tune") as progress:
         artifact, *others = (Artifact.open(each, progress=progress) for each in (*models, *further))
         result = tune(
-            artifact, workload, **asked, models=others, command=["negawatt", *sys.argv[1:]], progress=progress
-        )
+            artifact, workload, **asked, models=others, command=["negawatt", *sys.argv[1:]],
+            progress=progress, told=told,
+        )  # fmt: skip
     if as_json:
         emit(result)
         return
     tell(result, several=bool(options["objectives"]))
 
 
+def told(text: str) -> None:
+    """What is to be known before a search begins."""
+    say(text, err=True)
+
+
+def _is_typed(name: str) -> bool:
+    """Whether an option stands on the command line, and is not left at its default."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def tell(result: dict[str, Any], *, several: bool) -> None:
     """The outcome in words; with the frontier where several objectives were asked."""
-    click.echo(result["verdict"]["text"])
+    say(result["verdict"]["text"])
     if result.get("present"):
-        click.echo(result["present"]["text"])
+        say(result["present"]["text"])
     search = result["search"]
     paid = search["payback_tokens"]
     words = f", paid back after {paid:,} tokens" if paid else ""
     if (days := search["payback_days"]) is not None:
         words += f" ({days:,.1f} days)" if days >= 0.05 else f" ({24 * 60 * days:,.0f} minutes)"
-    click.echo(
+    say(
         f"The search {search['cost']['text']}. It tried {search['trials']} ways "
         f"({search['pruned']} dropped early, {search['failed']} failed) "
         f"in {search['duration_s'] / 60:.1f} minutes and {search['cpu_s']:.0f} CPU-seconds{words}."
     )
     for each in search["left_out"]:
-        click.echo(f"Left out: {each['passes']}: {each['reason']}.")
+        say(f"Left out: {each['passes']}: {each['reason']}.")
     if several:
-        click.echo(f"Not beaten in {', '.join(search['objectives'])}:")
+        say(f"Not beaten in {', '.join(search['objectives'])}:")
         for line in _frontier_lines(result["frontier"], search["cost"]["unit"]):
-            click.echo(f"  {line}")
+            say(f"  {line}")
     if "artifact" in result:
-        click.echo(f"Ready to use: {result['artifact']}")
-    click.echo(f"See it: negawatt report {result['run']}", file=sys.stderr)
+        say(f"Ready to use: {result['artifact']}")
+    say(f"See it: negawatt report {result['run']}", err=True)
 
 
 def _frontier_lines(found: list[dict[str, Any]], unit: str) -> list[str]:
@@ -198,11 +216,11 @@ def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
     from negawatt.tuning.observed import Observed, batch_for
     from negawatt.tuning.pass_range import PassRange
     from negawatt.tuning.space import BATCHES
-    from negawatt.tuning.space_file import read_space
+    from negawatt.tuning.space_file import keys_of, read_space
 
     if options["throughput"] and options["batch"] is not None:
         raise UsageError("--throughput frees the batch and --batch pins it; give one of them")
-    if options["origin"]:
+    if options["origin"] is not None:
         observed = Observed.read(options["origin"])
     pinned = options["batch"]
     if pinned is None:
@@ -210,29 +228,31 @@ def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
     if pinned < 1:
         raise UsageError(f"the batch must be at least 1, not {pinned}")
     batches = BATCHES if options["throughput"] else (pinned,)
-    only = [name.strip() for name in options["engines"].split(",")] if options["engines"] else None
-    memory, passes = options["max_memory"], options["passes"]
+    named = options["engines"]
+    only = None if named is None else [name.strip() for name in named.split(",")]
+    memory, energy, passes = options["max_memory"], options["energy_budget"], options["passes"]
     if "none" in passes and len(passes) > 1:
         raise UsageError("--pass none stands alone")
-    named = [PassRange.parse(each) for each in passes if each != "none"]
+    considered = [PassRange.parse(each) for each in passes if each != "none"]
     space = Space.default(
-        batches=batches, max_context=options["max_context"], only=only, passes=named if passes else None
+        batches=batches, max_context=options["max_context"], only=only, passes=considered if passes else None
     )
     space = replace(space, drafts=options["drafts"])
-    if options["space"]:
+    if options["space"] is not None:
+        _refuse_twice(options, keys_of(options["space"]))
         space = read_space(options["space"], space)
     return {
         "constraints": Constraints(
             max_quality_drop=options["max_quality_drop"],
             p95_ttft_ms=options["p95_ttft"],
             p95_tpot_ms=options["p95_tpot"],
-            max_memory_bytes=size_bytes(memory) if memory else None,
+            max_memory_bytes=None if memory is None else size_bytes(memory),
         ),
         "space": space,
         "baseline": _baseline(options["baseline"], observed, space.max_context),
         "observed": observed,
         "time_budget_s": seconds(options["time_budget"]),
-        "energy_budget_j": joules(options["energy_budget"]) if options["energy_budget"] else None,
+        "energy_budget_j": None if energy is None else joules(energy),
         "tokens_per_day": options["tokens_per_day"],
         "fewest_items": options["min_quality_items"],
         "seed": options["seed"],
@@ -242,6 +262,27 @@ def asked_of(options: dict[str, Any], observed: Any = None) -> dict[str, Any]:
         "store": options["store"],
         "ray": options["ray"],
     }
+
+
+def _refuse_twice(options: dict[str, Any], keys: frozenset[str]) -> None:
+    """
+    Raises:
+        UsageError: an option says what the file of --space says as well.
+    """
+    asked = {
+        "engines": "--engines" if options["engines"] is not None else "",
+        "batches": "--throughput"
+        if options["throughput"]
+        else "--batch"
+        if options["batch"] is not None
+        else "",
+        "pass": "--pass" if options["passes"] else "",
+        "drafts": "--draft" if options["drafts"] else "",
+        "max_context": "--max-context" if _is_typed("max_context") else "",
+    }
+    for key, option in asked.items():
+        if option and key in keys:
+            raise UsageError(f"{options['space']} names {key} and {option} does too; say it in one place")
 
 
 def _baseline(text: str | None, observed: Any, max_context: int) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from negawatt.cli.common import Progress, emit, progress_bar
+from negawatt.cli.common import Progress, emit, progress_bar, say
 from negawatt.cli.settings import seconds
 from negawatt.errors import RunError, UsageError
 
@@ -65,9 +65,9 @@ def _run(path: Path | None, model: str, chosen: Path) -> Run:
     Raises:
         RunError: the folder holds something else, or is in use.
     """
-    from negawatt.run import Run
+    from negawatt.run import Run, is_run
 
-    if path is None or not (path / "run.json").exists():
+    if path is None or not is_run(path):
         return Run.create("watch", path=path, artifact={"name": model}, first=str(chosen))
     run = Run.open(path, kind="watch")
     if run.manifest.get("first") != str(chosen):
@@ -99,7 +99,7 @@ def _look(
     """One look, and the search that it calls for."""
     finding = watch.check(observed)
     if not as_json:
-        click.echo(f"{time.strftime('%Y-%m-%d %H:%M')}  {finding.text}.")
+        say(f"{time.strftime('%Y-%m-%d %H:%M')}  {finding.text}.")
     result = _searched(watch, observed, options, progress) if finding.due else None
     if as_json:
         emit({**finding.to_json(), "search": result})
@@ -112,13 +112,14 @@ def _look(
 def _searched(
     watch: Watch, observed: Observed, options: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    from negawatt.cli.tune import asked_of
+    from negawatt.cli.tune import asked_of, told
     from negawatt.tuning import tune
 
     path = watch.run.path / f"search-{1 + sum(1 for _ in watch.run.records('search'))}"
     asked = asked_of({**options, "origin": None}, watch.asked(observed)) | {"path": path}
     result = tune(
-        watch.artifact, watch.workload, **asked, command=["negawatt", *sys.argv[1:]], progress=progress
-    )
+        watch.artifact, watch.workload, **asked, command=["negawatt", *sys.argv[1:]],
+        progress=progress, told=told,
+    )  # fmt: skip
     watch.adopt(path, observed, accepted=bool(result["verdict"]["accepted"]))
     return result

@@ -70,6 +70,7 @@ class Scores:
         self._written: dict[tuple[str, ...], ReferenceAnswers] = {}
         self._ranked: dict[tuple[str, ...], Sequence[Response]] = {}
         self._pace_s: dict[str, float] = {}
+        self._closed_cpu_s = 0.0
 
     def __enter__(self) -> Scores:
         return self
@@ -81,8 +82,18 @@ class Scores:
 
     def close(self) -> None:
         """End the engines that are open."""
-        while self._engines:
-            self._engines.popitem()[1].close()
+        for settings in list(self._engines):
+            self._close(settings)
+
+    def _close(self, settings: Settings) -> None:
+        engine = self._engines.pop(settings)
+        engine.close()
+        self._closed_cpu_s += _spent_by(engine)
+
+    @property
+    def spent_cpu_s(self) -> float:
+        """CPU seconds of all engines that were opened to answer, loading included."""
+        return self._closed_cpu_s + sum(map(_spent_by, self._engines.values()))
 
     def quality(
         self, settings: Settings, items: Items, tick: Tick = lambda text: None, *, margins: bool = False
@@ -195,7 +206,7 @@ class Scores:
         if settings not in self._engines:
             kept = {scoring_settings(self.reference), _alone(self.reference)}
             for other in [s for s in self._engines if s not in kept]:
-                self._engines.pop(other).close()  # one candidate at a time, beside the reference
+                self._close(other)  # one candidate at a time, beside the reference
             self._engines[settings] = Engine(self.artifact, settings).open()
         return self._engines[settings]
 
@@ -239,6 +250,10 @@ def _kept(quality: Quality) -> dict[str, _Kept]:
         i: _Kept(score, quality.weights.get(i, 1.0), quality.margins.get(i))
         for i, score in quality.scores.items()
     }
+
+
+def _spent_by(engine: Engine) -> float:
+    return engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
 
 
 def _alone(settings: Settings) -> Settings:

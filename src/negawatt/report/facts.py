@@ -73,8 +73,6 @@ class Facts:
         except OSError as exc:
             raise RunError(f"cannot read the records of {run.path}: {exc.strerror or exc}") from exc
         result = run.result
-        if result is not None and not isinstance(result, dict):
-            raise RunError(f"{run.path / 'result.json'} is damaged: it holds no JSON object")
         outcome: Mapping[str, Any] = result or {}
         raw = tuple(r for r in records if r.get("record") == "trial")
         trials = tuple(Trial.read(record, i) for i, record in enumerate(raw))

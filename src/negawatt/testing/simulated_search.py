@@ -83,7 +83,7 @@ def world(
 class SimulatedAnswers:
     """A double of `Answers`: each arithmetic's scores are drawn once, item by item."""
 
-    labelled = True
+    labelled, spent_cpu_s = True, 0.0
 
     def __init__(self, truth: World, items: Items, rng: np.random.Generator, item_s: float) -> None:
         self._truth, self._rng, self._item_s = truth, rng, item_s

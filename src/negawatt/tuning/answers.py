@@ -82,6 +82,11 @@ class Answers:
             return sum(self.foreseen_s(each, items) for each in candidate.parts)
         return self._scores(candidate).foreseen_s(candidate.settings.without_limits(), items)
 
+    @property
+    def spent_cpu_s(self) -> float:
+        """CPU seconds of all engines that answered."""
+        return sum(each.spent_cpu_s for each in self._of.values())
+
     def close(self) -> None:
         """End the engines that are open."""
         for each in self._of.values():

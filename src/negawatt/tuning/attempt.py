@@ -189,5 +189,5 @@ def _shortened(group: Sequence[Job], s_per_token: float) -> list[Job]:
 
 
 def spent(engine: Engine) -> float:
-    """CPU seconds that an engine has used, its weights' preparation included."""
-    return engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
+    """CPU seconds that an engine has used, its weights' preparation included; of one that died too."""
+    return (engine.whole_cpu_s or engine.last_usage.total_cpu_s) + engine.prepare_usage.cpu_s

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from negawatt.engine import Engine
 from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
 from negawatt.profiling.window import warm_up
 from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
@@ -48,17 +49,18 @@ class Bench:
 
     def look(self, candidate: Candidate) -> Look | Trial:
         """A first look at one candidate, or the trial that failed."""
-        started = time.monotonic()
+        started, engine = time.monotonic(), None
         try:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
-            with self.judge.workshop.engine(candidate) as engine:
+            engine = self.judge.workshop.engine(candidate)
+            with engine:
                 warm_up(engine, jobs[0])
                 with limited(engine, jobs, candidate.settings.limits):
                     look = first_look(engine, jobs, self.reference_s, per_token, self.cost)
         except MissingDependency:
             raise
         except (EngineError, WorkloadError) as exc:
-            return failed(candidate, exc, time.monotonic() - started)
+            return failed(candidate, exc, time.monotonic() - started, engine)
         return replace(look, lasted_s=time.monotonic() - started)
 
     def measure(
@@ -70,12 +72,13 @@ class Bench:
             foreseen: what a first look at the best candidate would show; None to measure in any case.
             earlier: a first look at this one, which is not repeated.
         """
-        started = time.monotonic()
+        started, engine = time.monotonic(), None
         if earlier is not None and (reason := too_dear(earlier, foreseen)):
             return pruned(candidate, earlier, reason)
         try:
             jobs, per_token = self.traffic.jobs(candidate), self.traffic.per_token(candidate)
-            with self.judge.workshop.engine(candidate) as engine:
+            engine = self.judge.workshop.engine(candidate)
+            with engine:
                 warm_up(engine, jobs[0])
                 with limited(engine, jobs, candidate.settings.limits) as held:
                     look = earlier or first_look(engine, jobs, self.reference_s, per_token, self.cost)
@@ -92,7 +95,7 @@ class Bench:
         except MissingDependency:
             raise
         except (EngineError, WorkloadError) as exc:
-            return failed(candidate, exc, time.monotonic() - started)
+            return failed(candidate, exc, time.monotonic() - started, engine)
         lasted_s = time.monotonic() - started
         if earlier is not None:
             lasted_s, spent_cpu_s = lasted_s + earlier.lasted_s, spent_cpu_s + earlier.spent_cpu_s
@@ -116,6 +119,7 @@ class Bench:
         started, candidate = time.monotonic(), trial.candidate
         if not self.items:
             return trial
+        before_s = self.judge.scores.spent_cpu_s
         try:
             if candidate == self.judge.baseline and self.judge.scores.labelled:
                 quality = self.judge.scores.quality(candidate, self.items, tick)
@@ -125,10 +129,13 @@ class Bench:
         except (EngineError, WorkloadError) as exc:
             if candidate == self.judge.baseline or isinstance(exc, MissingDependency):
                 raise
-            lasted_s = trial.figures.get("duration_s", 0.0) + time.monotonic() - started
-            return failed(candidate, exc, lasted_s)
-        lasted_s = trial.figures.get("duration_s", 0.0) + time.monotonic() - started
-        return replace(found, figures={**found.figures, "duration_s": lasted_s})
+            found = failed(candidate, exc, 0.0)
+        took = {
+            "duration_s": time.monotonic() - started,
+            "cpu_s_spent": self.judge.scores.spent_cpu_s - before_s,
+        }
+        took = {name: more + float(trial.figures.get(name) or 0.0) for name, more in took.items()}
+        return replace(found, figures={**found.figures, **took})
 
     def _compared(self, trial: Trial, tick: Tick) -> Trial:
         allowed = math.inf if self.limit is None else self.limit
@@ -165,7 +172,13 @@ def pruned(candidate: Candidate, look: Look, reason: str) -> Trial:
     return Trial(-1, candidate, "pruned", look.cost, reason, figures=figures)
 
 
-def failed(candidate: Candidate, error: NegawattError, lasted_s: float) -> Trial:
-    """The trial of a candidate whose engine refused or died."""
-    figures = {"died": isinstance(error, WorkerDied), "duration_s": lasted_s, "cpu_s_spent": 0.0}
+def failed(
+    candidate: Candidate, error: NegawattError, lasted_s: float, engine: Engine | None = None
+) -> Trial:
+    """The trial of a candidate whose engine, if it came to one, refused or died."""
+    figures = {
+        "died": isinstance(error, WorkerDied),
+        "duration_s": lasted_s,
+        "cpu_s_spent": 0.0 if engine is None else spent(engine),
+    }
     return Trial(-1, candidate, "failed", None, str(error), figures=figures)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from negawatt.artifact import Artifact
 from negawatt.engine.backends import backend
 from negawatt.engine.draft_model import DraftModel
-from negawatt.errors import UsageError
+from negawatt.errors import ArtifactError, UsageError
 from negawatt.tuning.space import Space
 from negawatt.workload import Workload
 from negawatt.workload.items import prompt_text
@@ -47,7 +47,11 @@ def with_drafts(
     texts = [prompt_text(item.prompt) for item in workload.traffic]
     found = []
     for text in space.drafts:
-        draft = DraftModel.open(text, formats)
+        try:
+            draft = DraftModel.open(text, formats)
+        except ArtifactError as exc:
+            known = ", ".join(formats)
+            raise UsageError(f"a draft is MODEL or MODEL:WEIGHTS with weights of {known}: {exc}") from exc
         cut = [draft.artifact.tokenizer.encode(each) for each in texts]
         if all([model.tokenizer.encode(each) for each in texts] != cut for model in models):
             names = " and ".join(model.name for model in models)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from negawatt.energy import Energy
-from negawatt.meter import energy_of_cpu_time
+from negawatt.meter import Meter, energy_of_cpu_time
 from negawatt.run import Run
 from negawatt.tuning.node import host
 
+SPENT_EVERY_S = 5.0
+"""How often what a sitting has spent so far is kept: a kill loses no more of the account than that."""
+
 
 class Expense:
-    """Adds up errands, and keeps each in the run, where it has every earlier sitting from.
+    """Adds up what sittings and errands cost, and keeps it in the run, where later sittings have it from.
 
     Args:
         run: of the search.
@@ -27,17 +33,30 @@ class Expense:
 
     def __init__(self, run: Run, used_s: Callable[[], float]) -> None:
         self._run, self._used_s = run, used_s
+        self._sitting, self._kept_s = secrets.token_hex(4), -math.inf
         self.cpu_s, self.own_cpu_s, self.energy = 0.0, 0.0, Energy.zero()
-        here = [r for kind in ("trial", "making") for r in run.records(kind) if "node" not in r]
+        last = {r["sitting"]: r for r in run.records("spent")}.values()
         errands = list(run.records("errand"))
-        own_s = sum(float(r.get("cpu_s_spent") or 0.0) for r in here)
+        apart = [r for r in errands if not (last and r["counted"])]  # what no meter of a sitting saw
+        alone = [r for kind in ("trial", "making") for r in run.records(kind) if "node" not in r]
+        own_s = 0.0 if last else sum(float(r.get("cpu_s_spent") or 0.0) for r in alone)  # an older version's
         own = [energy_of_cpu_time(own_s)] if own_s else []
-        self.earlier_cpu_s = own_s + sum(float(r["cpu_s"]) for r in errands)
-        self.earlier_energy = Energy.total([*own, *(Energy.from_json(r["energy"]) for r in errands)])
+        self.earlier_cpu_s = own_s + sum(float(r["cpu_s"]) for r in (*last, *apart))
+        told = (Energy.from_json(r["energy"]) for r in (*last, *apart))
+        self.earlier_energy = Energy.total([*own, *told])
         self.earlier_s = max(
-            sum(float(r.get("duration_s") or 0.0) for r in here if r["record"] == "trial"),
-            max((float(r["used_s"]) for r in errands), default=0.0),
+            sum(float(r.get("duration_s") or 0.0) for r in alone if r["record"] == "trial"),
+            max((float(r["used_s"]) for r in (*last, *errands)), default=0.0),
         )
+
+    def keep(self, meter: Meter) -> None:
+        """Keep what this sitting has spent so far, unless that was just done."""
+        if time.monotonic() - self._kept_s < SPENT_EVERY_S:
+            return
+        self._kept_s = time.monotonic()
+        so_far = meter.so_far()
+        record = {"cpu_s": so_far.cpu_s, "energy": so_far.energy.to_json(), "used_s": self._used_s()}
+        self._run.append("spent", {"sitting": self._sitting, **record})
 
     def add(self, answer: Mapping[str, Any], node: str, do: str) -> None:
         """Take in what an errand cost.

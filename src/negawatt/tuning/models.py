@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
 from negawatt.engine.classifier import labels_in
-from negawatt.errors import UsageError, WorkloadError
+from negawatt.errors import ArtifactError, UsageError, WorkloadError
 from negawatt.profiling.quality import SCORING_CONTEXT, tokens_held
 from negawatt.profiling.retrieval import query_tokens
 from negawatt.tuning.drafts import with_drafts
@@ -82,8 +82,15 @@ def refuse_longer(models: Sequence[Artifact], workload: Workload, space: Space) 
     """A question that does not fit would end the search at its proof, after all the work.
 
     Raises:
-        WorkloadError: one is longer than what a sequence may hold.
+        UsageError: a sequence may hold more than any of the models was made for, as far as they tell.
+        WorkloadError: a question is longer than what a sequence may hold.
     """
+    made_for = list(filter(None, map(_longest, models)))
+    if made_for and space.max_context > max(SCORING_CONTEXT, *made_for):
+        raise UsageError(
+            f"{models[0].name} was made for {max(made_for):,} tokens, and --max-context asks room for "
+            f"{space.max_context:,}, which would fill the memory; ask for as many as requests need"
+        )
     most = min(space.max_context, SCORING_CONTEXT)
     queries = queries_among(workload.quality)
     others = [item for item in workload.quality if not isinstance(item, RetrieveItem)]
@@ -98,3 +105,11 @@ def refuse_longer(models: Sequence[Artifact], workload: Workload, space: Space) 
                     f"sequence may hold {most}; allow more with --max-context (at most {SCORING_CONTEXT}), "
                     "or leave it out"
                 )
+
+
+def _longest(model: Artifact) -> int:
+    """Tokens of the longest sequence that a model was made for; 0 where it does not tell."""
+    try:
+        return model.shape.max_context
+    except ArtifactError:
+        return 0

@@ -11,12 +11,13 @@ from typing import Any
 
 from negawatt.artifact import Tokenizer
 from negawatt.engine import Settings
+from negawatt.engine.backends import backend
 from negawatt.errors import NegawattError, UsageError
 from negawatt.profiling.quality import prompt_tokens
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate, refuse_limits
 from negawatt.tuning.cost import CPU_SECONDS, Cost
-from negawatt.tuning.trial import Trial
+from negawatt.tuning.trial import kept_trials
 from negawatt.workload import TrafficItem, Workload
 
 MOST_STARTS = 4
@@ -66,7 +67,8 @@ class Observed:
             return _of_run(Run.open(path))
         if path.suffix.lower() == ".csv":
             return _of_receipts(path, latest_s)
-        raise UsageError(f"expected the folder of a run, or receipts as a .csv file, not {path}")
+        what = "" if path.exists() else ", which is not there"
+        raise UsageError(f"expected the folder of a run, or receipts as a .csv file, not {path}{what}")
 
     def shaped(self, workload: Workload, tokenizer: Tokenizer) -> tuple[Workload, str]:
         """The workload with traffic of the lengths observed, and a note where its prompts do not reach them.
@@ -126,23 +128,28 @@ def _of_run(run: Run) -> Observed:
     result = run.result
     if result is None:
         raise UsageError(f"{run.path} is unfinished, so nothing was chosen there yet")
-    sha = str((run.manifest.get("artifact") or {}).get("sha256", ""))
     try:
+        sha = str((run.manifest.get("artifact") or {}).get("sha256", ""))
         if run.manifest["kind"] == "profile":
             present = Candidate.from_json(result)
+            backend(present.settings.engine)
             return Observed(str(run.path), present, (present,), model_sha256=sha)
         present = Candidate.from_json(result["best"])
         baseline = Settings.from_json(run.manifest["baseline"])
         known = [present, *_cheapest(run)]
-    except (NegawattError, KeyError, TypeError, ValueError) as exc:
+        for each in known:
+            backend(each.settings.engine)
+    except NegawattError as exc:
         raise UsageError(f"{run.path} does not say what was chosen there: {exc}") from exc
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise UsageError(f"{run.path} does not say what was chosen there: {exc!r}") from exc
     starts = tuple(dict.fromkeys(known))[: MOST_STARTS + 1]
     return Observed(str(run.path), present, starts, baseline, model_sha256=sha)
 
 
 def _cheapest(run: Run) -> list[Candidate]:
     """Candidates of a search that kept its constraints, cheapest first."""
-    own = (Trial.from_record(r) for r in run.records("trial") if r.get("stage") == "search")
+    own = (trial for stage, trial in kept_trials(run) if stage == "search")
     good = [(t.cost, t.candidate) for t in own if t.feasible and t.cost is not None]
     return [candidate for _, candidate in sorted(good, key=lambda pair: pair[0])]
 

@@ -15,7 +15,7 @@ from negawatt.engine import Settings
 from negawatt.errors import RunError, UsageError
 from negawatt.meter import fingerprint, station
 from negawatt.profiling import about
-from negawatt.run import Run, new_path
+from negawatt.run import Run, is_run, new_path
 from negawatt.store import Store
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
@@ -63,7 +63,7 @@ class Question:
 
 def cost_of(path: Path | None, here: Cost) -> Cost:
     """What a search into a folder counts: what it began with, or what can be counted here."""
-    if path is None or not (path / "run.json").exists():
+    if path is None or not is_run(path):
         return here
     return Cost.from_json(Run.open(path).manifest.get("cost"))
 
@@ -91,7 +91,7 @@ def open_run(
             another process writes to it.
     """
     if store is None:
-        run = _unfinished(path, question) if path is not None and (path / "run.json").exists() else None
+        run = _unfinished(path, question) if path is not None and is_run(path) else None
         if run is not None and (kept_in := run.manifest.get("kept_in")):
             raise RunError(f"{path} is kept in {kept_in} too, which must not be left behind; name it again")
         return (
@@ -101,7 +101,7 @@ def open_run(
     journal = Store(store).take_up(path)
     run = None
     try:
-        if (path / "run.json").exists():
+        if is_run(path):
             run = _locked(_unfinished(path, question))
         else:
             run = _created(path, question, artifact, workload, command, cost)

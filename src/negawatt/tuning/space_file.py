@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from negawatt.engine.backends import backend
+from negawatt.engine.backends import BACKENDS, backend
 from negawatt.engine.cores import CHOICES, Cores
 from negawatt.errors import UsageError
 from negawatt.tuning.pass_range import PassRange
@@ -17,6 +18,8 @@ from negawatt.tuning.space import ALL, FLASH, Space, core_choices, usable
 
 SCHEMA = 1
 MAX_BYTES = 100_000
+MOST_THREADS = 64
+"""More than that, and than four for each processor, is a slip, and one that stops a machine."""
 LIMITS = ("power_caps_w", "clocks_mhz", "gpu_power_caps_w", "gpu_clocks_mhz")
 _KEYS = {
     "schema", "models", "engines", "threads", "batches", "max_context", "speculation", "flash_attention",
@@ -43,6 +46,15 @@ def read_space(path: Path, default: Space) -> Space:
         return _space(data, default)
     except UsageError as exc:
         raise UsageError(f"{path}: {exc}") from exc
+
+
+def keys_of(path: Path) -> frozenset[str]:
+    """What a file says something about.
+
+    Raises:
+        UsageError: it is absent, or not TOML.
+    """
+    return frozenset(_toml(path))
 
 
 def models_of(path: Path) -> tuple[str, ...]:
@@ -86,19 +98,23 @@ def _space(data: Mapping[str, Any], default: Space) -> Space:
             raise UsageError("passes are written as [[pass]] sections, each with a name")
         passes = tuple(map(_pass, rows))
     threads = _numbers(data, "threads", default.threads, 1)
+    cores = _cores(data, threads, default)
+    if threads[-1] > (most := max(MOST_THREADS, 4 * len(os.sched_getaffinity(0)))):
+        raise UsageError(f"threads must be at most {most} here, not {threads[-1]}")
+    searched = engines if "engines" in data else tuple(BACKENDS)
     return replace(
         default,
         engines=engines,
         unasked=default.unasked and "engines" not in data,
         threads=threads,
-        cores=_cores(data, threads, default),
+        cores=cores,
         batches=_numbers(data, "batches", default.batches, 1),
         max_context=_numbers(data, "max_context", (default.max_context,), 2, single=True)[0],
         speculation=_words(data, "speculation", default.speculation, ("none", "ngram")),
         drafts=_words(data, "drafts", default.drafts),
         flash_attention=_words(data, "flash_attention", default.flash_attention, tuple(FLASH)),
-        weight_formats=_by_engine(data, "weight_formats", default.weight_formats),
-        kv_caches=_by_engine(data, "kv_caches", default.kv_caches),
+        weight_formats=_by_engine(data, "weight_formats", searched, default.weight_formats),
+        kv_caches=_by_engine(data, "kv_caches", searched, default.kv_caches),
         limits={**default.limits, **{name: _limits(data[name], name) for name in LIMITS if name in data}},
         gpu_layers=_layers(data, engines, default),
         passes=passes,
@@ -161,7 +177,7 @@ def _pass(row: Mapping[str, Any]) -> PassRange:
 
 
 def _by_engine(
-    data: Mapping[str, Any], key: str, default: Mapping[str, tuple[str, ...]]
+    data: Mapping[str, Any], key: str, searched: Sequence[str], default: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
     table = data.get(key, {})
     if not isinstance(table, dict):
@@ -169,24 +185,31 @@ def _by_engine(
     found = dict(default)
     for engine in table:
         kind = backend(engine)
+        if engine not in searched:
+            raise UsageError(f"{key} names {engine}, which is not among the engines")
         has = kind.weight_formats if key == "weight_formats" else kind.kv_caches
-        found[engine] = _words(table, engine, (), has)
+        found[engine] = _words(table, engine, (), has, f"{key} of {engine}")
     return found
 
 
 def _words(
-    data: Mapping[str, Any], key: str, default: Sequence[str], known: Sequence[str] | None = None
+    data: Mapping[str, Any],
+    key: str,
+    default: Sequence[str],
+    known: Sequence[str] | None = None,
+    called: str = "",
 ) -> tuple[str, ...]:
     """A list of words, each once."""
+    called = called or key
     value = data.get(key, list(default))
     if (
         not isinstance(value, list)
         or not all(isinstance(v, str) for v in value)
         or (key in data and not value)
     ):
-        raise UsageError(f"{key} must be a list of words that is not empty, not {value!r}")
+        raise UsageError(f"{called} must be a list of words that is not empty, not {value!r}")
     if known is not None and (odd := [v for v in value if v not in known]):
-        raise UsageError(f"{key} are out of {', '.join(known)}; {odd[0]!r} is not among them")
+        raise UsageError(f"{called} are out of {', '.join(known)}; {odd[0]!r} is not among them")
     return tuple(dict.fromkeys(value))
 
 

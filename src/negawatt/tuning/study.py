@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from negawatt.errors import EngineError
 from negawatt.meter import energy_of_cpu_time, fingerprint
 from negawatt.profiling.reference_load import reference_load
 from negawatt.run import Run
@@ -27,7 +28,7 @@ from negawatt.tuning.shortfall import says_nothing
 from negawatt.tuning.space import Space
 from negawatt.tuning.standby import chance_of_proof, faithful
 from negawatt.tuning.traffic import Traffic
-from negawatt.tuning.trial import QUALITY, Trial
+from negawatt.tuning.trial import QUALITY, Trial, kept_trials
 from negawatt.tuning.verdict import Constraints
 from negawatt.workload import QualityItem, TrafficItem
 
@@ -131,12 +132,18 @@ class Study:
             alone = False
 
     def begin(self, time_left: Callable[[], float], tick: Tick) -> None:
-        """What goes before proposals: trials of earlier sittings, the baseline, what is known to be good."""
+        """What goes before proposals: trials of earlier sittings, the baseline, what is known to be good.
+
+        Raises:
+            EngineError: the baseline does not run, or RunError: an earlier trial cannot be read.
+        """
         self._take_over()
         self._time_left = time_left
         if not any(t.candidate == self.baseline for t in self.trials):
             tick("measuring what you run today")
             self.keep(self.try_candidate(self.baseline, tick, screen=False), None)
+            if self.trials[-1].state == "failed":
+                raise EngineError(f"what you run today does not run here: {self.trials[-1].reason}")
         for candidate in self.first:
             if candidate not in self._tried and time_left() > 0:
                 tick(f"known from before: {candidate}")
@@ -152,19 +159,19 @@ class Study:
         """Trials of an earlier, interrupted session."""
         if self.trials:
             return  # it goes on after a refutation
-        for record in self.run.records("trial"):
-            trial = Trial.from_record(record)
-            if record.get("stage") == "search":
+        for stage, trial in kept_trials(self.run):
+            if trial.candidate == self.baseline and trial.state == "failed":
+                continue  # that ended the sitting; now it may run
+            if stage == "search":
                 self.trials.append(trial)
-                self._learn(
-                    trial.candidate, trial.figures.get("screen_cost"), trial.figures.get("read_bytes")
-                )
-                if trial.figures.get("died"):
+                seen = trial.figures
+                self._learn(trial.candidate, seen.get("screen_cost"), seen.get("read_bytes"))
+                if seen.get("died"):
                     self._deaths[trial.settings.runs_on] += 1
                 self.proposals.tell(trial, None)
-            elif record.get("stage") == "proof":
+            elif stage == "proof":
                 self._strike(trial.candidate, trial.reason)
-            elif record.get("stage") == "latency":
+            elif stage == "latency":
                 self._slow(trial.candidate, trial.violations, trial.reason)
 
     def _reason_to_skip(self, candidate: Candidate) -> Trial | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from negawatt.engine import Settings
+from negawatt.errors import NegawattError, RunError
+from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.verdict import Constraints
 
@@ -86,6 +88,20 @@ class Trial:
             tuple(record["violations"]),
             {k: v for k, v in record.items() if k not in own},
         )
+
+
+def kept_trials(run: Run) -> Iterator[tuple[str, Trial]]:
+    """The trials of a run in the order they were kept, each with its stage.
+
+    Raises:
+        RunError: one cannot be read.
+    """
+    for record in run.records("trial"):
+        try:
+            yield str(record.get("stage")), Trial.from_record(record)
+        except (NegawattError, KeyError, TypeError, ValueError, AttributeError) as exc:
+            file = run.path / "records.jsonl"
+            raise RunError(f"{file} holds a trial that cannot be read: {exc!r}; use another folder") from exc
 
 
 def difference_json(difference: Any) -> dict[str, Any]:

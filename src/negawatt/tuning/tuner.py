@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
+from negawatt.engine.backends import backend
 from negawatt.errors import EngineError, NegawattError, UsageError
 from negawatt.meter import Meter, fingerprint
 from negawatt.profiling import REFERENCE_SETTINGS
@@ -38,7 +39,7 @@ from negawatt.tuning.objectives import check_objectives
 from negawatt.tuning.observed import Observed, present_text
 from negawatt.tuning.outlook import Outlook
 from negawatt.tuning.placements import Placements
-from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
+from negawatt.tuning.prospect import prospects
 from negawatt.tuning.prover import Proved, Prover
 from negawatt.tuning.question import Question, cost_of, open_run
 from negawatt.tuning.space import Space
@@ -83,6 +84,7 @@ def tune(
     ray: str | None = None,
     command: Sequence[str] = (),
     progress: Progress = lambda done, total, text: None,
+    told: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Find the way of running a model that spends the fewest joules per token, and prove it.
 
@@ -112,6 +114,8 @@ def tune(
         ray: address of a Ray cluster whose nodes try the candidates: ``auto``, ``HOST:PORT`` or
             ``ray://HOST:PORT``. The verdict is for machines like this one; other nodes only judge quality.
         progress: called with (seconds used, seconds in all, what is being done).
+        told: called with each sentence that is to be known before the search begins: what the items at hand
+            can prove, and what is left out.
 
     Returns:
         The ``tune`` document of the command line, as it also stands in the run's ``result.json``.
@@ -119,12 +123,16 @@ def tune(
     Raises:
         UsageError: the workload has no traffic, or too little to divide; or limits are named that cannot be
             tried here.
+        Infeasible: the items at hand could not prove the limit on quality of any candidate.
         WorkloadError: one of its questions is longer than `space.max_context`.
         EngineError: the baseline does not run, so nothing could be compared with it.
         RunError: the folder holds something else, or another question's run, or one that went by joules of
             counters which cannot be read any more.
     """
     check_strategy(strategy)
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"the seed must be a whole number from 0 to {2**32 - 1:,}, not {seed}")
+    backend(baseline.engine).check(baseline)
     artifact = Artifact.open(artifact) if isinstance(artifact, str) else artifact
     workload = Workload.open(workload) if isinstance(workload, str) else workload
     constraints = constraints or Constraints()
@@ -143,6 +151,7 @@ def tune(
     space = space_of((artifact, *others.values()), workload, space, cluster=ray is not None)
     space = placements.within(space, (artifact, *others.values()))
     material = Material.of(workload, space, seed, observed.starts if observed else ())
+    foretold = prospects(material, workload, constraints, fewest_items, confidence)
     refuse_incomparable(artifact, others, workload, space)
     refuse_longer((artifact, *others.values()), workload, space)
     if tokens_per_day is not None and not 0 < tokens_per_day < math.inf:
@@ -165,10 +174,10 @@ def tune(
         question = replace(question, space=limited)
         session = _Session(
             run, artifact, others, workload, material, question, budget, observed, fewest_items, confidence,
-            progress, cluster, cost,
+            progress, cluster, cost, told,
         )  # fmt: skip
-        session.note(note)
-        session.note(placements.note)
+        for text in filter(None, (*foretold, note, placements.note)):
+            session.note(text)
         return session.go(tokens_per_day)
 
 
@@ -190,7 +199,10 @@ class _Session:
         progress: Progress,
         cluster: Cluster | None,
         cost: Cost,
+        told: Callable[[str], None],
     ) -> None:
+        self.told = told
+        self._meter: Meter | None = None  # while the search is going on
         self.cluster, self.expense, self.cost = cluster, Expense(run, self.used_s), cost
         self.run, self.question, self.budget, self.material = run, question, budget, material
         self.constraints, self.baseline = question.constraints, question.baseline
@@ -235,6 +247,8 @@ class _Session:
         return next((float(r.get("window_s") or 0.0) for r in self.run.records("trial")), 0.0)
 
     def tick(self, text: str) -> None:
+        if self._meter is not None:
+            self.expense.keep(self._meter)
         whole_s = self.budget.whole_s
         self.progress(min(self.used_s(), whole_s), whole_s, text)
 
@@ -244,6 +258,7 @@ class _Session:
         own_s = time.process_time()
         with Meter() as meter:
             self.budget.begin(meter)
+            self._meter = meter
             outlook = Outlook(self.workshop.shapes)
             search_s = SEARCH_SHARE_OF_TIME * self.budget.whole_s
             far = outlook.out_of_reach(self.question.space, search_s, self.workshop)
@@ -253,7 +268,6 @@ class _Session:
                 self.question.strategy, self.memory, outlook, self.question.objectives, self.cost,
             )  # fmt: skip
             try:
-                self._foretell()
                 for name, why in far.items():
                     self.note(f"Left out: {name}: {why}")
                 study.first = self.observed.starts if self.observed else ()
@@ -263,10 +277,9 @@ class _Session:
                 else:
                     self.search = study.search
                 self.search(lambda: self.left_s(SEARCH_SHARE_OF_TIME), self.tick)
-                if study.trials[0].state == "failed":
-                    raise EngineError(f"what you run today does not run here: {study.trials[0].reason}")
                 result = self._decide(study)
             finally:
+                self._meter = None
                 self.judge.scores.close()
         own_s, spent_s = time.process_time() - own_s, meter.measurement.cpu_s + self.expense.cpu_s
         result["search"] = accounts(
@@ -292,31 +305,11 @@ class _Session:
             )
         return result
 
-    def _foretell(self) -> None:
-        """Before anything is spent: what the items and requests at hand could prove.
-
-        Raises:
-            Infeasible: they could prove nothing.
-        """
-        limits, texts = self.constraints, []
-        if limits.max_quality_drop is not None and self.held_items:
-            texts.append(
-                prospect_of_quality(
-                    self.judge.workload, len(self.held_items), limits.max_quality_drop, self.fewest_items,
-                    self.judge.confidence,
-                )
-            )  # fmt: skip
-        if limits.p95_ttft_ms is not None or limits.p95_tpot_ms is not None:
-            n = len(self.material.held) + len(self.material.searched)
-            texts.append(prospect_of_latency(n, self.judge.confidence))
-        for text in texts:
-            self.note(text)
-
     def note(self, text: str) -> None:
-        """Keep a sentence in the run, once however often the search is taken up again."""
-        if text and not any(r["text"] == text for r in self.run.records("note")):
+        """Tell a sentence, and keep it in the run, once however often the search is taken up again."""
+        if not any(r.get("text") == text for r in self.run.records("note")):
             self.run.append("note", {"text": text})
-        self.tick(text)
+        self.told(text)
 
     def _decide(self, study: Study) -> dict[str, Any]:
         """From the trials to the verdict."""
