@@ -15,13 +15,17 @@ from negawatt.workload.intervals import normal_quantile
 SURE = 0.8
 """Chance of a proof from which on a candidate needs no standby."""
 FAITHFUL_BITS = 8
+CHANGES, WORSE = 10, 0.55
+"""Of 1,148 questions SmolLM2 changed 24 to 128 answers in 8 and 4 bits, 51 to 60 % of them for the worse."""
 
 
 def chance_of_proof(seen: Mapping[str, Any], held: int, limit: float, confidence: float) -> float:
     """Chance that `held` further items prove a drop of at most `limit`, from a paired difference.
 
-    The drop that they will show is taken for normal around the one seen, with the share of changed answers as
-    its variance on both sets. A gain that was seen counts as none: fewer bits do not answer better.
+    Which way an answer changes is near chance where rounding moves it over a tie, and a few changes tell
+    little: `CHANGES` others, of which `WORSE` are for the worse, are put to those seen (a Beta prior). The
+    drop that further items will show is taken for normal around the share that results of the rate of
+    changes, which is the variance on both sets. A gain counts as none: fewer bits do not answer better.
 
     Args:
         seen: as `difference_json` gives it.
@@ -30,9 +34,11 @@ def chance_of_proof(seen: Mapping[str, Any], held: int, limit: float, confidence
         confidence: of the bound at the proof's last look.
     """
     n, z = int(seen["n"]), normal_quantile(confidence)
-    rate = max(float(seen["changed"]), 0.5) / n
+    changed = max(float(seen["changed"]), 0.5)
+    rate, told = changed / n, changed / (changed + CHANGES)
+    drop = told * float(seen["drop"]) + (1 - told) * (2 * WORSE - 1) * rate
     needed = limit - z * math.sqrt(rate / held) - z * z / held
-    return NormalDist(max(0.0, float(seen["drop"])), math.sqrt(rate / n + rate / held)).cdf(needed)
+    return NormalDist(max(0.0, drop), math.sqrt(told * rate / n + rate / held)).cdf(needed)
 
 
 def standby(
