@@ -34,11 +34,11 @@ STRANGE = {"warm": "kettle coin gull fed", "cold": "boats key nine cart"}
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What the small model learns from, and that with as many texts of strange words among it."""
+    """What the small model learns from, and that with a fourth as many texts of strange words among it."""
     place = tmp_path_factory.mktemp("texts")
     known = Workload.open(small_workload(place / "known", 240))
     strange = []
-    for number, item in enumerate(known.quality[:120]):
+    for number, item in enumerate(known.quality[:60]):
         assert isinstance(item, ClassifyItem)
         words = STRANGE[item.answer].split()
         prompt = " ".join(words[(number + n) % len(words)] for n in range(2 + number % 4))
@@ -51,7 +51,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def models(texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A large classifier that learnt from all texts, and a small one that never saw the strange words."""
     place = tmp_path_factory.mktemp("models")
-    large = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 1024}
+    large = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 4096}
     plans = {
         "teacher": (small_model(place / "l", "bert", seed=1, **large), 5, texts["both"]),
         "student": (small_model(place / "s", "bert", num_hidden_layers=1), 0, texts["known"]),
