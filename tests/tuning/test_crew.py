@@ -124,7 +124,7 @@ def answered(node: str, job: dict[str, Any]) -> dict[str, Any]:
     """What a node answers when all is well: everything keeps its quality."""
     if job["do"] == "measure":
         return measured(Candidate.from_json(job["candidate"]))
-    figures = {"quality": {"value": 1.0}, "quality_drop": {"drop": 0.0, "mean": 0.0}}
+    figures = {"quality": {"value": 1.0}, "quality_drop": {"drop": 0.0, "mean": 0.0, "n": 4, "changed": 0}}
     return {"trial": {**job["trial"], **figures}, "scores": None}
 
 
@@ -142,6 +142,7 @@ class Judging:
     """A double of the judge of this machine."""
 
     labelled = True
+    confidence = 0.95
 
     def __init__(self, workload: Workload) -> None:
         self.workload, self.scores, self.workshop = workload, self, self
