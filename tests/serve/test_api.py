@@ -125,7 +125,7 @@ def test_many_at_once_get_what_they_get_alone(address: str, client: openai.OpenA
 
             return await asyncio.gather(*map(one, range(15)))
 
-    # Sums in another order may turn a near tie, in few tokens seldom; a mixed-up answer would agree with none.
+    # Sums in another order may turn a near tie, though seldom; a mixed-up answer would agree with none.
     agree = sum(a == b for a, b in zip(asyncio.run(together()), alone, strict=True))
     assert agree >= 13
 
