@@ -270,18 +270,15 @@ def _refuse_twice(options: dict[str, Any], keys: frozenset[str]) -> None:
         UsageError: an option says what the file of --space says as well.
     """
     asked = {
-        "engines": "--engines" if options["engines"] is not None else "",
-        "batches": "--throughput"
-        if options["throughput"]
-        else "--batch"
-        if options["batch"] is not None
-        else "",
-        "pass": "--pass" if options["passes"] else "",
-        "drafts": "--draft" if options["drafts"] else "",
-        "max_context": "--max-context" if _is_typed("max_context") else "",
+        "--engines": ("engines", options["engines"] is not None),
+        "--throughput": ("batches", options["throughput"]),
+        "--batch": ("batches", options["batch"] is not None),
+        "--pass": ("pass", options["passes"]),
+        "--draft": ("drafts", options["drafts"]),
+        "--max-context": ("max_context", _is_typed("max_context")),
     }
-    for key, option in asked.items():
-        if option and key in keys:
+    for option, (key, given) in asked.items():
+        if given and key in keys:
             raise UsageError(f"{options['space']} names {key} and {option} does too; say it in one place")
 
 

@@ -13,6 +13,7 @@ from negawatt.compress import parse
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.portfolio import weights
 from negawatt.tuning.predictor import (
+    APPLIED,
     Observation,
     Predictor,
     additive_model,
@@ -41,8 +42,6 @@ SPEND_NOISE = 0.4
 TRUST = 0.9
 """Confidence of the intervals that the model's calibration is told with."""
 
-APPLIED = "pass "
-"""What names of dimensions begin with that say whether a pass is applied."""
 UNKNOWN_BITS = 20
 """What weights in the artifact's own form are taken for: after what engines make smaller, before 32."""
 Key = tuple[tuple[str, Any], ...]
@@ -267,7 +266,7 @@ class PredictedStrategy(Strategy):
 def _passes(point: Point) -> dict[str, Any]:
     """The passes that a point has, with their parameters."""
     names = [
-        name[len(APPLIED) :] for name, value in point.items() if name.startswith(APPLIED) and value == "yes"
+        name.removeprefix(APPLIED) for name in point if name.startswith(APPLIED) and point[name] == "yes"
     ]
     return {name: value for name, value in point.items() if name.removeprefix(APPLIED).split(".")[0] in names}
 

@@ -44,6 +44,8 @@ DROP_NOISE = 0.012
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
+APPLIED = "pass "
+"""What names of dimensions begin with that say whether a pass is applied."""
 EVEN = {"engine": 0.2, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
 OF_PASSES = 0.5
 """Variances of effects on quality, in units of its own spread; the last, of whether a pass is applied."""
@@ -137,7 +139,7 @@ class Predictor:
         values = np.asarray([float(o.drop or 0.0) for o in judged.values()])
         scale = max(DROP_NOISE, float(np.std(values)))
         noise = np.full(len(known), DROP_NOISE / scale)
-        passes = {name: OF_PASSES for name in dimensions if name.startswith("pass ")}
+        passes = {name: OF_PASSES for name in dimensions if name.startswith(APPLIED)}
         variances = {"kv_cache": 0.05, **EVEN, **passes}
         mean, sd, _ = additive_model(known, asked, values / scale, noise, variances)
         mean, sd = mean * scale, sd * scale
