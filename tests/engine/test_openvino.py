@@ -45,7 +45,7 @@ def prompts(model: Artifact) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def native(model: Artifact, cache: Path) -> OpenVinoBackend:
-    return loaded(model, cache, batch=3, kv_cache="bf16")
+    return loaded(model, cache, batch=3, kv_cache=OpenVinoBackend.kv_caches[-1])  # not 8 bits
 
 
 @pytest.fixture

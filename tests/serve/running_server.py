@@ -29,6 +29,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Pop
         said = ""
         while (line := process.stdout.readline()) and line.rstrip() != "}":
             said += line
+        watchdog.cancel()  # from here on each test has its own limit; a server of all of them lives long
         assert said, (folder / "log").read_text()
         yield json.loads(said + "}")["address"], process
     finally:

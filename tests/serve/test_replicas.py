@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from negawatt.serve.launch import server_of
 from negawatt.serve.ledger import ReceiptLedger
 from negawatt.serve.replica import Origin
 from negawatt.serve.replicas import Replicas
+from ray_machines import machines
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own
 
@@ -46,32 +45,17 @@ warm_up = false
 """
 NAME = "smollm2-135m-instruct"
 QUICK = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.3",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.3",
     "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.1",
 }
-SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.2"}
 
 
 @pytest.fixture(scope="module")
 def cluster(model: Artifact) -> Iterator[str]:
     """Address of a cluster of one machine, which tells of itself more often than is usual."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUICK.items():
-            patch.setenv(name, value)
-        from ray.cluster_utils import Cluster as Machines
-
-        machines, folder = (
-            Machines(),
-            Path(tempfile.mkdtemp(prefix="nw-")),
-        )  # short: sockets' names go into it
-        try:
-            machines.add_node(num_cpus=2, **SMALL, include_dashboard=False, temp_dir=str(folder))
-            yield machines.address
-        finally:
-            machines.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    with machines(QUICK) as made:
+        yield made.address
 
 
 @dataclass

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import ray_machines
 from negawatt import report
 from negawatt.artifact import Artifact
 from negawatt.engine import Settings
@@ -33,26 +32,18 @@ SPACE = Space(
     kv_caches={"llamacpp": ("default",)}, speculation=("none",),
 )  # fmt: skip
 """Four at once with fewer bytes cost so much less than the baseline that no disturbed pair hides it."""
-SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.2"}
 
 
 @pytest.fixture(scope="module")
 def machines(home_with_engines: Path) -> Iterator[Any]:
     """A cluster whose head is a node, to which a node like it and one with a single core are added."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEGAWATT_HOME", str(home_with_engines))
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_failure_threshold", "3")
-        from ray.cluster_utils import Cluster as Machines
-
-        made, folder = Machines(), Path(tempfile.mkdtemp(prefix="nw-"))  # short: sockets' names go into it
-        try:
-            made.add_node(num_cpus=2, **SMALL, include_dashboard=False, temp_dir=str(folder))
-            yield made
-        finally:
-            made.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    environment = {
+        "NEGAWATT_HOME": str(home_with_engines),
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    with ray_machines.machines(environment) as made:
+        yield made
 
 
 def with_one_core(machines: Any) -> None:
@@ -60,7 +51,7 @@ def with_one_core(machines: Any) -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        machines.add_node(num_cpus=1, **SMALL)
+        machines.add_node(num_cpus=1, **ray_machines.SMALL)
     finally:
         os.sched_setaffinity(0, before)
 
@@ -71,7 +62,7 @@ class Killer(threading.Thread):
     def __init__(self, machines: Any, path: Path) -> None:
         super().__init__(daemon=True)
         self.machines, self.path = machines, path
-        self.node = machines.add_node(num_cpus=2, **SMALL)
+        self.node = machines.add_node(num_cpus=2, **ray_machines.SMALL)
         self.name = self.node.node_id[:12]
         self.killed = False
 
@@ -128,7 +119,7 @@ def test_a_search_on_nodes_one_of_which_is_killed_midway(
 def test_a_model_is_sent_to_a_node_that_has_it_not(machines: Any, small: Artifact, tmp_path: Path) -> None:
     home = tmp_path / "elsewhere"
     machines.add_node(
-        num_cpus=1, **SMALL, env_vars={"NEGAWATT_HOME": str(home)},
+        num_cpus=1, **ray_machines.SMALL, env_vars={"NEGAWATT_HOME": str(home)},
         resources={"elsewhere": 1},
     )  # fmt: skip
     with Cluster(machines.address) as cluster:

@@ -27,6 +27,7 @@ from negawatt.engine.padding import pad_of
 from negawatt.engine.transformers import encoder_of
 from negawatt.errors import EngineError, installed_version, require
 from negawatt.home import written_beside
+from negawatt.meter.machine import cpu_identity
 
 TOKENS_PER_STEP = 2048
 """Most tokens handed to one inference."""
@@ -46,7 +47,8 @@ class OpenVinoBackend(Backend):
     scale for N weights, rounded to nearest with the embedding and head in 8 bits. ``w8a8`` has the weights
     of ``int8``, and each token's inputs of a matrix are rounded to 8 bits on few scales found as it runs, in
     place of one for 32 inputs: it pays where many tokens run together. Arithmetic and the cache's
-    ``default`` precision are the library's choice for the processor; `info` names them.
+    ``default`` precision are the library's choice for the processor; `info` names them. A cache in ``bf16``
+    is there only where the processor computes in it.
     """
 
     name: ClassVar[str] = "openvino"
@@ -55,7 +57,9 @@ class OpenVinoBackend(Backend):
     )  # fmt: skip
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "int8", "w8a8")
     encoder_formats: ClassVar[tuple[str, ...]] = ("w8a8",)
-    kv_caches: ClassVar[tuple[str, ...]] = ("default", "u8", "f16", "bf16")
+    kv_caches: ClassVar[tuple[str, ...]] = (
+        "default", "u8", "f16", *(("bf16",) if "avx512_bf16" in cpu_identity().flags else ()),
+    )  # fmt: skip
     has_speculation: ClassVar[bool] = True
     classifies: ClassVar[bool] = True
     embeds: ClassVar[bool] = True
