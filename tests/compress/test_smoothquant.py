@@ -15,6 +15,7 @@ from negawatt.compress import Recipe, Source, compress, parse
 from negawatt.compress.judgement import judge
 from negawatt.compress.network import Network
 from negawatt.engine import Engine, Settings
+from negawatt.engine.openvino_integers import properties, sums_are_exact
 from negawatt.engine.rounded_inputs import rounded, rounding
 from negawatt.errors import ArtifactError, IntegrityError
 from negawatt.testing import PassContract
@@ -117,12 +118,26 @@ def test_openvino_multiplies_integers_and_transformers_gives_the_same(made: tupl
     artifact = Artifact.open(made[1])
     ours = Settings(engine="openvino", threads=1, max_context=64)
     with Engine(artifact, ours) as openvino, Engine(artifact, Settings(max_context=64)) as reference:
-        assert in_integers(openvino) == 21
+        assert in_integers(openvino) == (21 if sums_are_exact() else 0)
         assert reference.info["rounded"] == 21
         difference = openvino.distributions(TOKENS) - reference.distributions(TOKENS)
     with Engine(artifact, ours.replace(weight_format="int8")) as weights_alone:
         assert in_integers(weights_alone) == 0
     assert np.abs(difference).mean() < 0.1
+
+
+def test_large_products_are_not_cut_on_any_processor(tmp_path: Path) -> None:
+    """Inputs and weights at the ends of their 8 bits, all of one sign, as SmoothQuant's scales make them."""
+    openvino, opset = pytest.importorskip("openvino"), pytest.importorskip("openvino.opset13")
+    n = 64
+    x = opset.parameter([1, n], np.float32)
+    rounded = opset.fake_quantize(x, *map(np.float32, (-128, 127, -128, 127)), 256)
+    codes = opset.convert(opset.constant(np.full((n, n), 127, np.int8)), np.float32)
+    weights = opset.multiply(codes, opset.constant(np.ones((n, 1), np.float32)))
+    model = openvino.Model([opset.matmul(rounded, weights, False, True)], [x])
+    compiled = openvino.Core().compile_model(model, "CPU", properties())
+    for value in (127, -128):
+        assert compiled(np.full((1, n), value, np.float32))[0][0, 0] == value * 127 * n
 
 
 def test_a_scale_that_is_none_is_refused(made: tuple[Path, Path, Path], tmp_path: Path) -> None:

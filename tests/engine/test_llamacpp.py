@@ -11,6 +11,7 @@ from negawatt.artifact import Artifact
 from negawatt.engine import Engine, Request, Settings, llamacpp
 from negawatt.engine import llamacpp_library as library
 from negawatt.engine.backend import Chunk, Logits
+from negawatt.engine.engine import FRESH_WORKER_AFTER_CPU_S
 from negawatt.engine.llamacpp import LlamaCppBackend
 from negawatt.errors import ArtifactError, MissingDependency, UnsupportedSetting
 
@@ -40,11 +41,17 @@ def test_quantized_weights_are_smaller_and_mostly_agree(model: Artifact, tmp_pat
             model, Settings(engine="llamacpp", weight_format=name, max_context=256, threads=1), cache=tmp_path
         ) as engine:
             sizes[name] = engine.model_path.stat().st_size
-            assert engine.prepare_usage.cpu_s > 0
+            made, loaded = engine.prepare_usage.cpu_s, engine.load_usage.cpu_s
+            assert made > FRESH_WORKER_AFTER_CPU_S, "another worker runs it"
             tokens = engine.generate([Request(model.tokenizer.encode(TEXT), 8)]).completions[0].tokens
             assert len(tokens) == 8
+            used = engine.spent_cpu_s
+            assert used >= made + loaded + engine.last_usage.cpu_s
             if name == "q8_0":
                 assert tokens == plain
+        assert engine.spent_cpu_s >= used, "what its end takes is known once it has ended"
+        with Engine(model, engine.settings, cache=tmp_path) as engine:
+            assert engine.spent_cpu_s == engine.last_usage.total_cpu_s, "made by another, counted there"
     assert sizes["q4_0"] < 0.6 * sizes["q8_0"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q4_0.gguf", "q8_0.gguf"]  # nothing half-made
 

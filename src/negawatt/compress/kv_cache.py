@@ -143,7 +143,7 @@ def compared(
                     baseline_ratio(costs[0], cost))
             for name, engine, ours, cost in zip(names, engines, rows, costs, strict=True)
         ]  # fmt: skip
-        cpu_s = sum(engine.last_usage.total_cpu_s for engine in engines)
+        cpu_s = sum(engine.spent_cpu_s for engine in engines)
     best = min((c for c in found if c.will_do), key=lambda cache: _BITS[cache.name])  # the reference will
     return {
         "settings": settings.to_json(),

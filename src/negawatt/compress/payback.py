@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from negawatt.artifact import Artifact
 from negawatt.energy import Energy, Provenance
 from negawatt.engine import Engine, Request, Settings
-from negawatt.engine.engine import FRESH_WORKER_AFTER_CPU_S
 from negawatt.meter import energy_of_cpu_time
 from negawatt.profiling import Summary, Window
 from negawatt.profiling.profiler import baseline_ratio, ratio_json
@@ -184,14 +183,8 @@ def measured(
         for engine, group in zip(engines, groups, strict=True):
             warm_up(engine, group[0][0])
         found = interleave(engines, list(zip(*groups, strict=True)), progress)
-        cpu_s = sum(map(_cpu_s, engines))
+        cpu_s = sum(engine.spent_cpu_s for engine in engines)
     return [Summary(tuple(windows)) for windows in found], Spent(cpu_s, energy_of_cpu_time(cpu_s))
-
-
-def _cpu_s(engine: Engine) -> float:
-    """All that an engine's workers spent: the one that made the weights ends when it took long."""
-    made = engine.prepare_usage.cpu_s
-    return engine.last_usage.total_cpu_s + (made if made > FRESH_WORKER_AFTER_CPU_S else 0.0)
 
 
 def _groups(windows: torch.Tensor, batch: int, rounds: int) -> list[list[Request]]:

@@ -77,6 +77,7 @@ class Engine:
         self.info: dict[str, Any] = {}
         self.version = ""
         self.prepare_usage = self.load_usage = self.last_usage = Usage(0.0, 0.0, 0.0, 0)
+        self._earlier_cpu_s = 0.0  # of a worker that made the weights and was ended
         self.last_steps: list[Step] = []
         self.draft: DraftModel | None = None
         self._call_deadline_s, self._load_deadline_s = call_deadline_s, load_deadline_s
@@ -122,7 +123,7 @@ class Engine:
 
     def _prepare(self) -> None:
         """Make the weights, a draft's too, and leave a worker that has not spent anything on it."""
-        self.prepare_usage = Usage(0.0, 0.0, 0.0, 0)
+        self.prepare_usage, self._earlier_cpu_s = Usage(0.0, 0.0, 0.0, 0), 0.0
         if self._prepared is not None:
             self.model_path = self._prepared
         else:
@@ -133,7 +134,9 @@ class Engine:
         kind, elsewhere = backends.backend(self.settings.engine), self.settings.device != "cpu"
         if self.prepare_usage.cpu_s > FRESH_WORKER_AFTER_CPU_S or (elsewhere and kind.has_builds):
             self.close()  # what it took to make the weights must not count as what it takes to run them
+            self._earlier_cpu_s = self.spent_cpu_s
             self._worker.start()
+            self.last_usage = Usage(0.0, 0.0, 0.0, 0)
 
     def _made(self, artifact: Artifact, weight_format: str, cache: Path) -> Path:
         """What the engine loads of a model, made unless it is in `cache`."""
@@ -187,6 +190,13 @@ class Engine:
     def whole_cpu_s(self) -> float | None:
         """CPU seconds of the worker in all, see `WorkerProcess`."""
         return self._worker.whole_cpu_s
+
+    @property
+    def spent_cpu_s(self) -> float:
+        """CPU seconds since it was opened, the weights' making included: up to the latest call, and in all
+        once the worker has ended, of one that died too.
+        """
+        return self._earlier_cpu_s + (self.whole_cpu_s or self.last_usage.total_cpu_s)
 
     def begin_session(self) -> tuple[IO[bytes], IO[bytes]]:
         """Hand the worker over to continuous batching; see `negawatt.engine.session` for what is spoken.

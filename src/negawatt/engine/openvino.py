@@ -19,6 +19,7 @@ from negawatt.engine import (
     factored,
     openvino_classifier,
     openvino_encoder,
+    openvino_integers,
     openvino_ir,
     rounded_inputs,
 )
@@ -98,6 +99,7 @@ class OpenVinoBackend(Backend):
             properties["INFERENCE_NUM_THREADS"] = self.settings.threads
         if self.settings.kv_cache != "default":
             properties["KV_CACHE_PRECISION"] = self.settings.kv_cache
+        properties |= openvino_integers.properties()
         with _translated(f"load {path}"):
             core = openvino.Core()
             model = core.read_model(path / openvino_ir.MODEL)

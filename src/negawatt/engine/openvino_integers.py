@@ -1,11 +1,13 @@
 """Layers of the IR that multiply integers: 8-bit codes as weights, and inputs rounded before them.
 
 The CPU plugin recognises ``FakeQuantize`` before a multiplication with an 8-bit constant, and runs both in
-8-bit integers. `negawatt.engine.openvino.kernels` tells what it did.
+8-bit integers, compiled with `properties` where the processor can. `negawatt.engine.openvino.kernels` tells
+what it did.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +17,25 @@ import numpy as np
 from negawatt.artifact.packed_file import PackedTensor
 from negawatt.engine.rounded_inputs import LEAST, MOST
 from negawatt.errors import EngineError, require
+from negawatt.meter.machine import cpu_identity
 
 HALF = 2e-3
 """Two values that agree in half precision differ by no more, absolutely and relatively."""
+
+
+def sums_are_exact() -> bool:
+    """Whether this processor adds products of 8-bit integers without loss.
+
+    x86 without VNNI adds two of them in 16 bits and cuts what does not fit: of signed inputs, which get an
+    offset of 128, most sums of large weights.
+    """
+    known = {"avx512_vnni", "avx_vnni"}.intersection(cpu_identity().flags)
+    return bool(known) or platform.machine() not in ("x86_64", "AMD64")
+
+
+def properties() -> dict[str, object]:
+    """What to compile a model with: where sums would not be exact, rounded values stay floats."""
+    return {} if sums_are_exact() else {"LP_TRANSFORMS_MODE": False}
 
 
 def graph_name(name: str) -> str:

@@ -88,12 +88,12 @@ class Scores:
     def _close(self, settings: Settings) -> None:
         engine = self._engines.pop(settings)
         engine.close()
-        self._closed_cpu_s += _spent_by(engine)
+        self._closed_cpu_s += engine.spent_cpu_s
 
     @property
     def spent_cpu_s(self) -> float:
         """CPU seconds of all engines that were opened to answer, loading included."""
-        return self._closed_cpu_s + sum(map(_spent_by, self._engines.values()))
+        return self._closed_cpu_s + sum(engine.spent_cpu_s for engine in self._engines.values())
 
     def quality(
         self, settings: Settings, items: Items, tick: Tick = lambda text: None, *, margins: bool = False
@@ -250,10 +250,6 @@ def _kept(quality: Quality) -> dict[str, _Kept]:
         i: _Kept(score, quality.weights.get(i, 1.0), quality.margins.get(i))
         for i, score in quality.scores.items()
     }
-
-
-def _spent_by(engine: Engine) -> float:
-    return engine.last_usage.total_cpu_s + engine.prepare_usage.cpu_s
 
 
 def _alone(settings: Settings) -> Settings:

@@ -87,7 +87,7 @@ def first_look(
         cost=cost.at_start(value, reference_s, window.reference_s),
         s_per_token=window.wall_s / sum(window.outputs),
         peak_rss_bytes=engine.last_usage.peak_rss_bytes,
-        spent_cpu_s=spent(engine),
+        spent_cpu_s=engine.spent_cpu_s,
         read_bytes=_read_bytes(engine),
     )
 
@@ -186,8 +186,3 @@ def _shortened(group: Sequence[Job], s_per_token: float) -> list[Job]:
         for job in group
         if isinstance(job, Request)
     ]
-
-
-def spent(engine: Engine) -> float:
-    """CPU seconds that an engine has used, its weights' preparation included; of one that died too."""
-    return (engine.whole_cpu_s or engine.last_usage.total_cpu_s) + engine.prepare_usage.cpu_s

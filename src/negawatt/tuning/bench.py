@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from negawatt.engine import Engine
 from negawatt.errors import EngineError, MissingDependency, NegawattError, WorkerDied, WorkloadError
 from negawatt.profiling.window import warm_up
-from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured, spent
+from negawatt.tuning.attempt import SCREEN_TOKENS, Look, first_look, measured
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.cost import CPU_SECONDS, Cost
 from negawatt.tuning.judge import Judge
@@ -91,7 +91,7 @@ class Bench:
                 figures["engine"] |= held
                 if held:
                     del figures["reference_s"]  # slowed by the limits, it says nothing of the host
-                peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, spent(engine)
+                peak, spent_cpu_s = engine.last_usage.peak_rss_bytes, engine.spent_cpu_s
         except MissingDependency:
             raise
         except (EngineError, WorkloadError) as exc:
@@ -179,6 +179,6 @@ def failed(
     figures = {
         "died": isinstance(error, WorkerDied),
         "duration_s": lasted_s,
-        "cpu_s_spent": 0.0 if engine is None else spent(engine),
+        "cpu_s_spent": 0.0 if engine is None else engine.spent_cpu_s,
     }
     return Trial(-1, candidate, "failed", None, str(error), figures=figures)
