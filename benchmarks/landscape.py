@@ -40,7 +40,12 @@ class Landscape:
             tuple(kept["threads"]),
             kept["max_context"],
             {name: tuple(formats) for name, formats in kept["weight_formats"].items()},
+            kv_caches={name: self._caches(name) for name in kept["engines"]},
         )
+
+    def _caches(self, engine: str) -> tuple[str, ...]:
+        """Precisions of the cache that were recorded; what an engine offers differs by processor."""
+        return tuple(dict.fromkeys(s.kv_cache for s in self.points if s.engine == engine))
 
     @cached_property
     def points(self) -> dict[Settings, dict[str, Any]]:

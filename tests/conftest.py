@@ -55,12 +55,15 @@ def is_making(path: str) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Two groups for two workers (``pytest -n 2``): one measures, one makes."""
+    """For two workers (``pytest -n 2``): one takes all that measures, the other what makes, file by file; the
+    first helps it when it is through.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "making" if is_making(nodeid.split("::")[0]) else "measuring"
+            file = str(nodeid.split("::")[0])
+            return file if is_making(file) else "measuring"
 
     return Groups(config, log)
 
@@ -74,7 +77,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         and os.nice(0) == 0
         and hasattr(os, "sched_setaffinity")
     ):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(cores)]})
         os.nice(10)
         if "torch" in sys.modules:  # it counted the cores when it was imported
             sys.modules["torch"].set_num_threads(1)

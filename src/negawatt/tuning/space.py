@@ -387,5 +387,5 @@ def usable(only: Sequence[str] | None = None) -> tuple[str, ...]:
 
 
 def _distinct_kv(names: Sequence[str]) -> tuple[str, ...]:
-    """``f16`` is the default's precision on every engine here; trying both would try one thing twice."""
-    return tuple(n for n in names if n != "f16")
+    """The default's has 16 bits, as bf16 where the processor computes in it: it would be tried twice."""
+    return tuple(n for n in names if n not in ("f16", "bf16"))
