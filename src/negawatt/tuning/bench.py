@@ -69,7 +69,8 @@ class Bench:
         """Load, look cheaply, and measure what is worth it; neither limits nor quality are looked at.
 
         Args:
-            foreseen: what a first look at the best candidate would show; None to measure in any case.
+            foreseen: what a first look would show of what the search expects to end with; None to measure in
+                any case.
             earlier: a first look at this one, which is not repeated.
         """
         started, engine = time.monotonic(), None
@@ -153,11 +154,12 @@ def too_dear(look: Look, foreseen: float | None) -> str:
     """Why a candidate of such a first look is not worth measuring, or nothing.
 
     Args:
-        foreseen: what a first look at the best candidate would show; None where there is none.
+        foreseen: what it would show of what the search expects to end with; None where that is not known.
     """
     if foreseen is None or look.cost <= SCREEN_FACTOR * foreseen:
         return ""
-    return f"by its first {SCREEN_TOKENS} tokens it costs {look.cost / foreseen:.2f} times the best candidate"
+    ratio = look.cost / foreseen
+    return f"by its first {SCREEN_TOKENS} tokens it costs {ratio:.2f} times what is expected to win"
 
 
 def pruned(candidate: Candidate, look: Look, reason: str) -> Trial:

@@ -352,17 +352,17 @@ class Study:
         return self._judged(trial, tick) if trial.feasible else trial
 
     def foreseen(self) -> float | None:
-        """What a first look at the best candidate would show, going by what looks showed of whole
-        measurements so far: the look at the best itself may have been a lucky one. None without any, and
-        where more than joules counts.
+        """What a first look would show of what the search expects to end with, going by what looks showed of
+        whole measurements so far: a look may have been a lucky one, and what is cheapest may not be proved.
+        None without any, and where more than joules counts.
         """
         if not self.only_joules:
             return None
         whole = [t for t in self.trials if t.state == "complete" and t.cost is not None]
-        if (best := self.best) is None or not whole:
+        if self.best is None or not whole:
             return None
         shown: float = median(t.figures["screen_cost"] / _cost(t) for t in whole)
-        return _cost(best) * shown
+        return expected_cost(self._ways()) * shown
 
     def look_at(self, candidate: Candidate) -> Look | None:
         """The first look at a candidate, if it had one."""
