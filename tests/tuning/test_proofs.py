@@ -19,7 +19,8 @@ from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.latency import latency_confidence, latency_proofs
 from negawatt.tuning.prospect import prospect_of_latency, prospect_of_quality
 from negawatt.tuning.prover import Prover
-from negawatt.tuning.standby import SURE, chance_of_proof
+from negawatt.tuning.standby import SURE, chance_of_proof, standby
+from negawatt.tuning.trial import Trial
 from negawatt.workload import ChooseItem, Workload
 from negawatt.workload.sequential import shares_of_error
 
@@ -142,6 +143,23 @@ def test_the_chance_of_a_proof_is_about_right() -> None:
     assert len(sure) > 150 and np.mean(sure) > 0.8
     assert len(doubtful) > 10 and np.mean(doubtful) < 0.5
     assert np.mean(foretold) == pytest.approx(np.mean(came), abs=0.06)
+
+
+def test_without_a_sure_one_the_largest_saving_expected_stands_by() -> None:
+    """A lossless way whose few answers leave it a chance of a half goes before one of a tenth."""
+    ways = list(SPACE.grid())[:4]
+    costs, chances = (1.0, 0.10, 0.16, 0.15), (1.0, 0.1, 0.5, 0.25)
+    trials = [Trial(n, way, "complete", cost) for n, (way, cost) in enumerate(zip(ways, costs, strict=True))]
+
+    def first(chosen: Candidate, *others: float) -> Trial | None:
+        known = dict(zip(ways, others or chances, strict=True))
+        return standby(trials, [chosen], lambda trial: known[trial.candidate])
+
+    assert first(ways[1]) is trials[2]
+    assert first(ways[1], 1.0, 0.3, 0.5, 0.25) is None, "not so much likelier"
+    assert first(ways[1], 1.0, 0.1, 0.9, 0.95) is trials[3], "the cheaper of two that are sure"
+    assert first(ways[2], 1.0, 0.1, 0.9, 0.2) is None, "sure itself"
+    assert standby(trials, [], lambda trial: 1.0) is None
 
 
 def test_each_proof_is_counted_once_even_when_it_is_begun_again(tmp_path: Path) -> None:

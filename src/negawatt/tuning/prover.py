@@ -11,7 +11,7 @@ from negawatt.profiling.scores import Items
 from negawatt.run import Run
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.finals import Finals
-from negawatt.tuning.judge import Judge, Proof, last_confidence
+from negawatt.tuning.judge import Judge, Proof
 from negawatt.tuning.latency import LatencyProof, latency_confidence, latency_proofs
 from negawatt.tuning.refine import refined
 from negawatt.tuning.shortfall import why_nothing
@@ -87,8 +87,8 @@ class Prover:
     ) -> tuple[Proved, list[str]]:
         """Finalists and proofs in turn, until one is proved or nothing cheaper than the baseline is left.
 
-        Where the cheapest may well fail its proof, one that hardly can is proved first and stands by: the
-        time may be over before a bolder one is proved.
+        Where the cheapest may well fail its proof, one that is likelier to pass is proved first and stands
+        by: the time may be over before a bolder one is proved.
 
         Args:
             offer: adds cascades of what was tried to the study.
@@ -131,12 +131,9 @@ class Prover:
 
     def _standing_by(self, study: Study, reasons: list[str]) -> Proved:
         """What is proved before bolder finalists; it has the second share of the error, they the first."""
-        limit, n = self.constraints.max_quality_drop, len(self.items)
-        if limit is None or not n:
+        if self.constraints.max_quality_drop is None or not self.items:
             return Proved(None, None)
-        confidence = last_confidence(n, self.fewest, self.judge.confidence)
-        chosen = [trial.candidate for trial in finalists(study)]
-        trial = standby(study.trials, chosen, n, limit, confidence)
+        trial = standby(study.trials, [trial.candidate for trial in finalists(study)], study.chance)
         if trial is None:
             return Proved(None, None)
         arithmetic = trial.candidate.arithmetic

@@ -1,9 +1,9 @@
-"""`standby`: a candidate that is all but sure to be proved, to be proved before bolder ones are tried."""
+"""`standby`: a candidate that is likely to be proved, to be proved before bolder ones are tried."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -14,6 +14,7 @@ from negawatt.workload.intervals import normal_quantile
 
 SURE = 0.8
 """Chance of a proof from which on a candidate needs no standby."""
+FAR_MORE = 2.0
 FAITHFUL_BITS = 8
 CHANGES, WORSE = 10, 0.55
 """Of 1,148 questions SmolLM2 changed 24 to 128 answers in 8 and 4 bits, 51 to 60 % of them for the worse."""
@@ -42,30 +43,32 @@ def chance_of_proof(seen: Mapping[str, Any], held: int, limit: float, confidence
 
 
 def standby(
-    trials: Sequence[Trial], chosen: Sequence[Candidate], held: int, limit: float, confidence: float
+    trials: Sequence[Trial], chosen: Sequence[Candidate], chance: Callable[[Trial], float]
 ) -> Trial | None:
-    """The cheapest trial that is all but sure to be proved, where the best of the chosen is not.
+    """What is to be proved before the best of the chosen, where that is not all but sure to be proved.
 
-    Sure is what changed so few of the search's answers that the items left are likely to prove it; of those
-    not judged, weights as they are or of 8 bits at least, which no pass has changed.
+    The cheapest trial that is sure; where none is, the one expected to save the most, its chance counted, if
+    that is more than `FAR_MORE` times what the best of the chosen is expected to save.
 
     Args:
         trials: the baseline's first; only cheaper ones come into question.
         chosen: what would be proved first without it, cheapest first.
-        held, limit, confidence: as for `chance_of_proof`.
+        chance: of a trial to be proved.
     """
-
-    def sure(trial: Trial) -> bool:
-        if seen := trial.figures.get("quality_drop"):
-            return chance_of_proof(seen, held, limit, confidence) >= SURE
-        return faithful(trial.candidate)
-
     known = {trial.candidate: trial for trial in trials}
-    if not chosen or sure(known[chosen[0]]):
+    if not chosen or chance(known[chosen[0]]) >= SURE:
         return None
     most = trials[0].cost or math.inf
+
+    def saving(trial: Trial) -> float:
+        return chance(trial) * (most - (trial.cost or most))
+
     cheaper = [t for t in trials[1:] if t.state != "failed" and not t.violations and (t.cost or most) < most]
-    return min(filter(sure, cheaper), key=lambda t: t.cost or most, default=None)
+    sure = [t for t in cheaper if chance(t) >= SURE]
+    if sure:
+        return min(sure, key=lambda t: t.cost or most)
+    found = max(cheaper, key=saving, default=None)
+    return found if found is not None and saving(found) > FAR_MORE * saving(known[chosen[0]]) else None
 
 
 def faithful(candidate: Candidate) -> bool:
