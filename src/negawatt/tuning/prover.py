@@ -106,12 +106,16 @@ class Prover:
             most = min(_cost(t) for t in study.trials if t.candidate == standing_by.winner)
             self._pass_over(study, most)
         hope = LEAST_CHANCE if standing_by.winner is not None else 0.0
-        while proved.winner is None and (chosen := finalists(study, most, hope)):
+
+        def over() -> bool:
+            return standing_by.winner is not None and self.time_left() <= 0
+
+        while proved.winner is None and not over() and (chosen := finalists(study, most, hope)):
             ranked = rank([trial.candidate for trial in chosen])
             for lost in [t for t in chosen if t.candidate not in ranked]:
                 study.drop(lost.candidate, "it ran during the search but not any more; see the notes")
             proved = self.first_proved(study, ranked, reasons)
-            if proved.hasty or (standing_by.winner is not None and self.time_left() <= 0):
+            if proved.hasty or over():
                 break
             if proved.winner is None:
                 search_on()
