@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -31,8 +31,10 @@ CALLER = Caller(team="t")
 CLIENTS = 200
 
 
-def gate_of(database: Database) -> KeyGate:
-    return KeyGate(None, Account(database, ReceiptLedger(database, SECRET)))
+@pytest.fixture
+def gate(database: Database) -> Iterator[KeyGate]:
+    with closing(KeyGate(None, Account(database, ReceiptLedger(database, SECRET)))) as made:
+        yield made
 
 
 def estimate(energy: Energy) -> Estimate:
@@ -77,9 +79,10 @@ async def come_round(times: int = 100) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["costs known", "costs unknown"])
-def test_two_hundred_clients_race_one_budget_through_the_loop(database: Database, known: bool) -> None:
+def test_two_hundred_clients_race_one_budget_through_the_loop(
+    gate: KeyGate, database: Database, known: bool
+) -> None:
     """What is let in costs what was held, or less; where costs are unknown one request runs at a time."""
-    gate = gate_of(database)
     gate.account.put(Budget("team:t", Period("day"), joules=400.0))
     asked = estimate(
         Energy.estimated(10.0, 5.0, 10.0, "cost model") if known else Energy.missing("not known yet")
@@ -116,8 +119,7 @@ def test_two_hundred_clients_race_one_budget_through_the_loop(database: Database
     gate.close()
 
 
-def test_a_database_that_takes_its_time_holds_up_nobody_else(database: Database) -> None:
-    gate = gate_of(database)
+def test_a_database_that_takes_its_time_holds_up_nobody_else(gate: KeyGate, database: Database) -> None:
     gate.account.put(Budget("team:t", Period("day"), joules=400.0))
     asked = estimate(Energy.estimated(10.0, 5.0, 10.0, "cost model"))
 
@@ -147,8 +149,9 @@ def test_a_database_that_takes_its_time_holds_up_nobody_else(database: Database)
     gate.close()
 
 
-def test_clients_of_a_real_model_race_for_its_tokens(database: Database, model: Artifact) -> None:
-    gate = gate_of(database)
+def test_clients_of_a_real_model_race_for_its_tokens(
+    gate: KeyGate, database: Database, model: Artifact
+) -> None:
     options = ModelOptions(
         Settings("llamacpp", batch=16, max_context=64, threads=1), warm_up=False, queue_limit=2 * CLIENTS
     )

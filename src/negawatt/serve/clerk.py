@@ -30,9 +30,11 @@ class _Entry:
 
 
 class Clerk:
-    """Settles in the order it was told, several receipts a transaction when there are several.
+    """Settles in the order it was told, several receipts a transaction when there are several; those that
+    the database refused at first may come after others.
 
-    While the database is away receipts wait, and none is lost but by the end of this process.
+    While the database is away receipts wait, and none is lost but by the end of this process. Why they wait
+    is told to the log when it begins, when it changes and when it ends, not each time it is tried.
 
     Args:
         account: what is charged.
@@ -44,6 +46,7 @@ class Clerk:
         self._changed = threading.Condition()
         self._told = 0
         self._closing = False
+        self._said = ""
         self._thread: threading.Thread | None = None
 
     def settle(self, hold: Hold | None, receipt: Receipt) -> None:
@@ -109,21 +112,24 @@ class Clerk:
             self._account.settle_all([(e.hold, e.receipt) for e in entries])
         except DatabaseError as exc:
             if len(entries) == 1:
-                _log.error("a receipt waits to be written: %s", exc)
+                self._say("a receipt waits to be written", exc)
                 return []
         else:
+            self._say_written()
             return entries
         done: list[_Entry] = []
-        refused: list[tuple[_Entry, str]] = []
+        refused: list[tuple[_Entry, DatabaseError]] = []
         for entry in entries:
             try:
                 self._account.settle_all([(entry.hold, entry.receipt)])
             except DatabaseError as exc:
-                refused.append((entry, str(exc)))
+                refused.append((entry, exc))
             else:
                 done.append(entry)
         if refused:
-            _log.error("%d receipts wait to be written: %s", len(refused), refused[0][1])
+            self._say(f"{len(refused)} receipts wait to be written", refused[0][1])
+        else:
+            self._say_written()
         for entry, why in refused if done else ():
             entry.refused += 1
             if entry.refused >= ATTEMPTS:
@@ -132,3 +138,13 @@ class Clerk:
                 _log.error("a receipt is given up: %s", why, extra=known)
                 done.append(entry)
         return done
+
+    def _say(self, what: str, why: DatabaseError) -> None:
+        if str(why) != self._said:
+            self._said = str(why)
+            _log.error("%s: %s", what, why)
+
+    def _say_written(self) -> None:
+        if self._said:
+            self._said = ""
+            _log.info("receipts are written again")

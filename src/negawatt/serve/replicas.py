@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import socket
 import time
 import warnings
@@ -84,7 +85,8 @@ class Replicas:
             )
 
     async def start(self, place: str) -> None:
-        self._name = f"negawatt-{socket.gethostname()}-{place.replace(':', '-')}"
+        # Without dots, at which Ray cuts the titles that it gives to the replicas' processes.
+        self._name = re.sub(r"[^0-9A-Za-z]+", "-", f"negawatt-{socket.gethostname()}-{place}")
         try:
             with self._translated():
                 await self._deployed()
