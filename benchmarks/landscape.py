@@ -49,7 +49,10 @@ class Landscape:
 
     @cached_property
     def points(self) -> dict[Settings, dict[str, Any]]:
-        return {Settings.from_json(p["settings"]): p for p in self.table["points"]}
+        """Of each way what was recorded, but for caches of 16 bits: they are the default's, and a search does
+        not try one way twice."""
+        recorded = {Settings.from_json(p["settings"]): p for p in self.table["points"]}
+        return {settings: p for settings, p in recorded.items() if settings.kv_cache not in ("f16", "bf16")}
 
     @cached_property
     def qualities(self) -> dict[tuple[str, ...], dict[str, Any]]:

@@ -83,6 +83,7 @@ SHAPES = {
 
 PLANS = {
     "smollm2-b1": Plan("smollm2-135m-instruct", (1,), 32),
+    "smollm2-b1-avx2": Plan("smollm2-135m-instruct", (1,), 32),  # on a processor that has no more than that
     "smollm2-b8": Plan("smollm2-135m-instruct", (8,), 16),
     "smollm2-b32": Plan("smollm2-135m-instruct", (32,), 16, 1),
     "deep-b1": Plan("deep", (1,), 48),

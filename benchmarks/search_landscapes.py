@@ -100,7 +100,9 @@ def screened(name: str) -> Maker:
 
 
 def default(here: Landscape, seed: int) -> Replay:
-    starts = [here.space.parameters(candidate) for candidate in promising(here.space.starts())]
+    starts = [
+        here.space.parameters(candidate) for candidate in promising(here.space.starts(without="transformers"))
+    ]
     chosen = strategy(
         "default",
         seed,

@@ -84,6 +84,7 @@ class Backend(ABC):
         name: the engine's name.
         weight_formats: names it can run, ``native`` first.
         starting_formats: where a search of its formats best begins, one of each kind.
+        plain_formats: those whose weights its kernels take as files lay them out, at some times the cost.
         encoder_formats: those that pay where whole texts run at once, and are searched unasked only there.
         searched: whether a search that names no engines tries this one.
         kv_caches: names it can run, ``default`` first.
@@ -107,6 +108,7 @@ class Backend(ABC):
     name: ClassVar[str]
     weight_formats: ClassVar[tuple[str, ...]] = ("native",)
     starting_formats: ClassVar[tuple[str, ...]] = ("native",)
+    plain_formats: ClassVar[tuple[str, ...]] = ()
     encoder_formats: ClassVar[tuple[str, ...]] = ()
     searched: ClassVar[bool] = True
     kv_caches: ClassVar[tuple[str, ...]] = ("default",)

@@ -41,6 +41,7 @@ class LlamaCppBackend(Backend):
     weight_formats: ClassVar[tuple[str, ...]] = (
         "native", "f16", "q8_0", "q4_1-head8", "q4_0-head8", "q4_0", "iq4_nl-head8", "iq4_nl",
     )  # fmt: skip
+    plain_formats: ClassVar[tuple[str, ...]] = ("native", "f16", "q4_1-head8")
     starting_formats: ClassVar[tuple[str, ...]] = ("native", "q8_0", "q4_0-head8")
     kv_caches: ClassVar[tuple[str, ...]] = ("default", "f16", "q8_0")
     devices: ClassVar[tuple[str, ...]] = ("cpu", "vulkan")

@@ -35,6 +35,7 @@ class TransformersBackend(Backend):
 
     name: ClassVar[str] = "transformers"
     weight_formats: ClassVar[tuple[str, ...]] = ("native", "fp32", "bf16")
+    plain_formats: ClassVar[tuple[str, ...]] = weight_formats
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     has_gpu_layers: ClassVar[bool] = True
     has_speculation: ClassVar[bool] = True

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from negawatt.compress import parse
+from negawatt.engine.backends import backend
 from negawatt.tuning.candidate import Candidate
 from negawatt.tuning.portfolio import weights
 from negawatt.tuning.predictor import (
     APPLIED,
+    BITS,
+    REPACKED,
     Observation,
     Predictor,
     additive_model,
@@ -168,7 +171,8 @@ class PredictedStrategy(Strategy):
             self._all = [self._known_as(pick, p) for p in points(pick, ENUMERATED + 1)]
             made = [(p, self._identities[_key(p)]) for p in self._all]
             names = {name for point in self._all for name in point}
-            self._deciding = deciding(made) | {n for p in self._seen_as(self._all) for n in p} - names
+            shared = {n for p in self._seen_as(self._all) for n in p} - names - {REPACKED}
+            self._deciding = deciding(made) | shared
         looked = [p.point for p, o in self._told.values() if not p.whole and o.values is not None]
         if len(self._all) <= ENUMERATED:
             return [*looked, *(p for p in self._all if not tree.visited(p))]
@@ -309,11 +313,13 @@ def traits(candidate: Candidate) -> dict[str, Any]:
     """
     settings = candidate.settings
     bits, stem = bits_of(settings.weight_format), settings.weight_format.split("-")[0]
+    repacked = settings.weight_format not in backend(settings.engine).plain_formats
     for each in map(parse, candidate.passes):
         if each.packs:
             bits = each.values.get("bits", each.values.get("average"))
             stem = f"packed {bits}"
-    return {"\0bits": bits, "\0stem": f"{settings.engine} {stem}"}
+            repacked = True
+    return {BITS: bits, "\0stem": f"{settings.engine} {stem}", REPACKED: repacked}
 
 
 def promising(starts: Sequence[Candidate]) -> list[Candidate]:

@@ -24,9 +24,9 @@ WHOLE_NOISE, LOOK_NOISE = 0.04, 0.10
 RUN_SPREAD = 0.25
 """Of the effect that all trials of one earlier run share."""
 VARIANCES = {
-    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0stem": 0.03, "weight_format": 0.006,
-    "threads": 0.03, "speculation": 0.004, "kv_cache": 0.003, "flash_attention": 0.003,
-    "cores": 0.01,
+    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0repacked": 0.05, "\0stem": 0.03,
+    "weight_format": 0.006, "threads": 0.03, "cores": 0.01, "speculation": 0.004, "kv_cache": 0.003,
+    "flash_attention": 0.003,
 }  # fmt: skip
 """How much the logarithm of a cost varies with a dimension, before anything is seen; by the last part of its
 name, which dimensions of different engines share. What is seen corrects it."""
@@ -41,14 +41,23 @@ FITTED = 60
 """Trials at most on which the variances are found; the effects themselves are found on all."""
 DROP_NOISE = 0.012
 """Standard deviation of a drop in quality, seen on the few items of a search."""
+BITS, REPACKED = "\0bits", "\0repacked"
+"""Names of traits: the bits of a weight, and whether an engine lays weights out anew for its kernels."""
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
 APPLIED = "pass "
 """What names of dimensions begin with that say whether a pass is applied."""
-EVEN = {"engine": 0.2, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
+EVEN = {"engine": 0.2, "model": 0.5, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
 OF_PASSES = 0.5
 """Variances of effects on quality, in units of its own spread; the last, of whether a pass is applied."""
+FEW_BITS, WHOLE_BITS = 4, 16
+"""Of the coarsest weights that are searched unasked, and of weights as models are published."""
+DOUBLED, NOT_REPACKED = 0.25, 0.5
+"""What the logarithm of a cost is taken to grow with twice the bits of a weight, and where an engine cannot
+lay weights out anew for its kernels, before anything is seen."""
+ROUNDING = ("weight_format", "\0stem", "\0bits", PAIR)
+"""Effects on quality that come of rounding weights: they get smaller with their bits."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +128,8 @@ class Predictor:
         asked = [{**p, RUN: ""} for p in points]
         noise = np.asarray([LOOK_NOISE if o.looked else WHOLE_NOISE for o in self.seen])
         values = np.asarray([o.log_cost for o in self.seen])
-        mean, sd, factor = additive_model(known, asked, values, noise)
-        return Foretold(mean, sd, max(2, len(self.seen) - 1), factor * WHOLE_NOISE)
+        mean, sd, factor = additive_model(known, asked, values - _beforehand(known), noise)
+        return Foretold(mean + _beforehand(asked), sd, max(2, len(self.seen) - 1), factor * WHOLE_NOISE)
 
     def drops(
         self, points: Sequence[Point], identities: Sequence[Hashable], dimensions: set[str]
@@ -137,11 +146,15 @@ class Predictor:
         known = [_only(o.point, dimensions) for o in judged.values()]
         asked = [_only(p, dimensions) for p in points]
         values = np.asarray([float(o.drop or 0.0) for o in judged.values()])
-        scale = max(DROP_NOISE, float(np.std(values)))
+        scale = max(DROP_NOISE, float(np.sqrt(np.mean(values**2))))
         noise = np.full(len(known), DROP_NOISE / scale)
         passes = {name: OF_PASSES for name in dimensions if name.startswith(APPLIED)}
-        variances = {"kv_cache": 0.05, **EVEN, **passes}
-        mean, sd, _ = additive_model(known, asked, values / scale, noise, variances)
+        # untouched weights answer much the same in every engine
+        variances = {**EVEN, "engine": 0.05, "kv_cache": 0.05, **passes}
+        mean, sd, _ = additive_model(
+            known, asked, values / scale, noise, variances,
+            level=0.0, coarse=(_coarse([o.point for o in judged.values()]), _coarse(points)),
+        )  # fmt: skip
         mean, sd = mean * scale, sd * scale
         for i, identity in enumerate(identities):
             if identity in judged:
@@ -190,6 +203,9 @@ def additive_model(
     values: Array,
     noise: Array,
     variances: Mapping[str, float] = VARIANCES,
+    *,
+    level: float | None = None,
+    coarse: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, float]:
     """Mean and standard deviation of a sum of effects at some points, and the factor that the noise has.
 
@@ -199,10 +215,13 @@ def additive_model(
     Args:
         known, values, noise: points, what was seen there, and the standard deviation of seeing it.
         variances: of effects by the last part of their dimension's name, before anything is seen.
+        level: of the sum where no effect is known; None where that is to be found too.
+        coarse: by what the effects of `ROUNDING` are to be multiplied, of the known and of the asked.
     """
     alike = Alike([*known, *asked])
     parts = _Parts(alike.names)
-    within = parts.of(alike(known, known))
+    here, there = coarse or (np.ones(len(known)), np.ones(len(asked)))
+    within = parts.of(alike(known, known), here, here)
     names = [*parts.names, NOISE]
     prior = np.asarray([variances.get(n, _default(n)) for n in parts.names] + [1.0])
     scale = prior.copy()
@@ -215,17 +234,21 @@ def additive_model(
             for factor in (1.0, *STEPS):
                 tried = scale.copy()
                 tried[place] *= factor
-                fit = _Fit(part, tried, seen, noises)
+                fit = _Fit(part, tried, seen, noises, level)
                 score = fit.evidence - float(np.sum((np.log(tried / prior) / TRUST_IN_VARIANCES) ** 2)) / 2
                 if score > best + 1e-9:
                     best, fitted, chosen = score, fit, tried
             scale = chosen
         if best - before < 0.05:
             break
-    alone = float(scale[:-1] @ parts.of(alike(asked[:1], asked[:1]))[:, 0, 0])
+    one = np.ones(1)
+    alone = parts.of(alike(asked[:1], asked[:1]), one, one)[:, 0, 0]  # every point is like itself
+    rounded = np.asarray([name in ROUNDING for name in parts.names])
+    own = np.where(rounded[:, None], there**2, 1.0) * alone[:, None]
     if fitted is None or len(few) < len(known):
-        fitted = _Fit(within, scale, values, noise)
-    return *fitted.predict(parts.of(alike(asked, known)), alone), math.sqrt(float(scale[-1]))
+        fitted = _Fit(within, scale, values, noise, level)
+    across = parts.of(alike(asked, known), there, here)
+    return *fitted.predict(across, scale[:-1] @ own), math.sqrt(float(scale[-1]))
 
 
 class _Fit:
@@ -234,23 +257,25 @@ class _Fit:
     Args:
         within: alikeness of the points seen, by effect: shape ``(effects, n, n)``.
         scale: variance of each effect, then the factor of the noise's variance.
+        level: of the sum without effects; found too where it is None.
     """
 
-    def __init__(self, within: Array, scale: Array, values: Array, noise: Array) -> None:
+    def __init__(self, within: Array, scale: Array, values: Array, noise: Array, level: float | None) -> None:
         covariance = np.tensordot(scale[:-1], within, axes=1) + np.diag(scale[-1] * noise**2 + 1e-8)
         self.scale = scale
         self.inverse = np.linalg.inv(covariance)
-        self.level = float(self.inverse.sum(axis=0) @ values / self.inverse.sum())
+        self.found = level is None
+        self.level = float(self.inverse.sum(axis=0) @ values / self.inverse.sum()) if level is None else level
         self.rest = self.inverse @ (values - self.level)
         self.evidence = -0.5 * float((values - self.level) @ self.rest) - 0.5 * float(
             np.linalg.slogdet(covariance)[1]
         )
 
-    def predict(self, across: Array, alone: float) -> tuple[Array, Array]:
+    def predict(self, across: Array, alone: Array) -> tuple[Array, Array]:
         reach = np.tensordot(self.scale[:-1], across, axes=1)
-        # What is not known of the level itself adds to the variance (universal kriging).
-        lack = 1.0 - reach @ self.inverse.sum(axis=0)
-        variance = alone - np.einsum("ij,jk,ik->i", reach, self.inverse, reach) + lack**2 / self.inverse.sum()
+        variance = alone - np.einsum("ij,jk,ik->i", reach, self.inverse, reach)
+        if self.found:  # what is not known of the level itself adds to the variance (universal kriging)
+            variance += (1.0 - reach @ self.inverse.sum(axis=0)) ** 2 / self.inverse.sum()
         return self.level + reach @ self.rest, np.sqrt(np.maximum(variance, 1e-10))
 
 
@@ -262,14 +287,40 @@ class _Parts:
         self._common = [i for i, d in enumerate(dimensions) if "." not in d and d != RUN]
         self.names = [*dict.fromkeys(self._kinds), PAIR]
 
-    def of(self, alike: Array) -> Array:
-        """Shape ``(effects, a, b)`` from alikeness by dimension, shape ``(dimensions, a, b)``."""
+    def of(self, alike: Array, a: Array, b: Array) -> Array:
+        """Shape ``(effects, a, b)`` from alikeness by dimension, shape ``(dimensions, a, b)``.
+
+        Args:
+            a, b: by what the effects of `ROUNDING` are multiplied, of either side.
+        """
         own = [
             sum(alike[i] for i, kind in enumerate(self._kinds) if kind == name) for name in self.names[:-1]
         ]
         common = alike[self._common]
         total = common.sum(axis=0) if self._common else np.zeros(alike.shape[1:])
-        return np.stack([*own, (total**2 - (common**2).sum(axis=0)) / 2])
+        found = np.stack([*own, (total**2 - (common**2).sum(axis=0)) / 2])
+        found[[name in ROUNDING for name in self.names]] *= a[:, None] * b[None, :]
+        return found
+
+
+def _beforehand(points: Sequence[Point]) -> Array:
+    """What is taken for the logarithms of costs, but for a constant, before anything is seen."""
+    bits = np.log2(np.asarray([_bits(p) for p in points]) / FEW_BITS)
+    repacked = np.asarray([bool(p.get(REPACKED, True)) for p in points])
+    return np.asarray(DOUBLED * bits + NOT_REPACKED * ~repacked)
+
+
+def _coarse(points: Sequence[Point]) -> Array:
+    """How far weights are from what they were: 1 with `FEW_BITS`, half of it for each two bits more.
+
+    Rounding halves with each bit; answers are changed by its root, as SmolLM2 in 4 and 8 bits shows.
+    """
+    return np.asarray([2.0 ** -((_bits(p) - FEW_BITS) / 2) for p in points])
+
+
+def _bits(point: Point) -> float:
+    """Of a weight; points that say nothing of it are taken for equals, and weights as they are for whole."""
+    return float(point.get(BITS, FEW_BITS) or WHOLE_BITS)
 
 
 def _default(name: str) -> float:
