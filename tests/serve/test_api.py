@@ -323,9 +323,19 @@ def standing_still(pid: int) -> Iterator[None]:
 
 
 def _workers(pid: int) -> set[str]:
-    """Processes that it has started from any of its threads."""
+    """Engines' processes that it has started from any of its threads, and that run their own program.
+
+    One stopped before it does would hold up the thread that starts it, which waits for that (``vfork``).
+    """
     files = Path(f"/proc/{pid}/task").glob("*/children")
-    return {child for file in files for child in file.read_text().split()}
+    return {child for file in files for child in file.read_text().split() if _runs_engine(child)}
+
+
+def _runs_engine(pid: str) -> bool:
+    try:
+        return b"negawatt.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
