@@ -210,10 +210,12 @@ class Recorder:
     def qualities(self) -> None:
         """Every arithmetic's drop against the reference on the same items, and what asking cost.
 
-        Quality does not depend on the batch: what another table of this model holds is taken from there.
+        Quality does not depend on the batch: what another table of this model and processor holds is taken
+        from there.
         """
         siblings = [read(name) for name, plan in PLANS.items() if plan.model == self.plan.model]
-        found = {tuple(q["arithmetic"]): q for table in siblings for q in table["quality"]}
+        here = [table for table in siblings if _processor(table) == _processor(self.table)]
+        found = {tuple(q["arithmetic"]): q for table in here for q in table["quality"]}
         for settings in {s.arithmetic: s for s in self.settings}.values():
             if settings.arithmetic not in found:
                 if time.monotonic() > self.until_s:
@@ -248,6 +250,11 @@ def _plain(item: TrafficItem) -> TrafficItem:
     """A chat as a plain text, for a model without a chat template."""
     text = item.prompt if isinstance(item.prompt, str) else " ".join(m.content for m in item.prompt)
     return replace(item, prompt=text[:400])  # its vocabulary is small: a long text would be too many tokens
+
+
+def _processor(table: dict[str, Any]) -> tuple[Any, ...]:
+    machine = table.get("machine", {})
+    return tuple(machine.get(name) for name in ("cpu", "cpu_family", "cpu_model"))
 
 
 def _since(started: float) -> float:
