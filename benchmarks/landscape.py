@@ -11,6 +11,7 @@ from typing import Any
 
 from negawatt.engine import Settings
 from negawatt.tuning import Space
+from negawatt.tuning.space import AS_DEFAULT
 
 FOLDER = Path(__file__).with_name("landscapes")
 
@@ -49,10 +50,9 @@ class Landscape:
 
     @cached_property
     def points(self) -> dict[Settings, dict[str, Any]]:
-        """Of each way what was recorded, but for caches of 16 bits: they are the default's, and a search does
-        not try one way twice."""
+        """Of each way what was recorded, but for caches that a search does not try beside the default's."""
         recorded = {Settings.from_json(p["settings"]): p for p in self.table["points"]}
-        return {settings: p for settings, p in recorded.items() if settings.kv_cache not in ("f16", "bf16")}
+        return {settings: p for settings, p in recorded.items() if settings.kv_cache not in AS_DEFAULT}
 
     @cached_property
     def qualities(self) -> dict[tuple[str, ...], dict[str, Any]]:

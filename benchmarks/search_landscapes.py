@@ -100,9 +100,8 @@ def screened(name: str) -> Maker:
 
 
 def default(here: Landscape, seed: int) -> Replay:
-    starts = [
-        here.space.parameters(candidate) for candidate in promising(here.space.starts(without="transformers"))
-    ]
+    starting = promising(here.space.starts(without="transformers"))  # a study's baseline, not a start
+    starts = [here.space.parameters(candidate) for candidate in starting]
     chosen = strategy(
         "default",
         seed,

@@ -116,7 +116,6 @@ def test_two_hundred_clients_race_one_budget_through_the_loop(
         desk.close()
 
     asyncio.run(race())
-    gate.close()
 
 
 def test_a_database_that_takes_its_time_holds_up_nobody_else(gate: KeyGate, database: Database) -> None:
@@ -146,7 +145,6 @@ def test_a_database_that_takes_its_time_holds_up_nobody_else(gate: KeyGate, data
         desk.close()
 
     asyncio.run(wait())
-    gate.close()
 
 
 def test_clients_of_a_real_model_race_for_its_tokens(
@@ -182,4 +180,3 @@ def test_clients_of_a_real_model_race_for_its_tokens(
         await server.stop()
 
     asyncio.run(race())
-    gate.close()

@@ -18,6 +18,7 @@ from negawatt.energy import Energy
 from negawatt.serve import Estimate, Gate, Receipt, Refused
 from negawatt.serve.account import Account
 from negawatt.serve.budget import Budget, Period, Step
+from negawatt.serve.clerk import RETRY_S
 from negawatt.serve.gate import KeyGate
 from negawatt.serve.keys import Key, Keys
 from negawatt.serve.ledger import ReceiptLedger
@@ -187,20 +188,17 @@ def test_without_a_budget_nothing_is_held_and_everything_is_written_down(bench: 
     assert bench.written() == ["r1"]
 
 
-def test_receipts_wait_while_the_database_is_away(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("negawatt.serve.clerk.RETRY_S", 0.01)
+def test_receipts_wait_while_the_database_is_away(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "negawatt")
     with bench.database.write("account") as session:
         session.execute("ALTER TABLE receipts RENAME TO away")
     for number in range(3):
         bench.gate.charge(bench.receipt(number))
-    assert not bench.gate.clerk.flush(0.2)
+    assert not bench.gate.clerk.flush(2.5 * RETRY_S)
     assert bench.gate.clerk.waiting == 3
     with bench.database.write("account") as session:
         session.execute("ALTER TABLE away RENAME TO receipts")
-    assert sorted(bench.written()) == ["r0", "r1", "r2"]
+    assert bench.written() == ["r0", "r1", "r2"]
     assert caplog.text.count("to be written") == 1, "it was tried again and again, and said once"
     assert "written again" in caplog.text
 

@@ -17,6 +17,7 @@ from negawatt.tuning.predictor import (
     APPLIED,
     BITS,
     REPACKED,
+    STEM,
     Observation,
     Predictor,
     additive_model,
@@ -319,7 +320,7 @@ def traits(candidate: Candidate) -> dict[str, Any]:
             bits = each.values.get("bits", each.values.get("average"))
             stem = f"packed {bits}"
             repacked = True
-    return {BITS: bits, "\0stem": f"{settings.engine} {stem}", REPACKED: repacked}
+    return {BITS: bits, STEM: f"{settings.engine} {stem}", REPACKED: repacked}
 
 
 def promising(starts: Sequence[Candidate]) -> list[Candidate]:

@@ -19,12 +19,15 @@ import numpy as np
 from negawatt.tuning.process import Alike, Array, Point, normal_cdf
 from negawatt.workload.intervals import student_quantile
 
+BITS, STEM, REPACKED = "\0bits", "\0stem", "\0repacked"
+"""Names of traits: the bits of a weight, the form whose variants formats are, and whether an engine lays
+weights out anew for its kernels."""
 WHOLE_NOISE, LOOK_NOISE = 0.04, 0.10
 """Standard deviations of the logarithm of a cost: measured on whole answers, or at a first look."""
 RUN_SPREAD = 0.25
 """Of the effect that all trials of one earlier run share."""
 VARIANCES = {
-    "engine": 0.3, "batch": 0.3, "model": 0.3, "\0bits": 0.2, "\0repacked": 0.05, "\0stem": 0.03,
+    "engine": 0.3, "batch": 0.3, "model": 0.3, BITS: 0.2, REPACKED: 0.05, STEM: 0.03,
     "weight_format": 0.006, "threads": 0.03, "cores": 0.01, "speculation": 0.004, "kv_cache": 0.003,
     "flash_attention": 0.003,
 }  # fmt: skip
@@ -41,14 +44,12 @@ FITTED = 60
 """Trials at most on which the variances are found; the effects themselves are found on all."""
 DROP_NOISE = 0.012
 """Standard deviation of a drop in quality, seen on the few items of a search."""
-BITS, REPACKED = "\0bits", "\0repacked"
-"""Names of traits: the bits of a weight, and whether an engine lays weights out anew for its kernels."""
 RUN, PAIR, NOISE = "\0run", "\0pair", "\0noise"
 """Names, as no space has them, of the dimension that holds the run of a trial, of the effect of pairs, and of
 the noise."""
 APPLIED = "pass "
 """What names of dimensions begin with that say whether a pass is applied."""
-EVEN = {"engine": 0.2, "model": 0.5, "weight_format": 0.3, "\0stem": 0.3, "\0bits": 0.5, PAIR: 0.02}
+EVEN = {"engine": 0.2, "model": 0.5, "weight_format": 0.3, STEM: 0.3, BITS: 0.5, PAIR: 0.02}
 OF_PASSES = 0.5
 """Variances of effects on quality, in units of its own spread; the last, of whether a pass is applied."""
 FEW_BITS, WHOLE_BITS = 4, 16
@@ -56,7 +57,7 @@ FEW_BITS, WHOLE_BITS = 4, 16
 DOUBLED, NOT_REPACKED = 0.25, 0.5
 """What the logarithm of a cost is taken to grow with twice the bits of a weight, and where an engine cannot
 lay weights out anew for its kernels, before anything is seen."""
-ROUNDING = ("weight_format", "\0stem", "\0bits", PAIR)
+ROUNDING = ("weight_format", STEM, BITS, PAIR)
 """Effects on quality that come of rounding weights: they get smaller with their bits."""
 
 
@@ -220,8 +221,8 @@ def additive_model(
     """
     alike = Alike([*known, *asked])
     parts = _Parts(alike.names)
-    here, there = coarse or (np.ones(len(known)), np.ones(len(asked)))
-    within = parts.of(alike(known, known), here, here)
+    here, there = map(parts.factors, coarse or (np.ones(len(known)), np.ones(len(asked))))
+    within = parts.of(alike(known, known)) * here[:, :, None] * here[:, None, :]
     names = [*parts.names, NOISE]
     prior = np.asarray([variances.get(n, _default(n)) for n in parts.names] + [1.0])
     scale = prior.copy()
@@ -241,13 +242,10 @@ def additive_model(
             scale = chosen
         if best - before < 0.05:
             break
-    one = np.ones(1)
-    alone = parts.of(alike(asked[:1], asked[:1]), one, one)[:, 0, 0]  # every point is like itself
-    rounded = np.asarray([name in ROUNDING for name in parts.names])
-    own = np.where(rounded[:, None], there**2, 1.0) * alone[:, None]
+    own = parts.of(alike(asked[:1], asked[:1]))[:, 0] * there**2  # every point is like itself
     if fitted is None or len(few) < len(known):
         fitted = _Fit(within, scale, values, noise, level)
-    across = parts.of(alike(asked, known), there, here)
+    across = parts.of(alike(asked, known)) * there[:, :, None] * here[:, None, :]
     return *fitted.predict(across, scale[:-1] @ own), math.sqrt(float(scale[-1]))
 
 
@@ -287,20 +285,18 @@ class _Parts:
         self._common = [i for i, d in enumerate(dimensions) if "." not in d and d != RUN]
         self.names = [*dict.fromkeys(self._kinds), PAIR]
 
-    def of(self, alike: Array, a: Array, b: Array) -> Array:
-        """Shape ``(effects, a, b)`` from alikeness by dimension, shape ``(dimensions, a, b)``.
-
-        Args:
-            a, b: by what the effects of `ROUNDING` are multiplied, of either side.
-        """
+    def of(self, alike: Array) -> Array:
+        """Shape ``(effects, a, b)`` from alikeness by dimension, shape ``(dimensions, a, b)``."""
         own = [
             sum(alike[i] for i, kind in enumerate(self._kinds) if kind == name) for name in self.names[:-1]
         ]
         common = alike[self._common]
         total = common.sum(axis=0) if self._common else np.zeros(alike.shape[1:])
-        found = np.stack([*own, (total**2 - (common**2).sum(axis=0)) / 2])
-        found[[name in ROUNDING for name in self.names]] *= a[:, None] * b[None, :]
-        return found
+        return np.stack([*own, (total**2 - (common**2).sum(axis=0)) / 2])
+
+    def factors(self, coarse: Array) -> Array:
+        """Shape ``(effects, points)``: those of `ROUNDING` are multiplied by how coarse a point is."""
+        return np.where([[name in ROUNDING] for name in self.names], coarse, 1.0)
 
 
 def _beforehand(points: Sequence[Point]) -> Array:

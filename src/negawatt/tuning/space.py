@@ -27,6 +27,8 @@ do, made in the least time (without `align`). Passes that fit a model to a workl
 than a point of quality without training (depth, width), are asked for."""
 CLASSIFIER_PASSES = ("smoothquant:alpha=0.5,tolerance=0.01,embeddings=8",)
 """The same for classifiers, which are bound by arithmetic: weights and inputs of 8 bits."""
+AS_DEFAULT = ("f16", "bf16")
+"""Caches that the default's is one of, bf16 where the processor computes in it: it would be tried twice."""
 FLASH = {"default": None, "on": True, "off": False}
 """Flash attention as a space names it."""
 
@@ -230,7 +232,8 @@ class Space:
         return smaller or self.formats(engine)
 
     def caches(self, engine: str) -> tuple[str, ...]:
-        return self.kv_caches.get(engine) or _distinct_kv(backend(engine).kv_caches)
+        distinct = tuple(name for name in backend(engine).kv_caches if name not in AS_DEFAULT)
+        return self.kv_caches.get(engine) or distinct
 
     def parameters(self, candidate: Candidate) -> dict[str, Any]:
         """The choices that lead to `candidate`: dimension → value.
@@ -384,8 +387,3 @@ def usable(only: Sequence[str] | None = None) -> tuple[str, ...]:
     if not found:
         raise UsageError(f"none of the engines {', '.join(names)} can run here; see: negawatt doctor")
     return found
-
-
-def _distinct_kv(names: Sequence[str]) -> tuple[str, ...]:
-    """The default's has 16 bits, as bf16 where the processor computes in it: it would be tried twice."""
-    return tuple(n for n in names if n not in ("f16", "bf16"))
